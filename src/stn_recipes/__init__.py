@@ -1,0 +1,1 @@
+"""Training recipes for spatial transformers, on Lightning. `stn` never imports this package."""
