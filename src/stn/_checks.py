@@ -1,0 +1,84 @@
+"""Checks at the public edge. Below it, code trusts its arguments."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def describe(value: Any) -> str:
+    """What came, in the words of an error message."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}, {value.dtype}"
+    return f"{value!r} ({type(value).__name__})"
+
+
+def nearest_name(name: str, names: Iterable[str]) -> str:
+    """`; did you mean 'x'?`, or nothing when no name is near."""
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def check_choice(argument: str, value: Any, choices: Iterable[str]) -> None:
+    names = list(choices)
+    if value not in names:
+        raise ValueError(
+            f"{argument}: expected one of {', '.join(names)}, got {value!r}{nearest_name(str(value), names)}"
+        )
+
+
+def check_float_tensor(argument: str, value: Any, expected: str) -> None:
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{argument}: expected {expected} as a torch.Tensor, got {describe(value)}")
+    if not value.is_floating_point():
+        raise ValueError(f"{argument}: expected {expected} of a floating-point type, got {value.dtype}")
+
+
+def check_image(image: Any, argument: str = "image") -> None:
+    """(B, C, [D,] H, W), floating point, every spatial size at least 1."""
+    check_float_tensor(argument, image, "images (B, C, [D,] H, W)")
+    if image.ndim not in (4, 5):
+        raise ValueError(f"{argument}: expected (B, C, H, W) or (B, C, D, H, W), got shape {tuple(image.shape)}")
+    for n in image.shape[2:]:
+        if n < 1:
+            raise ValueError(
+                f"{argument}: expected every spatial size to be at least 1, got shape {tuple(image.shape)}"
+            )
+
+
+def check_size(size: Any, ndim: int | None = None, argument: str = "size") -> tuple[int, ...]:
+    """A size ([D,] H, W) as a tuple of positive ints."""
+    wanted = f"{ndim} positive ints" if ndim else "2 or 3 positive ints ([D,] H, W)"
+    if isinstance(size, str) or not isinstance(size, Sequence):
+        raise ValueError(f"{argument}: expected {wanted}, got {describe(size)}")
+    if len(size) != ndim if ndim else len(size) not in (2, 3):
+        raise ValueError(f"{argument}: expected {wanted}, got {tuple(size)}")
+    for n in size:
+        if isinstance(n, (bool, float)) or n < 1:
+            raise ValueError(f"{argument}: expected {wanted}, got {tuple(size)}")
+    return tuple(size)
+
+
+def check_batches(first: str, a: Tensor, second: str, b: Tensor) -> int:
+    """The batch size that `a` and `b` share; a batch of 1 is broadcast."""
+    if a.device != b.device:
+        raise ValueError(f"{second}: expected on the device of {first} ({a.device}), got {b.device}")
+    if a.shape[0] == b.shape[0] or b.shape[0] == 1:
+        return a.shape[0]
+    if a.shape[0] == 1:
+        return b.shape[0]
+    raise ValueError(f"{second}: expected a batch of {a.shape[0]} (as {first}) or 1, got {b.shape[0]}")
+
+
+def check_bound(argument: str, value: float | None, above: float = 0.0) -> None:
+    if value is not None and not (isinstance(value, (int, float)) and above < value < float("inf")):
+        raise ValueError(f"{argument}: expected None or a finite number above {above:g}, got {describe(value)}")
+
+
+def coordinate_dtype(*tensors: Tensor) -> torch.dtype:
+    """float64 where any of the tensors is float64, else float32: coordinates are never half precision."""
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32

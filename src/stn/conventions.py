@@ -1,0 +1,223 @@
+"""The frame of the whole package, and exact roads into it from every peer.
+
+Coordinates are normalized to [-1, 1] per axis and ordered (x, y) or (x, y, z); sizes are ([D,] H, W). With
+`align_corners=False` (the default everywhere) -1 and 1 are the outer edges of the border pixels, with `True` their
+centres. Every warp is a *pull*: it maps output coordinates to the input coordinates that are read there.
+
+Coming from a peer, with `theta_from_pixel(matrix, in_size, out_size, ...)`:
+
+| peer | its matrix | arguments |
+|---|---|---|
+| OpenCV `warpAffine` | source -> destination, pixels (x, y) | `direction="push"` |
+| OpenCV with `WARP_INVERSE_MAP` | destination -> source | default |
+| kornia `warp_affine` | source -> destination, pixels (x, y) | `direction="push"` |
+| scikit-image `warp(image, inverse_map=...)` | output -> input, pixels (x, y) | default |
+| SciPy `ndimage.affine_transform` | output -> input, (row, column) | `order="ij"`, matrix and offset side by side |
+| Keras `ops.image.affine_transform` | output -> input, pixels (x, y) | default, its first six numbers as (2, 3) |
+| dm_pix `affine_transform` | output -> input, (row, column) | `order="ij"`, without the channel axis |
+
+Torch7's grid is (y, x): flip the last axis. Code that feeds `linspace(-1, 1)` to a half-pixel sampler is repaired by
+`change_align_corners`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ._checks import check_choice, check_float_tensor, check_size, coordinate_dtype
+
+Size = tuple[int, ...]
+
+
+def extent(size: Size, *, align_corners: bool = False) -> tuple[float, ...]:
+    """Pixels per normalized unit along each axis, ordered (x, y[, z]): W/2, or (W-1)/2 with `align_corners`."""
+    size = check_size(size)
+    return tuple((n - 1) / 2 if align_corners else n / 2 for n in reversed(size))
+
+
+def lattice(
+    n: int, *, align_corners: bool = False, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+) -> Tensor:
+    """The normalized coordinates (n,) of the pixel centres along an axis of `n` pixels; one pixel lies at 0."""
+    # Integers over an integer: exactly symmetric, and within one rounding of the true value.
+    steps = torch.arange(1 - n, n, 2, dtype=dtype or torch.float32, device=device)
+    return steps / max(n - 1, 1) if align_corners else steps / n
+
+
+def pixel_to_normalized(points: Tensor, size: Size, *, align_corners: bool = False) -> Tensor:
+    """Pixel coordinates (pixel centres are integers, the first is 0) to normalized ones.
+
+    Args:
+        points: (..., d), ordered (x, y[, z]), in pixels.
+        size: ([D,] H, W) of the image they lie in.
+
+    Along an axis of one pixel with `align_corners=True` every pixel coordinate lies at 0.
+
+    Example:
+        >>> pixel_to_normalized(torch.tensor([[0.0, 0.0]]), (2, 4))
+        tensor([[-0.7500, -0.5000]])
+    """
+    half, centre = _frame(points, size, align_corners)
+    return (points - centre) / torch.where(half == 0, torch.inf, half)
+
+
+def normalized_to_pixel(points: Tensor, size: Size, *, align_corners: bool = False) -> Tensor:
+    """Normalized coordinates (..., d) to pixels; the inverse of `pixel_to_normalized`.
+
+    Example:
+        >>> normalized_to_pixel(torch.tensor([[-0.75, -0.5]]), (2, 4))
+        tensor([[0., 0.]])
+    """
+    half, centre = _frame(points, size, align_corners)
+    return points * half + centre
+
+
+def _frame(points: Tensor, size: Size, align_corners: bool) -> tuple[Tensor, Tensor]:
+    check_float_tensor("points", points, "points (..., d)")
+    size = check_size(size)
+    if points.shape[-1:] != (len(size),):
+        raise ValueError(f"points: expected (..., {len(size)}) for size {size}, got shape {tuple(points.shape)}")
+    half = points.new_tensor(extent(size, align_corners=align_corners))
+    centre = points.new_tensor([(n - 1) / 2 for n in reversed(size)])
+    return half, centre
+
+
+def theta_from_pixel(
+    matrix: Tensor,  # (B, d, d+1)
+    in_size: Size,
+    out_size: Size,
+    *,
+    direction: Literal["pull", "push"] = "pull",
+    order: Literal["xy", "ij"] = "xy",
+    align_corners: bool = False,
+) -> Tensor:
+    """A peer's affine matrix on pixel coordinates, as this package's theta (B, d, d+1).
+
+    Args:
+        matrix: (B, d, d+1), acting on pixel coordinates whose integers are pixel centres.
+        in_size, out_size: ([D,] H, W) of the image that is read and of the one that is made.
+        direction: "pull" if the matrix maps output pixels to input pixels, "push" if input to output.
+        order: "xy" if it acts on (x, y[, z]), "ij" if on array indices ([slice,] row, column).
+
+    Raises:
+        ValueError: for a wrong shape, an unknown choice, or a singular matrix with `direction="push"`.
+
+    Example:
+        >>> shift = torch.tensor([[[1.0, 0.0, 2.0], [0.0, 1.0, 0.0]]])  # reads two pixels to the right
+        >>> theta_from_pixel(shift, (8, 8), (8, 8))
+        tensor([[[1.0000, 0.0000, 0.5000],
+                 [0.0000, 1.0000, 0.0000]]])
+    """
+    d = _check_conversion(matrix, in_size, out_size, direction, order)
+    m = matrix.to(torch.float64)
+    if order == "ij":
+        m = _reverse_axes(m)
+    if direction == "push":
+        m = invert_matrix(m)
+    half_in = m.new_tensor(extent(in_size, align_corners=align_corners))
+    half_out = m.new_tensor(extent(out_size, align_corners=align_corners))
+    mid_in = m.new_tensor([(n - 1) / 2 for n in reversed(in_size)])
+    mid_out = m.new_tensor([(n - 1) / 2 for n in reversed(out_size)])
+    linear, shift = m[:, :, :d], m[:, :, d]
+    shift = shift + (linear * mid_out).sum(-1) - mid_in
+    per_axis = torch.where(half_in == 0, torch.inf, half_in)
+    theta = torch.cat([linear * half_out / per_axis[:, None], (shift / per_axis)[:, :, None]], dim=-1)
+    return theta.to(coordinate_dtype(matrix))
+
+
+def theta_to_pixel(
+    theta: Tensor,  # (B, d, d+1)
+    in_size: Size,
+    out_size: Size,
+    *,
+    direction: Literal["pull", "push"] = "pull",
+    order: Literal["xy", "ij"] = "xy",
+    align_corners: bool = False,
+) -> Tensor:
+    """This package's theta (B, d, d+1) as a matrix on pixel coordinates; the inverse of `theta_from_pixel`.
+
+    Raises:
+        ValueError: for a wrong shape, an unknown choice, a singular matrix with `direction="push"`, or an output
+            axis of one pixel with `align_corners=True`, which has no scale.
+    """
+    d = _check_conversion(theta, in_size, out_size, direction, order)
+    m = theta.to(torch.float64)
+    half_in = m.new_tensor(extent(in_size, align_corners=align_corners))
+    half_out = m.new_tensor(extent(out_size, align_corners=align_corners))
+    if align_corners and 1 in out_size:
+        raise ValueError(f"out_size: expected no axis of one pixel with align_corners=True, got {tuple(out_size)}")
+    mid_in = m.new_tensor([(n - 1) / 2 for n in reversed(in_size)])
+    mid_out = m.new_tensor([(n - 1) / 2 for n in reversed(out_size)])
+    linear = m[:, :, :d] * half_in[:, None] / half_out
+    shift = m[:, :, d] * half_in + mid_in - (linear * mid_out).sum(-1)
+    m = torch.cat([linear, shift[:, :, None]], dim=-1)
+    if direction == "push":
+        m = invert_matrix(m)
+    if order == "ij":
+        m = _reverse_axes(m)
+    return m.to(coordinate_dtype(theta))
+
+
+def change_align_corners(theta: Tensor, in_size: Size, out_size: Size, *, to: bool) -> Tensor:
+    """theta (B, d, d+1) made for one pixel convention, as the theta that does the same in the other.
+
+    Args:
+        to: the `align_corners` that the result is for; `theta` is for the opposite.
+    """
+    pixel = theta_to_pixel(theta, in_size, out_size, align_corners=not to)
+    return theta_from_pixel(pixel, in_size, out_size, align_corners=to)
+
+
+def invert_matrix(matrix: Tensor) -> Tensor:
+    """The inverse of affine maps (B, d, d+1), differentiable.
+
+    Raises:
+        ValueError: where a matrix is singular (eager only: a compiled graph gives infinities or NaN).
+
+    Example:
+        >>> invert_matrix(torch.tensor([[[2.0, 0.0, 1.0], [0.0, 4.0, 0.0]]]))
+        tensor([[[ 0.5000,  0.0000, -0.5000],
+                 [ 0.0000,  0.2500,  0.0000]]])
+    """
+    d = check_matrix("matrix", matrix)
+    m = matrix.to(coordinate_dtype(matrix))
+    linear, singular = torch.linalg.inv_ex(m[:, :, :d])
+    if not torch.compiler.is_compiling() and bool((singular != 0).any()):
+        raise ValueError(f"matrix: expected invertible maps, got a singular one at index {int(singular.nonzero()[0])}")
+    shift = -(linear * m[:, None, :, d]).sum(-1, keepdim=True)
+    return torch.cat([linear, shift], dim=-1)
+
+
+def compose_matrices(a: Tensor, b: Tensor) -> Tensor:
+    """`a @ b` of affine maps (B, d, d+1): the map p -> a(b(p)). As warps: the image is warped by `a`, then by `b`."""
+    d = check_matrix("a", a)
+    if check_matrix("b", b) != d:
+        raise ValueError(f"b: expected (B, {d}, {d + 1}) as a, got shape {tuple(b.shape)}")
+    # Multiply and add rather than matmul, which autocast would run in half precision.
+    product = (a[:, :, :d, None] * b[:, None, :, :]).sum(2)
+    return product + torch.nn.functional.pad(a[:, :, d:], (d, 0))
+
+
+def check_matrix(argument: str, matrix: Tensor) -> int:
+    """The dimension d of affine maps (B, d, d+1), or a ValueError."""
+    check_float_tensor(argument, matrix, "affine maps (B, d, d+1)")
+    if matrix.ndim != 3 or matrix.shape[1] not in (2, 3) or matrix.shape[2] != matrix.shape[1] + 1:
+        raise ValueError(f"{argument}: expected affine maps (B, 2, 3) or (B, 3, 4), got shape {tuple(matrix.shape)}")
+    return matrix.shape[1]
+
+
+def _check_conversion(matrix: Tensor, in_size: Size, out_size: Size, direction: str, order: str) -> int:
+    d = check_matrix("matrix", matrix)
+    check_size(in_size, d, "in_size")
+    check_size(out_size, d, "out_size")
+    check_choice("direction", direction, ("pull", "push"))
+    check_choice("order", order, ("xy", "ij"))
+    return d
+
+
+def _reverse_axes(matrix: Tensor) -> Tensor:
+    d = matrix.shape[1]
+    return torch.cat([matrix[:, :, :d].flip(1, 2), matrix[:, :, d:].flip(1)], dim=-1)

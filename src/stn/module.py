@@ -1,0 +1,184 @@
+"""The spatial transformer as a layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ._checks import check_choice, check_image, check_size, describe
+from .conventions import normalized_to_pixel
+from .sampling import MODES, PADDING_MODES, Fill, Mode, PaddingMode, warp
+from .transforms.affine import Affine
+from .transforms.base import AbstractTransform
+
+
+@dataclass(frozen=True)
+class Warp:
+    """What a transformer did to a batch: the output, and what it takes to carry points along."""
+
+    output: Tensor  # (B, C, Ho, Wo)
+    theta: Tensor  # (B, num_params)
+    transform: AbstractTransform
+    image_size: tuple[int, ...]
+    size: tuple[int, ...]
+    align_corners: bool
+
+    def grid(self) -> Tensor:
+        """The sampling positions (B, *size, d), normalized (x, y)."""
+        return self.transform.grid(self.theta, self.size, image_size=self.image_size, align_corners=self.align_corners)
+
+    def map_points(self, points: Tensor) -> Tensor:
+        """Normalized points (B or 1, N, d) of the output, where they lie in the input."""
+        points = points.expand(self.theta.shape[0], -1, -1)
+        return self.transform.map_points(
+            self.theta, points, image_size=self.image_size, align_corners=self.align_corners
+        )
+
+    def outline(self, per_side: int = 1) -> Tensor:
+        """The frame of the output as a closed polygon in the input, (B, 4 * per_side + 1, 2) in pixels (x, y)."""
+        if len(self.size) != 2:
+            raise ValueError(f"outline: expected a transformer of 2D images, got size {self.size}")
+        t = torch.linspace(-1, 1, per_side + 1, dtype=self.theta.dtype, device=self.theta.device)[:-1]
+        one = torch.ones_like(t)
+        sides = [torch.stack(side, -1) for side in ((t, -one), (one, t), (-t, one), (-one, -t))]
+        frame = torch.cat([*sides, sides[0][:1]])
+        return normalized_to_pixel(self.map_points(frame[None]), self.image_size, align_corners=self.align_corners)
+
+
+class SpatialTransformer(nn.Module):
+    """Looks at an image, decides how to warp it, and warps it.
+
+    Args:
+        localizer: any module, image -> theta (B, transform.num_params). End it with `stn.identity_head`, so that the
+            network starts with the warp that changes nothing.
+        transform: the family of warps.
+        size: of the output ([D,] H, W); the input's own unless given.
+        mode, padding_mode, fill, align_corners: as for `stn.sample`. The padding is "border" unless given: zeros
+            paint black corners that a classifier learns.
+        theta_grad_scale: factor on the gradient that enters theta, for localizers that train too fast; forward is
+            unchanged.
+
+    Shape: (B, C, [D,] H, W) -> (B, C, *size).
+
+    Raises:
+        ValueError: for unknown options, or a localizer of the wrong output width (it says the right one).
+
+    Example:
+        >>> import stn
+        >>> transformer = SpatialTransformer(stn.ConvLocalizer(1, stn.Affine(), image_size=(28, 28)))
+        >>> transformer(torch.randn(2, 1, 28, 28)).shape
+        torch.Size([2, 1, 28, 28])
+
+    Source: Jaderberg et al. 2015.
+    """
+
+    def __init__(
+        self,
+        localizer: nn.Module,
+        transform: AbstractTransform | None = None,
+        size: tuple[int, ...] | None = None,
+        *,
+        mode: Mode = "bilinear",
+        padding_mode: PaddingMode = "border",
+        fill: Fill = 0.0,
+        align_corners: bool = False,
+        theta_grad_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if not isinstance(localizer, nn.Module):
+            raise ValueError(f"localizer: expected a torch.nn.Module, got {describe(localizer)}")
+        if transform is not None and not isinstance(transform, AbstractTransform):
+            raise ValueError(f"transform: expected a transform such as stn.Affine(), got {describe(transform)}")
+        check_choice("mode", mode, MODES)
+        check_choice("padding_mode", padding_mode, PADDING_MODES)
+        if not 0 <= theta_grad_scale < float("inf"):
+            raise ValueError(f"theta_grad_scale: expected a finite number of at least 0, got {theta_grad_scale!r}")
+        self.localizer = localizer
+        self.transform = Affine() if transform is None else transform
+        self.size = None if size is None else check_size(size, self.transform.ndim)
+        self.mode: Mode = mode
+        self.padding_mode: PaddingMode = padding_mode
+        self.fill = fill
+        self.align_corners = align_corners
+        self.theta_grad_scale = theta_grad_scale
+
+    def theta(self, image: Tensor) -> Tensor:
+        """The localizer's parameters for a batch of images: (B, num_params)."""
+        check_image(image)
+        theta = self.localizer(image)
+        wanted = (image.shape[0], self.transform.num_params)
+        if not isinstance(theta, Tensor) or tuple(theta.shape) != wanted:
+            raise ValueError(
+                f"localizer: expected an output of shape {wanted} for {type(self.transform).__name__}, got {describe(theta)}"
+            )
+        if self.theta_grad_scale != 1.0:
+            theta = theta.detach() + self.theta_grad_scale * (theta - theta.detach())
+        return theta
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self._apply_theta(image, self.theta(image))
+
+    def warp(self, image: Tensor) -> Warp:
+        """As `forward`, with theta and what it takes to map points and draw the sampled frame."""
+        theta = self.theta(image)
+        output = self._apply_theta(image, theta)
+        sizes = tuple(image.shape[2:]), tuple(output.shape[2:])
+        return Warp(output, theta, self.transform, *sizes, self.align_corners)
+
+    def _apply_theta(self, image: Tensor, theta: Tensor) -> Tensor:
+        return warp(
+            image,
+            theta,
+            self.size,
+            transform=self.transform,
+            mode=self.mode,
+            padding_mode=self.padding_mode,
+            fill=self.fill,
+            align_corners=self.align_corners,
+        )
+
+    def extra_repr(self) -> str:
+        return f"size={self.size}, mode={self.mode!r}, padding_mode={self.padding_mode!r}, align_corners={self.align_corners}"
+
+
+def spatial_transformer_network(
+    input_fmap: Tensor,  # (B, H, W, C)
+    theta: Tensor,  # (B, 6)
+    out_dims: tuple[int, int] | None = None,
+    *,
+    mode: Mode = "bilinear",
+    padding_mode: PaddingMode = "zeros",
+    align_corners: bool = False,
+) -> Tensor:
+    """Warp channels-last images by affine parameters: the one call of the `stn` package for TensorFlow.
+
+    Correct by default: the identity is the identity. `stn.compat.spatial_transformer_network` has the old package's
+    exact numbers, for weights that were trained with it.
+
+    Args:
+        input_fmap: (B, H, W, C), floating point.
+        theta: (B, 6), the matrix (2, 3) row by row; pull, (x, y), normalized.
+        out_dims: (H, W) of the output; the input's unless given.
+
+    Returns:
+        (B, *out_dims, C).
+
+    Example:
+        >>> out = spatial_transformer_network(torch.ones(2, 8, 8, 3), torch.tensor([[1.0, 0, 0, 0, 1, 0]]), (4, 4))
+        >>> out.shape
+        torch.Size([2, 4, 4, 3])
+    """
+    check_image_last(input_fmap)
+    image = input_fmap.movedim(-1, 1)
+    out = warp(
+        image, theta, out_dims, transform=Affine(), mode=mode, padding_mode=padding_mode, align_corners=align_corners
+    )
+    return out.movedim(1, -1)
+
+
+def check_image_last(input_fmap: Tensor) -> None:
+    if not isinstance(input_fmap, Tensor) or input_fmap.ndim != 4:
+        raise ValueError(f"input_fmap: expected (B, H, W, C), got {describe(input_fmap)}")
+    check_image(input_fmap.movedim(-1, 1), "input_fmap")

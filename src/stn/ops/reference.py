@@ -1,0 +1,139 @@
+"""The warp in plain PyTorch: the truth that every other kernel is compared with, and the fallback.
+
+Any number of axes, every mode, every padding, every derivative. One rule for all of them: an output value is the sum
+over the taps of each axis of weight times pixel, and padding decides which pixel an integer position outside the image
+stands for. For rows of three pixels `a b c`:
+
+    zeros        0 0 0 | a b c | 0 0 0
+    constant     k k k | a b c | k k k
+    border       a a a | a b c | c c c
+    reflection   c b a | a b c | c b a      (align_corners=False: about the outer edge)
+    reflection   . c b | a b c | b a .      (align_corners=True: about the border pixel's centre)
+    circular     a b c | a b c | a b c
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..conventions import lattice
+
+NAME = "reference"
+CUBIC_A = -0.75  # Keys' parameter, the value torch's bicubic has
+_FAR = 2.0**30  # positions beyond are all the same far outside; keeps the cast to int defined
+
+
+def unavailable() -> str | None:
+    return None
+
+
+def supports(ndim: int, mode: str, padding_mode: str, device: torch.device) -> bool:
+    return True
+
+
+def affine_grid(matrix: Tensor, size: tuple[int, ...], align_corners: bool) -> Tensor:
+    """Affine maps (B, d, d+1) on the lattice of `size`: (B, *size, d). Only the last sum is of full size."""
+    d = len(size)
+    total = matrix[:, :, d].reshape(-1, *[1] * d, d)
+    for axis in reversed(range(d)):  # z, y, x: coarse to fine
+        coordinate = lattice(size[d - 1 - axis], align_corners=align_corners, dtype=matrix.dtype, device=matrix.device)
+        shape = [1] * (d + 2)
+        shape[d - axis] = -1
+        total = total + coordinate.reshape(shape) * matrix[:, :, axis].reshape(-1, *[1] * d, d)
+    return total
+
+
+def warp_affine(
+    image: Tensor,
+    matrix: Tensor,
+    size: tuple[int, ...],
+    mode: str,
+    padding_mode: str,
+    fill: Tensor | None,
+    align_corners: bool,
+) -> Tensor:
+    return sample(image, affine_grid(matrix, size, align_corners), mode, padding_mode, fill, align_corners)
+
+
+def sample(
+    image: Tensor, grid: Tensor, mode: str, padding_mode: str, fill: Tensor | None, align_corners: bool
+) -> Tensor:
+    """image (B, C, *in) read at grid (B, *out, d) -> (B, C, *out), in the grid's float type."""
+    batch, channels, *in_size = image.shape
+    out_size = grid.shape[1:-1]
+    flat = image.to(grid.dtype).flatten(2)  # (B, C, N_in)
+    points = grid.flatten(1, -2)  # (B, N_out, d)
+    stride = [math.prod(in_size[axis + 1 :]) for axis in range(len(in_size))]
+
+    # (index into flat, weight, inside the image), grown axis by axis into the product of the taps
+    taps: list[tuple[Tensor, Tensor, Tensor | None]] = []
+    for axis, n in enumerate(in_size):
+        normalized = points[..., len(in_size) - 1 - axis]  # x is the last axis of the image
+        position = normalized * ((n - 1) / 2) + (n - 1) / 2 if align_corners else ((normalized + 1) * n - 1) / 2
+        position = position.clamp(-_FAR, _FAR) + 0 * normalized.detach()  # NaN where it is not finite
+        new = [(*_pad(tap, n, padding_mode, align_corners), weight) for tap, weight in _axis_taps(position, mode)]
+        if not taps:
+            taps = [(index * stride[axis], weight, inside) for index, inside, weight in new]
+        else:
+            taps = [
+                (
+                    index + more * stride[axis],
+                    weight * factor,
+                    inside if inside is None or also is None else inside & also,
+                )
+                for index, weight, inside in taps
+                for more, also, factor in new
+            ]
+
+    background = 0.0 if fill is None else fill.to(flat.dtype).reshape(1, -1, 1)
+    out = torch.zeros((), dtype=flat.dtype, device=flat.device)
+    for index, weight, inside in taps:
+        value = flat.gather(2, index[:, None].expand(-1, channels, -1))
+        if inside is not None:
+            value = torch.where(inside[:, None], value, background)
+        out = out + value * weight[:, None]
+    return out.reshape(batch, channels, *out_size)
+
+
+def _axis_taps(position: Tensor, mode: str) -> list[tuple[Tensor, Tensor]]:
+    """The integer positions that are read along one axis, with their weights."""
+    if mode == "nearest":
+        nearest = position.round()
+        # No gradient to the position, but NaN where the position is NaN.
+        return [(_to_index(nearest), 1 + 0 * position.detach())]
+    low = position.floor()
+    t = position - low.detach()
+    first = _to_index(low)
+    if mode == "bilinear":
+        return [(first, 1 - t), (first + 1, t)]
+    return [(first + k - 1, _cubic(t - (k - 1))) for k in range(4)]
+
+
+def _cubic(x: Tensor) -> Tensor:
+    x, a = x.abs(), CUBIC_A
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = ((x - 5) * x + 8) * x * a - 4 * a
+    return torch.where(x <= 1, near, far)
+
+
+def _to_index(position: Tensor) -> Tensor:
+    return position.detach().nan_to_num(0.0).long()
+
+
+def _pad(tap: Tensor, n: int, padding_mode: str, align_corners: bool) -> tuple[Tensor, Tensor | None]:
+    """The pixel that an integer position stands for, and whether it is inside (None: always)."""
+    if padding_mode in ("zeros", "constant"):
+        return tap.clamp(0, n - 1), (tap >= 0) & (tap < n)
+    if padding_mode == "border":
+        return tap.clamp(0, n - 1), None
+    if padding_mode == "circular":
+        return tap.remainder(n), None
+    if align_corners:
+        period = max(2 * (n - 1), 1)
+        m = tap.remainder(period)
+        return torch.minimum(m, period - m).clamp(0, n - 1), None
+    m = tap.remainder(2 * n)
+    return torch.minimum(m, 2 * n - 1 - m), None

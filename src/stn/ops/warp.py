@@ -1,0 +1,104 @@
+"""The one op that carries the work: which kernel runs, and the types around it.
+
+A kernel is a module with `NAME`, `unavailable()` (the reason, or None), `supports(...)`, `sample(...)` and
+`warp_affine(...)`. To add one, write the file and put it into `KERNELS`: the first that is available and supports the
+case runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from .._checks import check_choice
+from . import aten, reference
+
+KERNELS = (aten, reference)
+
+_forced: str | None = None
+
+
+def backends() -> dict[str, str]:
+    """Every kernel in order of preference: "available", or the reason why it is not.
+
+    Example:
+        >>> backends()["reference"]
+        'available'
+    """
+    return {kernel.NAME: kernel.unavailable() or "available" for kernel in KERNELS}
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Inside the block every warp runs on the named kernel, in all threads; a case that it lacks is a ValueError.
+
+    Example:
+        >>> with use_backend("reference"):
+        ...     which_backend(2)
+        'reference'
+    """
+    global _forced
+    check_choice("name", name, backends())
+    before, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def which_backend(
+    ndim: int, mode: str = "bilinear", padding_mode: str = "zeros", device: torch.device | str = "cpu"
+) -> str:
+    """The name of the kernel that runs this case."""
+    return str(_select(ndim, mode, padding_mode, torch.device(device)).NAME)
+
+
+def _select(ndim: int, mode: str, padding_mode: str, device: torch.device):  # type: ignore[no-untyped-def]  # a module
+    for kernel in KERNELS:
+        if (
+            _forced in (None, kernel.NAME)
+            and kernel.unavailable() is None
+            and kernel.supports(ndim, mode, padding_mode, device)
+        ):
+            return kernel
+    raise ValueError(
+        f"backend: expected one that supports {mode}, {padding_mode} in {ndim}D on {device}, got {_forced!r}"
+    )
+
+
+def sample(
+    image: Tensor, grid: Tensor, mode: str, padding_mode: str, fill: Tensor | None, align_corners: bool
+) -> Tensor:
+    """image (B, C, *in) at grid (B, *out, d), equal batches; the result has the image's type and memory format."""
+    kernel = _select(image.ndim - 2, mode, padding_mode, image.device)
+    out = kernel.sample(image, grid.to(_working_dtype(image)), mode, padding_mode, fill, align_corners)
+    return _as_image(out, image)
+
+
+def warp_affine(
+    image: Tensor,
+    matrix: Tensor,
+    size: tuple[int, ...],
+    mode: str,
+    padding_mode: str,
+    fill: Tensor | None,
+    align_corners: bool,
+) -> Tensor:
+    """`sample` at the affine grid of matrix (B, d, d+1) without the caller ever seeing a grid."""
+    kernel = _select(image.ndim - 2, mode, padding_mode, image.device)
+    out = kernel.warp_affine(image, matrix.to(_working_dtype(image)), size, mode, padding_mode, fill, align_corners)
+    return _as_image(out, image)
+
+
+def _working_dtype(image: Tensor) -> torch.dtype:
+    return torch.float64 if image.dtype == torch.float64 else torch.float32
+
+
+def _as_image(out: Tensor, image: Tensor) -> Tensor:
+    out = out.to(image.dtype)
+    if image.shape[1] > 1 and image.stride(1) == 1 and not image.is_contiguous():
+        out = out.contiguous(memory_format=torch.channels_last if image.ndim == 4 else torch.channels_last_3d)
+    return out

@@ -1,0 +1,53 @@
+"""Families of warps: theta -> where to read. One family, one file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .._checks import check_choice
+from .affine import Affine, Attention, Crop, Rigid, Rotation, Similarity, Translation, affine_grid
+from .base import AbstractTransform
+from .compose import Compose
+
+TRANSFORMS: dict[str, type[AbstractTransform]] = {
+    "affine": Affine,
+    "similarity": Similarity,
+    "rigid": Rigid,
+    "attention": Attention,
+    "crop": Crop,
+    "translation": Translation,
+    "rotation": Rotation,
+}
+
+
+def by_name(name: str, **options: Any) -> AbstractTransform:
+    """A transform by its name in lower case, for command lines and configuration files.
+
+    Raises:
+        ValueError: for an unknown name (with the nearest one) or options that the family does not have.
+
+    Example:
+        >>> by_name("similarity", max_angle=1.5)
+        Similarity(max_angle=1.5)
+    """
+    check_choice("name", name, TRANSFORMS)
+    try:
+        return TRANSFORMS[name](**options)
+    except TypeError as error:
+        raise ValueError(f"options: {error}") from error
+
+
+__all__ = [
+    "TRANSFORMS",
+    "AbstractTransform",
+    "Affine",
+    "Attention",
+    "Compose",
+    "Crop",
+    "Rigid",
+    "Rotation",
+    "Similarity",
+    "Translation",
+    "affine_grid",
+    "by_name",
+]

@@ -1,0 +1,87 @@
+"""What a run is: one flat, typed record that the command line and YAML files override."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(kw_only=True)
+class TrainConfig:
+    """Settings of one training run. A recipe is a set of defaults for them.
+
+    Args:
+        recipe: the recipe that the defaults came from.
+        dataset: digits, mnist, fashion_mnist, cifar10 or images (a folder of class folders).
+        data_dir: where the official files lie, or the folder of images; downloaded to the cache if not given.
+        distortion: the paper's: r, rts, p, e, t or tc; fresh for every training sample, fixed for the test set.
+        augment: of the training images only: flip_shift or affine.
+        image_size: height and width that your own images are resized to.
+        on_bad_image: an unreadable image in your folder stops the run, or is named and skipped.
+        val_fraction: share of the training set that is held out for validation.
+        limit_train: train on the first so many images only (for a quick try).
+        network: a name that `stn models` lists.
+        transformer: the family of warps, or none for the equal-parameter control.
+        padding_mode: what the transformer sees outside the image.
+        pool: average-pool the transformer's output by this factor.
+        dropout: probability; the network's own if not given.
+        theta_grad_scale: factor on the gradient that enters theta.
+        epochs: passes over the training set.
+        batch_size: images per step and device.
+        optimizer: sgd (Nesterov momentum 0.9) or adamw.
+        lr: peak learning rate.
+        schedule: onecycle (up, then down to nothing), cosine (down only) or constant.
+        weight_decay: of weight matrices and kernels; biases and norms have none.
+        localizer_lr_scale: the localizer's learning rate, relative to lr.
+        clip: largest norm of the gradient; none for no clipping.
+        label_smoothing: of the cross-entropy.
+        early_stop: stop after so many epochs without a better validation accuracy.
+        seed: of weights, order, distortions and splits.
+        out: folder of the run; runs/RECIPE-TRANSFORMER-sSEED if not given.
+        control: train the equal-parameter control too, into RUN/control.
+        num_workers: processes that prepare batches; 0 prepares them in line.
+        accelerator: Lightning's: cpu, gpu, mps or auto.
+        devices: Lightning's: how many, or which.
+        num_nodes: Lightning's: machines.
+        strategy: Lightning's: auto, ddp, fsdp and so on.
+        precision: Lightning's: 32-true, bf16-mixed, 16-mixed and so on.
+        threads: of torch on the CPU; all cores if not given.
+        progress: show a progress bar.
+    """
+
+    recipe: str = "digits"
+    dataset: Literal["digits", "mnist", "fashion_mnist", "cifar10", "images"] = "digits"
+    data_dir: str | None = None
+    distortion: Literal["r", "rts", "p", "e", "t", "tc"] | None = None
+    augment: Literal["flip_shift", "affine"] | None = None
+    image_size: tuple[int, int] = (64, 64)
+    on_bad_image: Literal["stop", "skip"] = "stop"
+    val_fraction: float = 0.1
+    limit_train: int | None = None
+    network: str = "compact"
+    transformer: Literal["affine", "similarity", "rigid", "attention", "crop", "translation", "rotation", "none"] = "affine"
+    padding_mode: Literal["zeros", "border", "reflection", "circular"] = "border"
+    pool: int = 1
+    dropout: float | None = None
+    theta_grad_scale: float = 1.0
+    epochs: int = 20
+    batch_size: int = 128
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.1
+    schedule: Literal["onecycle", "cosine", "constant"] = "onecycle"
+    weight_decay: float = 0.0
+    localizer_lr_scale: float = 0.1
+    clip: float | None = 1.0
+    label_smoothing: float = 0.0
+    early_stop: int | None = None
+    seed: int = 0
+    out: str | None = None
+    control: bool = False
+    num_workers: int = 0
+    accelerator: str = "cpu"
+    devices: int | str = 1
+    num_nodes: int = 1
+    strategy: str = "auto"
+    precision: str = "32-true"
+    threads: int | None = None
+    progress: bool = True
