@@ -1,0 +1,130 @@
+"""Images in, classes and rectified images out."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+import stn
+from stn.sampling import Mode, PaddingMode
+
+from .files import atomic_path
+from .tasks import Run, load_run
+
+
+def read_image(path: str | Path, channels: int = 3, size: tuple[int, int] | None = None) -> Tensor:
+    """An image file as (1, channels, H, W) in [0, 1], upright, resized to `size` (H, W) if given.
+
+    Raises:
+        ValueError: for a file that is no readable image, by name. OSError: for a file that is not there.
+    """
+    try:
+        with Image.open(path) as opened:
+            image = ImageOps.exif_transpose(opened).convert("L" if channels == 1 else "RGB")
+    except (FileNotFoundError, PermissionError, IsADirectoryError):
+        raise
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path}: not a readable image ({error})") from error
+    if size is not None:
+        image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    pixels = torch.from_numpy(np.array(image)).float() / 255
+    return pixels[None, None] if channels == 1 else pixels.permute(2, 0, 1)[None]
+
+
+def write_image(path: Path, image: Tensor) -> None:
+    """(1, C, H, W) in [0, 1] as an image file, whole or not at all."""
+    pixels = image[0].clamp(0, 1).mul(255).round().byte()
+    picture = Image.fromarray(pixels[0].numpy() if len(pixels) == 1 else pixels.permute(1, 2, 0).numpy())
+    if path.suffix.lower() not in Image.registered_extensions():
+        raise ValueError(f"{path}: expected the name of an image file such as {path.stem}.png")
+    with atomic_path(path) as temporary:
+        picture.save(temporary)
+
+
+@torch.no_grad()
+def predict(
+    run: str | Path, images: Sequence[str], *, out: str | Path | None = None, on_bad_image: str = "stop"
+) -> list[dict[str, Any]]:
+    """Classify image files with a run, and save each as its transformer sees it.
+
+    Images are resized to the run's input size and normalized as in training; no data set is needed.
+
+    Returns:
+        One record an image: image, class, confidence, rectified (a path, or None for a control).
+    """
+    loaded: Run = load_run(run)
+    channels, height, width = loaded.facts["input_shape"]
+    mean, std = (torch.tensor(loaded.facts[name]).reshape(1, -1, 1, 1) for name in ("mean", "std"))
+    folder = Path(out) if out is not None else loaded.path / "predictions"
+    rows: list[dict[str, Any]] = []
+    taken: set[Path] = set()
+    for file in images:
+        try:
+            image = read_image(file, channels, (height, width))
+        except (ValueError, OSError) as error:
+            if on_bad_image == "stop":
+                raise
+            warnings.warn(f"skipped: {error}")
+            continue
+        normalized = (image - mean) / std
+        confidence, best = loaded.model(normalized).softmax(1).max(1)
+        rectified: Path | None = None
+        if loaded.model.transformer is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            rectified = folder / f"{Path(file).stem}.rectified.png"
+            for n in range(2, len(images) + 2):  # two files of one name from two folders
+                if rectified not in taken:
+                    break
+                rectified = folder / f"{Path(file).stem}-{n}.rectified.png"
+            taken.add(rectified)
+            write_image(rectified, loaded.model.transformer(normalized) * std + mean)
+        rows.append(
+            {
+                "image": str(file),
+                "class": loaded.facts["class_names"][int(best)],
+                "confidence": float(confidence),
+                "rectified": None if rectified is None else str(rectified),
+            }
+        )
+    if not rows:
+        raise ValueError("image: expected at least one readable image")
+    return rows
+
+
+def warp_file(
+    image: str | Path,
+    out: str | Path,
+    *,
+    rotate: float = 0.0,
+    scale: float = 1.0,
+    shift: tuple[float, float] = (0.0, 0.0),
+    mode: Mode = "bilinear",
+    padding_mode: PaddingMode = "zeros",
+) -> None:
+    """Turn the content of an image file counterclockwise by `rotate` degrees about its centre, scale it, shift it.
+
+    Args:
+        scale: of the content; below 1 is smaller. shift: right and down, in pixels.
+    """
+    for argument, value, fine in (
+        ("rotate", rotate, True),
+        ("scale", scale, scale > 0),
+        ("shift", max(shift, key=abs), True),
+    ):
+        if not (math.isfinite(value) and fine):
+            raise ValueError(f"{argument}: expected a finite number{'' if fine else ' above 0'}, got {value}")
+    pixels = read_image(image)
+    size = tuple(pixels.shape[2:])
+    # Pull: an output pixel is shifted back, then turned and scaled back.
+    turn = stn.Similarity().matrix(torch.tensor([[math.radians(rotate), -math.log(scale), 0.0, 0.0]]), image_size=size)
+    back = stn.conventions.theta_from_pixel(torch.tensor([[[1.0, 0.0, -shift[0]], [0.0, 1.0, -shift[1]]]]), size, size)
+    theta = stn.conventions.compose_matrices(turn, back)
+    write_image(Path(out), stn.warp(pixels, theta, mode=mode, padding_mode=padding_mode))

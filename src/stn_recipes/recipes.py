@@ -1,0 +1,24 @@
+"""Every recipe by name: settings with a paper, a command, a cost and a measured result."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from stn._checks import check_choice
+
+from . import cifar10, digits, images, mnist, mnist_distorted
+from .config import TrainConfig
+
+RECIPES: dict[str, TrainConfig] = {
+    **digits.RECIPES,
+    **cifar10.RECIPES,
+    **mnist.RECIPES,
+    **mnist_distorted.RECIPES,
+    **images.RECIPES,
+}
+
+
+def recipe(name: str) -> TrainConfig:
+    """A copy of the settings of a recipe. Raises ValueError for an unknown name, with the nearest one."""
+    check_choice("recipe", name, RECIPES)
+    return dataclasses.replace(RECIPES[name])
