@@ -275,18 +275,10 @@ def _compare(a: Namespace) -> None:
 
 
 def _print_table(runs: Sequence[Any]) -> None:
-    table = Table(
-        "run",
-        "transformer",
-        "parameters",
-        "seed",
-        "epochs",
-        "validation",
-        "test accuracy",
-        "test error",
-        "minutes",
-        box=None,
-    )
+    table = Table(box=None)
+    table.add_column("run", no_wrap=True)
+    for column in ("transformer", "params", "seed", "epochs", "val acc", "test acc", "error", "min"):
+        table.add_column(column, justify="left" if column == "transformer" else "right", no_wrap=True)
     for run in runs:
         r = run.result
         if not r:

@@ -59,7 +59,9 @@ class TrainConfig:
     val_fraction: float = 0.1
     limit_train: int | None = None
     network: str = "compact"
-    transformer: Literal["affine", "similarity", "rigid", "attention", "crop", "translation", "rotation", "none"] = "affine"
+    transformer: Literal["affine", "similarity", "rigid", "attention", "crop", "translation", "rotation", "none"] = (
+        "affine"
+    )
     padding_mode: Literal["zeros", "border", "reflection", "circular"] = "border"
     pool: int = 1
     dropout: float | None = None

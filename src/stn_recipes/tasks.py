@@ -263,13 +263,8 @@ def train(config: TrainConfig) -> Path:
     run = _run_folder(config)
     if config.control and config.transformer == "none":
         raise ValueError("control: expected a transformer to compare with, got transformer='none'")
-    if is_main_process():
-        if (run / "config.yaml").exists():
-            raise RunError(
-                f"{run} already holds a run: continue it with --resume {run}, or name another folder with --out"
-            )
-        run.mkdir(parents=True, exist_ok=True)
-        write_text(run / "config.yaml", yaml.safe_dump(_plain(config), sort_keys=False))
+    if is_main_process() and (run / "config.yaml").exists():
+        raise RunError(f"{run} already holds a run: continue it with --resume {run}, or name another folder with --out")
     _fit(run, config, checkpoint=None)
     if config.control:
         _train_control(run, config)
@@ -332,9 +327,11 @@ def _fit(run: Path, config: TrainConfig, checkpoint: Path | None) -> None:
         "mean": list(data.mean),
         "std": list(data.std),
     }
-    if is_main_process():
-        write_text(run / "data.json", json.dumps(facts, indent=1))
     task = Classification(make_model(config, data.input_shape, data.num_classes), config)
+    if is_main_process():  # not before now: what cannot start leaves nothing behind
+        run.mkdir(parents=True, exist_ok=True)
+        write_text(run / "data.json", json.dumps(facts, indent=1))
+        write_text(run / "config.yaml", yaml.safe_dump(_plain(config), sort_keys=False))
     parameters = sum(p.numel() for p in task.model.parameters())
     log = EpochLog()
     monitor = "val_accuracy" if data.val_data() else "train_accuracy"
