@@ -14,6 +14,7 @@ import os
 import re
 import sys
 import warnings
+from argparse import HelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,8 @@ _OPTION = re.compile(r"--[a-z][a-z_-]*")
 class _Parser(ArgumentParser):
     """Options are written with hyphens, and one that does not exist is answered with the nearest that does."""
 
-    def format_help(self) -> str:
-        return _OPTION.sub(lambda m: m[0].replace("_", "-"), super().format_help())
+    def format_help(self, formatter: HelpFormatter | None = None) -> str:
+        return _OPTION.sub(lambda m: m[0].replace("_", "-"), super().format_help(formatter))
 
     def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
         parser: Any = getattr(self, "_chosen", self)

@@ -122,7 +122,7 @@ class Classification(LightningModule):
         loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
         accuracy = (logits.argmax(1) == labels).float().mean()
         values = {f"{stage}_loss": loss.detach(), f"{stage}_accuracy": accuracy}
-        self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(labels), sync_dist=stage != "train")
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(labels), sync_dist=True)
         return loss
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
@@ -190,7 +190,7 @@ class EpochLog(Callback):
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         spent = time.perf_counter() - self._start
         self.seconds += spent
-        module.log("lr", trainer.optimizers[0].param_groups[0]["lr"])
+        module.log("lr", trainer.optimizers[0].param_groups[0]["lr"], sync_dist=True)
         metrics = trainer.callback_metrics
 
         def text(name: str, width: int, digits: int, factor: float = 1.0) -> str:
@@ -228,7 +228,6 @@ class Watch(Callback):
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._look(trainer, module, trainer.current_epoch + 1)
 
-    @rank_zero_only
     @torch.no_grad()
     def _look(self, trainer: Trainer, module: LightningModule, epoch: int) -> None:
         assert isinstance(module, Classification)
@@ -243,12 +242,14 @@ class Watch(Callback):
         if epoch:
             values = {f"transformer_{name}": getattr(diagnosis, name) for name in ("scale", "out_of_frame", "contrast")}
             for name, value in values.items():
-                module.log(name, value, rank_zero_only=True)
+                module.log(name, value, sync_dist=True)
         for problem in diagnosis.problems:
             module.print(f"warning: after epoch {epoch} the transformer shows {problem}")
         shown = min(FILMSTRIP_IMAGES, len(images))
         self.theta.append(warp.theta[:shown].float().cpu().numpy())
         self.epochs.append(epoch)
+        if not trainer.is_global_zero:
+            return
         with atomic_path(self.path) as temporary, temporary.open("wb") as file:
             np.savez(file, images=self.images[:shown].numpy(), theta=np.stack(self.theta), epochs=np.array(self.epochs))
 
