@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,6 +30,16 @@ def check_choice(argument: str, value: Any, choices: Iterable[str]) -> None:
         raise ValueError(
             f"{argument}: expected one of {', '.join(names)}, got {value!r}{nearest_name(str(value), names)}"
         )
+
+
+def check_flag(argument: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise ValueError(f"{argument}: expected True or False, got {describe(value)}")
+
+
+def check_number(argument: str, value: Any, expected: str, ok: Callable[[float], bool]) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not ok(value):
+        raise ValueError(f"{argument}: expected {expected}, got {describe(value)}")
 
 
 def check_float_tensor(argument: str, value: Any, expected: str) -> None:
@@ -58,7 +69,7 @@ def check_size(size: Any, ndim: int | None = None, argument: str = "size") -> tu
     if len(size) != ndim if ndim else len(size) not in (2, 3):
         raise ValueError(f"{argument}: expected {wanted}, got {tuple(size)}")
     for n in size:
-        if isinstance(n, (bool, float)) or n < 1:
+        if isinstance(n, bool) or not isinstance(n, (int, np.integer, torch.SymInt)) or n < 1:
             raise ValueError(f"{argument}: expected {wanted}, got {tuple(size)}")
     return tuple(size)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._checks import check_float_tensor, check_size, coordinate_dtype
+from ._checks import check_batches, check_float_tensor, check_size, coordinate_dtype
 from .module import check_image_last
 
 
@@ -32,8 +32,9 @@ def spatial_transformer_network(
     check_image_last(input_fmap)
     size = tuple(input_fmap.shape[1:3]) if out_dims is None else check_size(out_dims, 2, "out_dims")
     check_float_tensor("theta", theta, "(B, 6) parameters")
-    if theta.ndim != 2 or theta.shape != (input_fmap.shape[0], 6):
+    if theta.shape != (input_fmap.shape[0], 6):
         raise ValueError(f"theta: expected ({input_fmap.shape[0]}, 6), got shape {tuple(theta.shape)}")
+    check_batches("input_fmap", input_fmap, "theta", theta)
     grid = affine_grid_generator(size[0], size[1], theta)
     return bilinear_sampler(input_fmap, grid[:, 0], grid[:, 1])
 
@@ -41,6 +42,9 @@ def spatial_transformer_network(
 def affine_grid_generator(height: int, width: int, theta: Tensor) -> Tensor:
     """The old package's grid (B, 2, H, W): x, then y, on a lattice from -1 to 1 inclusive."""
     check_size((height, width), 2, "(height, width)")
+    check_float_tensor("theta", theta, "(B, 6) parameters")
+    if theta.ndim != 2 or theta.shape[1] != 6:
+        raise ValueError(f"theta: expected (B, 6), got shape {tuple(theta.shape)}")
     dtype = coordinate_dtype(theta)
     x = torch.linspace(-1, 1, width, dtype=dtype, device=theta.device)
     y = torch.linspace(-1, 1, height, dtype=dtype, device=theta.device)
@@ -50,7 +54,13 @@ def affine_grid_generator(height: int, width: int, theta: Tensor) -> Tensor:
 
 def bilinear_sampler(img: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """The old package's sampler: img (B, H, W, C) at x, y (B, Ho, Wo) in [-1, 1] -> (B, Ho, Wo, C)."""
+    check_image_last(img, "img")
     batch, height, width, channels = img.shape
+    for argument, value in (("x", x), ("y", y)):
+        check_float_tensor(argument, value, "positions (B, Ho, Wo)")
+        if value.ndim != 3 or value.shape[0] != batch or value.shape != x.shape:
+            raise ValueError(f"{argument}: expected ({batch}, Ho, Wo), got shape {tuple(value.shape)}")
+        check_batches("img", img, argument, value)
     x, y = 0.5 * (x + 1) * (width - 2), 0.5 * (y + 1) * (height - 2)
     flat = img.to(x.dtype).reshape(batch, height * width, channels)
     out = torch.zeros((), dtype=x.dtype, device=img.device)

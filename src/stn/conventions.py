@@ -27,7 +27,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ._checks import check_choice, check_float_tensor, check_size, coordinate_dtype
+from ._checks import check_batches, check_choice, check_float_tensor, check_size, coordinate_dtype, describe
 
 Size = tuple[int, ...]
 
@@ -42,6 +42,8 @@ def lattice(
     n: int, *, align_corners: bool = False, dtype: torch.dtype | None = None, device: torch.device | str | None = None
 ) -> Tensor:
     """The normalized coordinates (n,) of the pixel centres along an axis of `n` pixels; one pixel lies at 0."""
+    if isinstance(n, bool) or not isinstance(n, (int, torch.SymInt)) or n < 1:
+        raise ValueError(f"n: expected a positive int, got {describe(n)}")
     # Integers over an integer: exactly symmetric, and within one rounding of the true value.
     steps = torch.arange(1 - n, n, 2, dtype=dtype or torch.float32, device=device)
     return steps / max(n - 1, 1) if align_corners else steps / n
@@ -111,7 +113,7 @@ def theta_from_pixel(
         tensor([[[1.0000, 0.0000, 0.5000],
                  [0.0000, 1.0000, 0.0000]]])
     """
-    d = _check_conversion(matrix, in_size, out_size, direction, order)
+    d = _check_conversion("matrix", matrix, in_size, out_size, direction, order)
     m = matrix.to(torch.float64)
     if order == "ij":
         m = _reverse_axes(m)
@@ -143,7 +145,7 @@ def theta_to_pixel(
         ValueError: for a wrong shape, an unknown choice, a singular matrix with `direction="push"`, or an output
             axis of one pixel with `align_corners=True`, which has no scale.
     """
-    d = _check_conversion(theta, in_size, out_size, direction, order)
+    d = _check_conversion("theta", theta, in_size, out_size, direction, order)
     m = theta.to(torch.float64)
     half_in = m.new_tensor(extent(in_size, align_corners=align_corners))
     half_out = m.new_tensor(extent(out_size, align_corners=align_corners))
@@ -196,6 +198,7 @@ def compose_matrices(a: Tensor, b: Tensor) -> Tensor:
     d = check_matrix("a", a)
     if check_matrix("b", b) != d:
         raise ValueError(f"b: expected (B, {d}, {d + 1}) as a, got shape {tuple(b.shape)}")
+    check_batches("a", a, "b", b)
     # Multiply and add rather than matmul, which autocast would run in half precision.
     product = (a[:, :, :d, None] * b[:, None, :, :]).sum(2)
     return product + torch.nn.functional.pad(a[:, :, d:], (d, 0))
@@ -209,8 +212,10 @@ def check_matrix(argument: str, matrix: Tensor) -> int:
     return matrix.shape[1]
 
 
-def _check_conversion(matrix: Tensor, in_size: Size, out_size: Size, direction: str, order: str) -> int:
-    d = check_matrix("matrix", matrix)
+def _check_conversion(
+    argument: str, matrix: Tensor, in_size: Size, out_size: Size, direction: str, order: str
+) -> int:
+    d = check_matrix(argument, matrix)
     check_size(in_size, d, "in_size")
     check_size(out_size, d, "out_size")
     check_choice("direction", direction, ("pull", "push"))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ._checks import check_image
+from ._checks import check_image, describe
 from .module import Warp
 
 OUT_OF_FRAME = 0.75  # share of positions outside the image above which nothing much is seen
@@ -49,6 +49,8 @@ def diagnose(image: Tensor, warp: Warp) -> Diagnosis:
         ()
     """
     check_image(image)
+    if not isinstance(warp, Warp):
+        raise ValueError(f"warp: expected the result of `transformer.warp(image)`, got {describe(warp)}")
     if not image.shape[0] or image.shape[0] != warp.output.shape[0]:
         raise ValueError(
             f"image: expected the batch of {warp.output.shape[0]} (at least 1) that was warped, got {image.shape[0]}"

@@ -8,14 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._checks import check_image, check_size, describe
+from ._checks import check_image, check_number, check_size, describe
 from .transforms.base import AbstractTransform
+
+
+class _Head(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        with torch.autocast(input.device.type, enabled=False):
+            return nn.functional.linear(input.to(self.weight.dtype), self.weight, self.bias)
 
 
 def identity_head(in_features: int, transform: AbstractTransform) -> nn.Linear:
     """The last layer of a localization network: zero weights, and the transform's identity as bias.
 
-    So every network starts with the warp that changes nothing, whatever its input.
+    So every network starts with the warp that changes nothing, whatever its input. The layer is an `nn.Linear` that
+    stays in float32 under autocast: half precision would round theta to half a pixel on an image of 256.
 
     Example:
         >>> from stn import Affine
@@ -28,7 +35,7 @@ def identity_head(in_features: int, transform: AbstractTransform) -> nn.Linear:
         raise ValueError(f"transform: expected a transform such as stn.Affine(), got {describe(transform)}")
     if not isinstance(in_features, int) or in_features < 1:
         raise ValueError(f"in_features: expected a positive int, got {describe(in_features)}")
-    head = nn.Linear(in_features, transform.num_params)
+    head = _Head(in_features, transform.num_params)
     with torch.no_grad():
         head.weight.zero_()
         head.bias.copy_(transform.identity())
@@ -76,6 +83,10 @@ class ConvLocalizer(nn.Module):
         downsample: int = 1,
     ) -> None:
         super().__init__()
+        for argument, value in (("channels", channels), ("kernel_sizes", kernel_sizes), ("hidden", hidden)):
+            _check_widths(argument, value)
+        if not isinstance(in_channels, int) or in_channels < 1:
+            raise ValueError(f"in_channels: expected a positive int, got {describe(in_channels)}")
         if len(channels) != len(kernel_sizes) or not channels:
             raise ValueError(
                 f"kernel_sizes: expected one for each of the {len(channels)} channels, got {tuple(kernel_sizes)}"
@@ -88,8 +99,8 @@ class ConvLocalizer(nn.Module):
             layers.append(
                 nn.Conv2d(width, out, kernel, padding=kernel // 2 if same_padding else 0, bias=not batch_norm)
             )
-            layers += [nn.BatchNorm2d(out)] if batch_norm else []
             layers += [nn.MaxPool2d(2)] if last_pool or i < len(channels) - 1 else []
+            layers += [nn.BatchNorm2d(out)] if batch_norm else []
             layers.append(nn.ReLU())
             width = out
         layers += [nn.AdaptiveAvgPool2d(1)] if image_size is None else []
@@ -135,6 +146,9 @@ class FCLocalizer(nn.Module):
 
     def __init__(self, in_features: int, transform: AbstractTransform, *, hidden: Sequence[int] = (32, 32, 32)) -> None:
         super().__init__()
+        if not isinstance(in_features, int) or in_features < 1:
+            raise ValueError(f"in_features: expected a positive int, got {describe(in_features)}")
+        _check_widths("hidden", hidden)
         self.in_features = in_features
         layers: list[nn.Module] = [nn.Flatten()]
         for units in hidden:
@@ -144,10 +158,15 @@ class FCLocalizer(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         check_image(image)
-        if image[0:1].numel() != self.in_features and image.shape[0]:
+        if image.shape[1:].numel() != self.in_features:
             raise ValueError(f"image: expected {self.in_features} numbers each, got shape {tuple(image.shape)}")
         theta: Tensor = self.head(image)
         return theta
+
+
+def _check_widths(argument: str, widths: Any) -> None:
+    if not isinstance(widths, Sequence) or not all(isinstance(n, int) and n > 0 for n in widths):
+        raise ValueError(f"{argument}: expected a sequence of positive ints, got {describe(widths)}")
 
 
 def parameter_groups(
@@ -176,9 +195,10 @@ def parameter_groups(
     """
     from .module import SpatialTransformer
 
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model: expected a torch.nn.Module, got {describe(model)}")
     for argument, value in (("lr", lr), ("localizer_lr_scale", localizer_lr_scale)):
-        if not (isinstance(value, (int, float)) and 0 <= value < float("inf")):
-            raise ValueError(f"{argument}: expected a finite number of at least 0, got {describe(value)}")
+        check_number(argument, value, "a finite number of at least 0", lambda v: 0 <= v < float("inf"))
     localizers = {
         id(p): p for m in model.modules() if isinstance(m, SpatialTransformer) for p in m.localizer.parameters()
     }

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ._checks import check_choice, describe
+from ._checks import check_choice, check_number, describe
 from .localization import ConvLocalizer, FCLocalizer, features_out
 from .module import SpatialTransformer
 from .sampling import PADDING_MODES, PaddingMode
@@ -69,16 +69,17 @@ def paper_fcn(in_shape: Shape, classes: int, units: int) -> nn.Module:
     return nn.Sequential(nn.Flatten(), *layers)
 
 
-def compact(in_shape: Shape, classes: int, *, channels: Sequence[int], dropout: float) -> nn.Module:
-    """(two 3x3 convolutions with batch norm, max-pool) per entry, averaged over the image: for images of any size."""
+def compact(in_shape: Shape, classes: int, *, width: int, dropout: float) -> nn.Module:
+    """Five convolutions with batch norm, the first 5x5 with stride 2, then 3x3; `width` in percent of the default."""
+    channels = [max(1, round(c * width / 100)) for c in (24, 32, 32, 64, 64)]
     layers: list[nn.Module] = []
-    width = in_shape[0]
-    for i, out in enumerate(channels):
-        layers += [nn.MaxPool2d(2, ceil_mode=True)] if i else []
-        for _ in range(2):
-            layers += [nn.Conv2d(width, out, 3, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU()]
-            width = out
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(width, classes))
+    for i, (before, out) in enumerate(zip([in_shape[0], *channels], channels, strict=False)):
+        kernel, stride = (5, 2) if i == 0 else (3, 1)
+        layers.append(nn.Conv2d(before, out, kernel, stride, padding=kernel // 2, bias=False))
+        layers += [nn.MaxPool2d(2, ceil_mode=True)] if i in (2, 4) else []
+        layers += [nn.BatchNorm2d(out), nn.ReLU()]
+    features = nn.Sequential(*layers, nn.Flatten())
+    return nn.Sequential(*features, nn.Dropout(dropout), nn.Linear(features_out(features, in_shape), classes))
 
 
 @dataclass(frozen=True)
@@ -151,16 +152,16 @@ NETWORKS: dict[str, Network] = {
     "cnn": _paper_network("distorted MNIST, the paper's plain CNN", convolutional=True, only_control=True),
     "fcn": _paper_network("distorted MNIST, the paper's plain FCN", convolutional=False, only_control=True),
     "compact": Network(
-        "images of any size from 16x16: 3x3 convolutions with batch norm, an affine transformer before them",
+        "images of any size from 16x16: five convolutions with batch norm",
         (1, 28, 28),
-        dropout=0.1,
-        classifier=lambda shape, classes, width, p: compact(shape, classes, channels=(32, 64, width), dropout=p),
-        control=lambda shape, classes, width, p: compact(shape, classes, channels=(32, 64, width), dropout=p),
+        dropout=0.2,
+        classifier=lambda shape, classes, width, p: compact(shape, classes, width=width, dropout=p),
+        control=lambda shape, classes, width, p: compact(shape, classes, width=width, dropout=p),
         localizer=lambda shape, transform: ConvLocalizer(
-            shape[0], transform, image_size=shape[1:], channels=(16, 32), kernel_sizes=(5, 5), hidden=(32,),
-            batch_norm=True, same_padding=True, downsample=max(1, shape[1] // 28),
+            shape[0], transform, image_size=shape[1:], channels=(16, 32), kernel_sizes=(5, 5), hidden=(48,),
+            batch_norm=True, same_padding=True, downsample=max(1, min(shape[1:]) // 14),
         ),
-        width=64,
+        width=100,
         parameters=None,
     ),
 }  # fmt: skip
@@ -181,6 +182,7 @@ def create(
     padding_mode: PaddingMode = "border",
     theta_grad_scale: float = 1.0,
     pool: int = 1,
+    widen: bool = True,
 ) -> TransformerClassifier:
     """A network of the literature, with random weights and its transformer at the identity.
 
@@ -193,6 +195,8 @@ def create(
         padding_mode, theta_grad_scale: of the transformer.
         pool: the transformer's output is average-pooled by this factor before the classifier (the paper's 2 for RTS
             and TC); a control sees the whole image.
+        widen: False leaves a control as wide as the classifier behind the transformer, with fewer parameters: it
+            tells what the transformer brings from what its parameters bring.
 
     Raises:
         ValueError: for an unknown name or transform, or an image too small for the layers.
@@ -210,8 +214,7 @@ def create(
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{argument}: expected a positive int, got {describe(value)}")
     probability = network.dropout if dropout is None else dropout
-    if not 0 <= probability < 1:
-        raise ValueError(f"dropout: expected a probability in [0, 1), got {dropout!r}")
+    check_number("dropout", probability, "a probability in [0, 1)", lambda v: 0 <= v < 1)
     if isinstance(transform, str):
         transform = None if transform == "none" else by_name(transform)
 
@@ -239,6 +242,8 @@ def create(
     width = network.width or widest(lambda w: build(Affine(), w), PAPER_PARAMETERS)
     if transform is not None:
         return build(transform, width)
+    if not widen:
+        return TransformerClassifier(None, network.classifier(shape, num_classes, width, probability))
     target = _count(lambda: build(Affine(), width))
     return build_control(widest(build_control, target - 1) + 1)
 
@@ -249,6 +254,6 @@ def _count(build: Callable[[], nn.Module]) -> int:
 
 
 def _check_shape(in_shape: Shape) -> Shape:
-    if len(in_shape) != 3 or not all(isinstance(n, int) and n > 0 for n in in_shape):
+    if not isinstance(in_shape, Sequence) or len(in_shape) != 3 or not all(isinstance(n, int) and n > 0 for n in in_shape):
         raise ValueError(f"in_shape: expected (C, H, W), got {in_shape!r}")
-    return in_shape
+    return in_shape[0], in_shape[1], in_shape[2]

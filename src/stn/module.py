@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ._checks import check_choice, check_image, check_size, describe
+from ._checks import check_choice, check_flag, check_image, check_number, check_size, describe
 from .conventions import normalized_to_pixel
 from .sampling import MODES, PADDING_MODES, Fill, Mode, PaddingMode, warp
 from .transforms.affine import Affine
@@ -40,6 +40,7 @@ class Warp:
         """The frame of the output as a closed polygon in the input, (B, 4 * per_side + 1, 2) in pixels (x, y)."""
         if len(self.size) != 2:
             raise ValueError(f"outline: expected a transformer of 2D images, got size {self.size}")
+        check_number("per_side", per_side, "a positive int", lambda v: isinstance(v, int) and v >= 1)
         t = torch.linspace(-1, 1, per_side + 1, dtype=self.theta.dtype, device=self.theta.device)[:-1]
         one = torch.ones_like(t)
         sides = [torch.stack(side, -1) for side in ((t, -one), (one, t), (-t, one), (-one, -t))]
@@ -93,8 +94,10 @@ class SpatialTransformer(nn.Module):
             raise ValueError(f"transform: expected a transform such as stn.Affine(), got {describe(transform)}")
         check_choice("mode", mode, MODES)
         check_choice("padding_mode", padding_mode, PADDING_MODES)
-        if not 0 <= theta_grad_scale < float("inf"):
-            raise ValueError(f"theta_grad_scale: expected a finite number of at least 0, got {theta_grad_scale!r}")
+        check_flag("align_corners", align_corners)
+        check_number(
+            "theta_grad_scale", theta_grad_scale, "a finite number of at least 0", lambda v: 0 <= v < float("inf")
+        )
         self.localizer = localizer
         self.transform = Affine() if transform is None else transform
         self.size = None if size is None else check_size(size, self.transform.ndim)
@@ -178,7 +181,7 @@ def spatial_transformer_network(
     return out.movedim(1, -1)
 
 
-def check_image_last(input_fmap: Tensor) -> None:
-    if not isinstance(input_fmap, Tensor) or input_fmap.ndim != 4:
-        raise ValueError(f"input_fmap: expected (B, H, W, C), got {describe(input_fmap)}")
-    check_image(input_fmap.movedim(-1, 1), "input_fmap")
+def check_image_last(image: Tensor, argument: str = "input_fmap") -> None:
+    if not isinstance(image, Tensor) or image.ndim != 4:
+        raise ValueError(f"{argument}: expected (B, H, W, C), got {describe(image)}")
+    check_image(image.movedim(-1, 1), argument)

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ._checks import check_batches, check_choice, check_float_tensor, check_image, check_size, describe
+from ._checks import check_batches, check_choice, check_flag, check_float_tensor, check_image, check_size, describe
 from .conventions import check_matrix
 from .ops import warp as op
 from .transforms.affine import AbstractMatrixTransform
@@ -69,7 +69,9 @@ def sample(
         raise ValueError(
             f"grid: expected (B, {'D, ' * (d == 3)}H, W, {d}) for an image of shape {tuple(image.shape)}, got shape {tuple(grid.shape)}"
         )
-    background = _check_options(image, mode, padding_mode, fill)
+    if 0 in grid.shape[1:-1]:
+        raise ValueError(f"grid: expected every output size to be at least 1, got shape {tuple(grid.shape)}")
+    background = _check_options(image, mode, padding_mode, fill, align_corners)
     batch = check_batches("image", image, "grid", grid)
     image, grid = image.expand(batch, *image.shape[1:]), grid.expand(batch, *grid.shape[1:])
     return op.sample(image, grid, mode, padding_mode, background, align_corners)
@@ -113,7 +115,7 @@ def warp(
     """
     check_image(image)
     d = image.ndim - 2
-    background = _check_options(image, mode, padding_mode, fill)
+    background = _check_options(image, mode, padding_mode, fill, align_corners)
     image_size = tuple(image.shape[2:])
     size = image_size if size is None else check_size(size, d)
     matrix: Tensor | None = None
@@ -150,8 +152,9 @@ def _check_matrix_not_flat(theta: Tensor, d: int) -> int:
     return check_matrix("theta", theta)
 
 
-def _check_options(image: Tensor, mode: str, padding_mode: str, fill: Fill) -> Tensor | None:
+def _check_options(image: Tensor, mode: str, padding_mode: str, fill: Fill, align_corners: bool) -> Tensor | None:
     """The fill per channel (1,) or (C,) for constant padding, None for any other."""
+    check_flag("align_corners", align_corners)
     check_choice("mode", mode, MODES)
     check_choice("padding_mode", padding_mode, PADDING_MODES)
     if padding_mode != "constant":
@@ -164,8 +167,8 @@ def _check_options(image: Tensor, mode: str, padding_mode: str, fill: Fill) -> T
         background = torch.as_tensor(fill, device=image.device).reshape(-1)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"fill: expected a number or one per channel, got {describe(fill)}") from error
-    if background.numel() not in (1, image.shape[1]):
+    if background.is_complex() or background.numel() not in (1, image.shape[1]):
         raise ValueError(
-            f"fill: expected a number or {image.shape[1]} of them, one per channel, got {background.numel()}"
+            f"fill: expected a number or {image.shape[1]} of them, one per channel, got {describe(fill)}"
         )
     return background

@@ -71,7 +71,7 @@ def _build(argv: Sequence[str]) -> _Parser:
         return sub
 
     train = command("train", "Train a recipe, measure it on its test set and write its report.")
-    train.add_argument("recipe", nargs="?", default="digits", help=f"one of {', '.join(RECIPES)}")
+    train.add_argument("recipe", nargs="?", default=_peek(argv).recipe, help=f"one of {', '.join(RECIPES)}")
     train.add_argument("--config", action=ActionConfigFile, help="YAML file of settings; options given after it win")
     train.add_argument(
         "--resume", type=str | None, default=None, metavar="RUN", help="go on with a run that was stopped"

@@ -23,6 +23,7 @@ class TrainConfig:
         network: a name that `stn models` lists.
         transformer: the family of warps, or none for the equal-parameter control.
         padding_mode: what the transformer sees outside the image.
+        widen: false leaves a control as wide as the classifier behind the transformer, with fewer parameters.
         pool: average-pool the transformer's output by this factor.
         dropout: probability; the network's own if not given.
         theta_grad_scale: factor on the gradient that enters theta.
@@ -45,6 +46,7 @@ class TrainConfig:
         num_nodes: Lightning's: machines.
         strategy: Lightning's: auto, ddp, fsdp and so on.
         precision: Lightning's: 32-true, bf16-mixed, 16-mixed and so on.
+        channels_last: memory format of the network and its images; faster convolutions on most CPUs and GPUs.
         threads: of torch on the CPU; all cores if not given.
         progress: show a progress bar.
     """
@@ -64,6 +66,7 @@ class TrainConfig:
     )
     padding_mode: Literal["zeros", "border", "reflection", "circular"] = "border"
     pool: int = 1
+    widen: bool = True
     dropout: float | None = None
     theta_grad_scale: float = 1.0
     epochs: int = 20
@@ -85,5 +88,22 @@ class TrainConfig:
     num_nodes: int = 1
     strategy: str = "auto"
     precision: str = "32-true"
+    channels_last: bool = True
     threads: int | None = None
     progress: bool = True
+
+    def __post_init__(self) -> None:
+        at_least = {"epochs": 1, "batch_size": 1, "pool": 1, "num_nodes": 1, "seed": 0, "num_workers": 0, "lr": 0.0}
+        at_least |= {"weight_decay": 0.0, "localizer_lr_scale": 0.0, "theta_grad_scale": 0.0}
+        optional = {"limit_train": 1, "early_stop": 1, "threads": 1, "clip": 0.0, "dropout": 0.0}
+        for name, least in {**at_least, **optional}.items():
+            value = getattr(self, name)
+            if value is None and name in optional:
+                continue
+            if not (isinstance(value, (int, float)) and least <= value < float("inf")):
+                raise ValueError(f"{name}: expected a finite number of at least {least}, got {value!r}")
+        for name in ("val_fraction", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected a number in [0, 1), got {getattr(self, name)!r}")
+        if self.devices == 0:
+            raise ValueError("devices: expected at least 1, got 0")

@@ -816,6 +816,7 @@ class ImageDataModule(LightningDataModule):
             collate_fn=ImageDataset.collate,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.num_workers > 0,
+            generator=torch.Generator(),  # its own: workers or none, training draws the same random numbers
         )
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:

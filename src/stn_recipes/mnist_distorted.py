@@ -7,7 +7,17 @@ from dataclasses import replace
 
 from .config import TrainConfig
 
-_R = TrainConfig(recipe="mnist_r", dataset="mnist", distortion="r", network="compact")
+_R = TrainConfig(
+    recipe="mnist_r",
+    dataset="mnist",
+    distortion="r",
+    network="compact",
+    epochs=50,
+    batch_size=128,
+    lr=0.1,
+    weight_decay=5e-4,
+    localizer_lr_scale=0.2,
+)
 
 RECIPES = {
     "mnist_r": _R,

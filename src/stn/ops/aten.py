@@ -13,6 +13,7 @@ from . import reference
 NAME = "aten"
 _MODES = {"bilinear": 0, "nearest": 1, "bicubic": 2}
 _PADDINGS = {"zeros": 0, "border": 1, "reflection": 2}
+_MARGIN = 1  # pixels of background around the image: beyond the first every tap is repeated
 
 
 def unavailable() -> str | None:
@@ -57,7 +58,16 @@ def _sample(
     if padding_mode == "constant":
         assert fill is not None
         background = fill.to(image.dtype).reshape(1, -1, *[1] * (image.ndim - 2))
-        return _sample(image - background, grid, mode, "zeros", None, align_corners) + background
+        # To subtract the background and to add it again would cost the image the digits of a large one.
+        if mode == "nearest":
+            inside = _sample(torch.ones_like(image[:, :1]), grid, mode, "zeros", None, align_corners) != 0
+            return torch.where(inside, _sample(image, grid, mode, "zeros", None, align_corners), background)
+        # A margin of background, repeated for ever; in coordinates of the larger image the grid shrinks.
+        margin = [_MARGIN, _MARGIN] * (image.ndim - 2)
+        inside = F.pad(torch.ones_like(image[:1, :1], dtype=torch.bool), margin)
+        ratio = [(n - align_corners) / (n + 2 * _MARGIN - align_corners) for n in reversed(image.shape[2:])]
+        padded = torch.where(inside, F.pad(image, margin), background)
+        return _sample(padded, grid * grid.new_tensor(ratio), mode, "border", None, align_corners)
     if torch.compiler.is_compiling():
         return F.grid_sample(image, grid, mode, padding_mode, align_corners)
     out: Tensor = _GridSample.apply(image, grid, mode, padding_mode, align_corners)

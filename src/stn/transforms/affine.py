@@ -212,6 +212,8 @@ class _AbstractConstrained(AbstractMatrixTransform):
         self, theta: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False
     ) -> Tensor:
         angle, scale, shift = self.decode(theta)
+        if not self.log_scale and not torch.compiler.is_compiling() and bool((scale == 0).any()):
+            raise ValueError("theta: expected invertible maps, got a scale of 0")
         angle, scale = -angle, 1 / scale
         linear = self._linear(angle, scale, image_size, align_corners)
         return self.encode(angle, scale, -(linear * shift[:, None, :]).sum(-1))

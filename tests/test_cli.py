@@ -1,0 +1,240 @@
+"""The command line: what it prints, its exit codes, and that a user's mistake never shows a traceback."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+import stn
+from stn_recipes import cli, predict
+from stn_recipes.recipes import RECIPES, recipe
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    code = cli.main(arguments)
+    out, err = capsys.readouterr()
+    assert "Traceback" not in err
+    return code, out, err
+
+
+@pytest.fixture
+def dot(tmp_path: Path) -> Path:
+    """A black image, 40 high and 60 wide, with one bright spot right of the centre."""
+    pixels = np.zeros((40, 60), np.uint8)
+    pixels[19:22, 44:47] = 255  # 15 pixels to the right of the middle
+    file = tmp_path / "dot.png"
+    Image.fromarray(pixels).save(file)
+    return file
+
+
+def spot(file: Path) -> tuple[float, float]:
+    """The centre of brightness relative to the image's centre: (right, up), in pixels."""
+    pixels = np.asarray(Image.open(file).convert("L"), dtype=float)
+    rows, columns = np.indices(pixels.shape)
+    x, y = (pixels * columns).sum() / pixels.sum(), (pixels * rows).sum() / pixels.sum()
+    return x - (pixels.shape[1] - 1) / 2, (pixels.shape[0] - 1) / 2 - y
+
+
+@pytest.mark.parametrize("words", [["--help"], *([name, "--help"] for name in ("train", "evaluate", "predict", "report", "compare", "recipes", "models", "warp", "info"))])  # fmt: skip
+def test_help(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+    code, out, _ = run(capsys, *words)
+    assert code == 0
+    assert "usage: stn" in out
+
+
+def test_train_help_shows_the_recipes_own_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = run(capsys, "train", "cifar10_small", "--help")
+    assert "--data-dir" in out
+    assert "--num-nodes" in out
+    assert f"default: {recipe('cifar10_small').epochs}" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["trian"], 2, "invalid choice: 'trian'"),
+        (["train", "--epocks", "3"], 2, "did you mean --epochs?"),
+        (["train", "--data-dri", "x"], 2, "did you mean --data-dir?"),
+        (["train", "--epochs", "many"], 2, "epochs"),
+        (["train", "--transformer", "afine"], 2, "transformer"),
+        (["train", "mnits"], 1, "did you mean 'mnist'?"),
+        (["train", "digits", "--network", "cifar10smal"], 1, "did you mean 'cifar10_small'?"),
+        (["train", "digits", "--val-fraction", "2"], 1, "val_fraction"),
+        (["train", "digits", "--epochs", "0"], 1, "epochs"),
+        (["train", "digits", "--batch-size", "0"], 1, "batch_size"),
+        (["train", "digits", "--lr", "-1"], 1, "lr"),
+        (["train", "images"], 1, "data_dir"),
+        (["train", "digits", "--transformer", "none", "--control"], 1, "control"),
+        (["train", "digits", "--devices", "0"], 1, "devices"),
+        (["train", "--config", "missing.yaml"], 2, "missing.yaml"),
+        (["train", "--resume", "missing"], 1, "missing: expected the folder of a run"),
+        (["evaluate", "missing"], 1, "missing: expected the folder of a run"),
+        (["report", "missing"], 1, "missing: expected the folder of a run"),
+        (["compare", "missing"], 1, "missing: expected the folder of a run"),
+        (["predict", "missing", "x.png"], 1, "missing: expected the folder of a run"),
+        (["models", "compct"], 1, "did you mean 'compact'?"),
+        (["recipes", "digit"], 1, "did you mean 'digits'?"),
+        (["warp", "missing.png", "--out", "x.png"], 1, "missing.png"),
+    ],
+)
+def test_mistakes_are_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    words: list[str], code: int, said: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    got, _, err = run(capsys, *words)
+    assert (got, said in err) == (code, True), err
+    assert not list(tmp_path.iterdir())
+
+
+def test_settings_come_from_the_recipe_then_yaml_then_options(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from stn_recipes import tasks
+
+    seen = []
+    monkeypatch.setattr(tasks, "train", lambda config: seen.append(config) or tmp_path)
+    monkeypatch.setattr(tasks, "is_main_process", lambda: False)
+    (tmp_path / "own.yaml").write_text("recipe: mnist_r\nepochs: 7\nlr: 0.25\n")
+    assert run(capsys, "train", "--config", str(tmp_path / "own.yaml"), "--lr", "0.5", "--data-dir", "a-b", "--no-progress")[0] == 0  # fmt: skip
+    config = seen[0]
+    assert (config.recipe, config.distortion, config.epochs, config.lr) == ("mnist_r", "r", 7, 0.5)
+    assert (config.data_dir, config.progress, config.control) == ("a-b", False, False)
+    assert config.weight_decay == recipe("mnist_r").weight_decay
+
+
+def test_the_settings_of_a_recipe_are_a_config_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from stn_recipes import tasks
+
+    seen = []
+    monkeypatch.setattr(tasks, "train", lambda config: seen.append(config) or tmp_path)
+    monkeypatch.setattr(tasks, "is_main_process", lambda: False)
+    for name in RECIPES:
+        _, out, _ = run(capsys, "recipes", name)
+        assert yaml.safe_load(out)["recipe"] == name
+        (tmp_path / "all.yaml").write_text(out)
+        assert run(capsys, "train", "--config", str(tmp_path / "all.yaml"))[0] == 0
+        assert seen.pop() == recipe(name)
+
+
+def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = run(capsys, "recipes")
+    assert all(name in out for name in RECIPES)
+    _, out, _ = run(capsys, "models")
+    assert all(name in out for name in stn.models.names())
+    assert "39,884" in out
+    _, out, _ = run(capsys, "models", "cifar10_large")
+    assert "1,585,008" in out
+    _, out, _ = run(capsys, "info")
+    assert stn.__version__ in out
+    assert "reference" in out
+    assert "threads" in out
+
+
+def test_warp_turns_counterclockwise_scales_and_shifts(dot: Path, tmp_path: Path) -> None:
+    assert spot(dot) == pytest.approx((15.5, -0.5))
+    out = tmp_path / "out.png"
+    for options, wanted in (
+        ({}, (15.5, -0.5)),
+        ({"rotate": 90.0}, (0.5, 15.5)),
+        ({"rotate": 45.0, "scale": 0.5}, (0.5 * 16 * math.sqrt(0.5), 0.5 * 15 * math.sqrt(0.5))),
+        ({"shift": (-20.0, 10.0)}, (-4.5, -10.5)),
+        ({"rotate": 90.0, "shift": (5.0, 3.0)}, (5.5, 12.5)),
+    ):
+        predict.warp_file(dot, out, **options)  # type: ignore[arg-type]
+        assert Image.open(out).size == (60, 40)
+        assert spot(out) == pytest.approx(wanted, abs=0.15), options
+
+
+def test_warp_command(capsys: pytest.CaptureFixture[str], dot: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.jpg"
+    code, said, _ = run(capsys, "warp", str(dot), "--rotate", "45", "--scale", "0.8", "--out", str(out))
+    assert (code, said.strip()) == (0, str(out))
+    assert Image.open(out).size == (60, 40)
+    code, _, err = run(capsys, "warp", str(dot), "--out", str(tmp_path / "out.nope"))
+    assert (code, "out.nope: expected the name of an image file" in err) == (1, True)
+    code, _, err = run(capsys, "warp", str(dot), "--scale", "0", "--out", str(out))
+    assert (code, "scale: expected" in err) == (1, True)
+    code, _, err = run(capsys, "warp", str(dot), "--out", str(tmp_path / "no" / "folder.png"))
+    assert (code, "folder" in err) == (1, True)
+    (tmp_path / "broken.png").write_bytes(dot.read_bytes()[:40])
+    code, _, err = run(capsys, "warp", str(tmp_path / "broken.png"), "--out", str(out))
+    assert (code, "broken.png: not a readable image" in err) == (1, True)
+
+
+def test_train_predict_compare_and_evaluate(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ["--network", "mnist_tutorial", "--epochs", "1", "--threads", "1", "--no-progress"]
+    code, out, err = run(capsys, "train", "digits", *options, "--control")
+    assert code == 0, err
+    folder = Path("runs/digits-affine-s0")
+    assert out.strip().endswith(f"Report: {folder / 'report.html'}")
+    assert (folder / "report.html").stat().st_size > 10_000
+    assert out.count("27,360") >= 2  # the log and the closing table
+    assert "27,624" in out
+    again = run(capsys, "train", "digits", *options)
+    assert "digits-affine-s0-2" in again[1]
+
+    code, out, _ = run(capsys, "evaluate", str(folder), "--json")
+    result = json.loads((folder / "result.json").read_text())
+    assert json.loads(out)["test_accuracy"] == pytest.approx(result["test_accuracy"], abs=1e-6)
+    code, out, _ = run(capsys, "compare", str(folder), str(folder / "control"))
+    assert code == 0
+    assert f"{result['test_accuracy']:.2%}" in out
+
+    for name in ("one/digit.png", "two/digit.png"):
+        Path(name).parent.mkdir()
+        Image.fromarray(np.tile(np.arange(0, 240, 8, dtype=np.uint8), (30, 1))).save(name)
+    Path("bad.png").write_bytes(b"not an image")
+    code, out, _ = run(capsys, "predict", str(folder), "one/digit.png", "two/digit.png", "--json", "--out", "seen")
+    rows = json.loads(out)
+    assert code == 0
+    assert len({row["rectified"] for row in rows}) == 2
+    for row in rows:
+        assert row["class"] in "0123456789"
+        assert 0.1 <= row["confidence"] <= 1
+        assert Image.open(row["rectified"]).size == (28, 28)
+    code, _, err = run(capsys, "predict", str(folder), "bad.png", "one/digit.png")
+    assert (code, "bad.png: not a readable image" in err) == (1, True)
+    with pytest.warns(UserWarning, match=r"skipped: bad\.png"):
+        code, out, _ = run(
+            capsys, "predict", str(folder), "bad.png", "one/digit.png", "--on-bad-image", "skip", "--json"
+        )
+    assert (code, len(json.loads(out))) == (0, 1)
+    code, out, _ = run(capsys, "predict", str(folder / "control"), "one/digit.png", "--json")
+    assert json.loads(out)[0]["rectified"] is None
+
+
+def test_no_permission_to_write(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way of a folder")  # stands for it when the tests run as root
+    code, _, err = run(capsys, "train", "digits", "--epochs", "1", "--out", str(tmp_path / "file" / "run"))
+    assert (code, "stn: error:" in err) == (1, True)
+
+
+def test_own_images(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    for label, level in (("dark", 40), ("light", 200)):
+        (tmp_path / "set" / label).mkdir(parents=True)
+        for i in range(12):
+            pixels = generator.integers(level - 30, level + 30, (30, 40, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "set" / label / f"{i}.png")
+    options = ["--data-dir", str(tmp_path / "set"), "--image-size", "[32, 48]", "--epochs", "2", "--threads", "1"]
+    code, out, err = run(capsys, "train", "images", *options, "--out", str(tmp_path / "run"), "--no-progress")
+    assert code == 0, err
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["test_accuracy"] >= 0.5
+    code, out, _ = run(capsys, "predict", str(tmp_path / "run"), str(tmp_path / "set" / "dark" / "0.png"), "--json")
+    assert json.loads(out)[0]["class"] in ("dark", "light")
+    (tmp_path / "set" / "dark" / "0.png").write_bytes(b"broken")
+    code, _, err = run(capsys, "train", "images", *options, "--out", str(tmp_path / "second"), "--no-progress")
+    assert (code, "0.png" in err, (tmp_path / "second").exists()) == (1, True, False)

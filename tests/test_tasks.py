@@ -1,0 +1,277 @@
+"""Training: runs are whole, repeatable, resumable to the same weights, and nothing in them is executed on loading."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import stn
+from stn_recipes import tasks
+from stn_recipes.config import TrainConfig
+from stn_recipes.recipes import RECIPES, recipe
+
+# The smallest network on the embedded digits: an epoch takes well under a second.
+SMALL = TrainConfig(network="mnist_tutorial", epochs=3, threads=1, lr=0.05, batch_size=32)
+SMALL_ARGUMENTS = ["digits", "--network", "mnist_tutorial", "--epochs", "3", "--threads", "1", "--lr", "0.05"]
+SMALL_ARGUMENTS += ["--batch-size", "32"]
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with its control."""
+    return tasks.train(replace(SMALL, out=str(tmp_path_factory.mktemp("runs") / "run"), control=True))
+
+
+def stn_process(*arguments: str, **options: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-u", "-m", "stn_recipes.cli", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)  # type: ignore[call-overload, no-any-return]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "model.safetensors")
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_run_holds_what_it_promises(trained: Path) -> None:
+    for folder in (trained, trained / "control"):
+        names = {path.name for path in folder.iterdir()}
+        assert {"config.yaml", "data.json", "result.json", "model.safetensors", "checkpoints", "logs"} <= names
+        assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+        assert list((folder / "logs" / "csv").glob("version_0/metrics.csv"))
+        assert list((folder / "logs" / "tensorboard").glob("events.*"))
+    run = tasks.load_run(trained)
+    assert [m["epoch"] for m in run.metrics()] == [1, 2, 3]
+    assert {"train_loss", "val_accuracy", "lr", "transformer_scale"} <= run.metrics()[-1].keys()
+    assert run.metrics()[-1]["train_loss"] < run.metrics()[0]["train_loss"]
+    kept = run.filmstrip()
+    assert kept is not None
+    images, theta, epochs = kept
+    assert theta.shape == (4, len(images), 6)
+    assert epochs.tolist() == [0, 1, 2, 3]
+    identity = stn.Affine().identity()
+    assert torch.equal(theta[0], identity.expand_as(theta[0]))
+    assert not torch.equal(theta[3], theta[0])
+
+
+def test_evaluate_repeats_the_result(trained: Path) -> None:
+    for folder in (trained, trained / "control"):
+        run = tasks.load_run(folder)
+        measured = tasks.evaluate(run)
+        assert measured["test_accuracy"] == pytest.approx(run.result["test_accuracy"], abs=1e-6)
+        assert measured["test_loss"] == pytest.approx(run.result["test_loss"], rel=1e-4)
+        assert measured["images"] == 359
+
+
+def test_the_control_has_no_transformer_and_no_fewer_parameters(trained: Path) -> None:
+    run, control = tasks.load_run(trained), tasks.load_run(trained / "control")
+    assert control.model.transformer is None
+    assert run.model.transformer is not None
+    assert run.result["parameters"] <= control.result["parameters"] <= 1.02 * run.result["parameters"]
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(trained: Path, tmp_path: Path) -> None:
+    again = tasks.train(replace(SMALL, out=str(tmp_path / "again"), num_workers=2))
+    assert same(weights(trained), weights(again))
+    other = tasks.train(replace(SMALL, out=str(tmp_path / "other"), seed=1))
+    assert not same(weights(trained), weights(other))
+
+
+def test_the_test_set_is_read_once_after_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    reads: list[bool] = []
+    original = tasks.ImageDataModule._read
+
+    def read(self: tasks.ImageDataModule, train: bool) -> object:
+        reads.append(train)
+        if not train:
+            assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
+        return original(self, train)
+
+    monkeypatch.setattr(tasks.ImageDataModule, "_read", read)
+    tasks.train(replace(SMALL, out=str(tmp_path / "run"), epochs=1))
+    assert reads == [True, False]
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_stopped_run_resumes_to_the_same_weights(how: signal.Signals, trained: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    process = stn_process("train", *SMALL_ARGUMENTS, "--out", str(folder))
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.split()[:1] == ["1"]:
+            process.send_signal(how)
+            break
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == (130 if how == signal.SIGINT else -9)
+    if how == signal.SIGINT:
+        assert f"--resume {folder}" in errors
+    assert not (folder / "result.json").exists()
+    tasks.resume(folder)
+    assert same(weights(trained), weights(folder))
+    assert tasks.load_run(folder).metrics() == tasks.load_run(trained).metrics()
+
+
+def test_resuming_a_finished_run_changes_nothing(trained: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in trained.rglob("*") if path.is_file()}
+    tasks.resume(trained)
+    assert {path: path.stat().st_mtime_ns for path in trained.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_is_not_written_over(trained: Path) -> None:
+    with pytest.raises(tasks.RunError, match="already holds a run"):
+        tasks.train(replace(SMALL, out=str(trained)))
+
+
+def test_a_run_that_cannot_start_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="network|name"):
+        tasks.train(replace(SMALL, out=str(tmp_path / "run"), network="nope"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_early_stop(tmp_path: Path) -> None:
+    # A learning rate of zero never gets better: the second epoch is the last.
+    run = tasks.train(replace(SMALL, out=str(tmp_path / "run"), lr=0.0, epochs=10, early_stop=1))
+    assert tasks.load_run(run).result["epochs"] == 2
+
+
+@pytest.mark.slow
+def test_two_processes_on_the_cpu(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    distributed = ["--accelerator", "cpu", "--devices", "2", "--strategy", "ddp"]
+    process = stn_process("train", *SMALL_ARGUMENTS, "--out", str(folder), *distributed)
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, output + errors
+    run = tasks.load_run(folder)
+    assert [m["epoch"] for m in run.metrics()] == [1, 2, 3]
+    # Every test image was seen by exactly one process.
+    assert run.result["test_accuracy"] == pytest.approx(tasks.evaluate(run)["test_accuracy"], abs=1e-6)
+
+
+def copy_of(run: Path, to: Path) -> Path:
+    import shutil
+
+    shutil.copytree(run, to)
+    return to
+
+
+def test_damaged_weights_are_refused(trained: Path, tmp_path: Path) -> None:
+    run = copy_of(trained, tmp_path / "run")
+    file = run / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(tasks.RunError, match=r"model\.safetensors: damaged"):
+        _ = tasks.load_run(run).model
+
+
+def test_weights_of_another_network_are_refused(trained: Path, tmp_path: Path) -> None:
+    run = copy_of(trained, tmp_path / "run")
+    save_file(stn.models.create("cifar10_small").state_dict(), run / "model.safetensors")
+    with pytest.raises(tasks.RunError, match="another network"):
+        _ = tasks.load_run(run).model
+
+
+def test_a_damaged_checkpoint_is_refused_on_resume(trained: Path, tmp_path: Path) -> None:
+    run = copy_of(trained, tmp_path / "run")
+    (run / "result.json").unlink()
+    file = run / "checkpoints" / "last.ckpt"
+    file.write_bytes(file.read_bytes()[:-2000])
+    with pytest.raises(tasks.RunError, match=r"last\.ckpt: damaged"):
+        tasks.resume(run)
+
+
+class Malicious:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (str(self.marker),)
+
+
+def test_loading_a_checkpoint_executes_nothing(trained: Path, tmp_path: Path) -> None:
+    run, marker = copy_of(trained, tmp_path / "run"), tmp_path / "executed"
+    torch.save({"state_dict": {}, "epoch": 1, "evil": Malicious(marker)}, run / "checkpoints" / "last.ckpt")
+    (run / "result.json").unlink()
+    with pytest.raises(tasks.RunError, match="damaged, or not a checkpoint"):
+        tasks.resume(run)
+    (run / "model.safetensors").write_bytes(pickle.dumps(Malicious(marker)))
+    with pytest.raises(tasks.RunError):
+        _ = tasks.load_run(run).model
+    assert not marker.exists()
+
+
+def test_a_damaged_config_or_result_is_refused(trained: Path, tmp_path: Path) -> None:
+    run = copy_of(trained, tmp_path / "run")
+    (run / "result.json").write_text("{")
+    with pytest.raises(tasks.RunError, match=r"result\.json: damaged"):
+        _ = tasks.load_run(run).result
+    (run / "config.yaml").write_text("epochs: [")
+    with pytest.raises(tasks.RunError, match=r"config\.yaml: not the settings"):
+        tasks.load_run(run)
+    with pytest.raises(tasks.RunError, match="expected the folder of a run"):
+        tasks.load_run(tmp_path)
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
+    from stn_recipes.files import atomic_path, write_text
+
+    file = tmp_path / "file.json"
+    write_text(file, "old")
+    with pytest.raises(OSError, match="No space"), atomic_path(file) as temporary:
+        temporary.write_text("ne")
+        raise OSError(28, "No space left on device")
+    assert file.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_collapse_is_named_while_it_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # A localizer that learns a thousand times too fast, unclipped, runs away within an epoch.
+    config = replace(SMALL, epochs=1, localizer_lr_scale=100.0, clip=None, out=str(tmp_path / "run"))
+    tasks.train(config)
+    assert "the transformer shows" in capsys.readouterr().out
+
+
+def test_localizer_has_its_own_rate_and_biases_no_decay() -> None:
+    config = replace(SMALL, weight_decay=0.1, lr=0.5, localizer_lr_scale=0.1, schedule="constant")
+    task = tasks.Classification(tasks.make_model(config, (1, 28, 28), 10), config)
+    task.trainer = type("T", (), {"estimated_stepping_batches": 10})()  # type: ignore[assignment]
+    optimizer = task.configure_optimizers()["optimizer"]
+    rates = {id(p): (g["initial_lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
+    transformer = task.model.transformer
+    assert transformer is not None
+    for parameter in task.model.parameters():
+        inside = any(parameter is p for p in transformer.localizer.parameters())
+        assert rates[id(parameter)] == (pytest.approx(0.05 if inside else 0.5), 0.1 if parameter.ndim > 1 else 0.0)
+
+
+def test_every_recipe_builds_its_network_and_its_control() -> None:
+    shapes = {"digits": (1, 28, 28), "mnist": (1, 28, 28), "cifar10": (3, 32, 32), "images": (3, 64, 64)}
+    sizes = {"rts": 42, "p": 42, "tc": 60}
+    for name in RECIPES:
+        config = recipe(name)
+        assert config.recipe == name
+        channels, side, _ = shapes[config.dataset]
+        side = sizes.get(config.distortion or "", side)
+        counts = []
+        for transformer in (config.transformer, "none"):
+            model = tasks.make_model(replace(config, transformer=transformer), (channels, side, side), 10)  # type: ignore[arg-type]
+            assert model(torch.zeros(2, channels, side, side)).shape == (2, 10)
+            counts.append(sum(p.numel() for p in model.parameters()))
+        assert counts[0] <= counts[1] <= 1.02 * counts[0], name
+
+
+def test_results_are_json_with_versions(trained: Path) -> None:
+    result = json.loads((trained / "result.json").read_text())
+    assert result["versions"]["torch"] == torch.__version__
+    assert result["epochs"] == 3
+    assert 0 <= result["test_accuracy"] <= 1
