@@ -1,9 +1,9 @@
 """Seeing what a transformer does: pictures before and after, filmstrips, grids, curves.
 
 Every function returns a matplotlib `Figure` that belongs to nobody: no pyplot, no window, no global state. A notebook
-shows it when it is the last line of a cell, `figure.savefig("name.png")` writes it anywhere. Backgrounds are transparent
-and the ink is of a middle tone, so a picture reads on a light page and on a dark one. matplotlib is imported at the
-first call (`pip install spatial-transformers[viz]`).
+shows it when it is the last line of a cell, `figure.savefig("name.png")` writes it anywhere. Backgrounds are
+transparent and the ink is of a middle tone, so a picture reads on a light page and on a dark one. matplotlib is
+imported at the first call (`pip install spatial-transformers[viz]`).
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ INK = "#7a828e"
 FIRST = "#2f88c9"  # what is looked at: the transformer
 SECOND = "#d97f2a"  # what it is compared with: the control
 WRONG = "#d1495b"
+ON_COLOR = "#fffffe"  # on the last three
 FRAME = "#ffa61a"  # the sampled frame on an image
 
 PANELS = {"loss": "loss", "accuracy": "accuracy", "lr": "learning rate"}
@@ -92,7 +93,7 @@ def before_after(
         row, column = 2 * (i // columns), i % columns
         _draw_image(axes[row, column], image, margin)
         _draw_outline(axes[row, column], outlines[i])
-        axes[row, column].set_title(captions[i], fontsize=8, color=INK)
+        axes[row, column].set_title(captions[i], fontsize=8.5, color=INK)
         _draw_image(axes[row + 1, column], after[i], margin)
     return figure
 
@@ -132,7 +133,7 @@ def filmstrip(
         strips.insert(0, ("input", inputs))
     figure, axes = _figure(0.95 * len(strips), frames.shape[1] + 0.3, frames.shape[1], len(strips))
     for column, (title, images) in enumerate(strips):
-        axes[0, column].set_title(title, fontsize=8, color=INK)
+        axes[0, column].set_title(title, fontsize=8.5, color=INK)
         pixels = _pixels("inputs" if title == "input" else "frames", images, mean, std)
         for row, image in enumerate(pixels):
             axes[row, column].set_axis_off()
@@ -205,7 +206,7 @@ def theta_histograms(
     identity = transform.identity().double()
     columns = min(_positive("columns", columns), len(shown))
     rows = math.ceil(len(shown) / columns)
-    figure, axes = _figure(2.3 * columns, 1.6 * rows, rows, columns)
+    figure, axes = _figure(3.0 * columns, 1.9 * rows, rows, columns)
     for place in axes.flat[len(shown) :]:
         place.remove()
     for place, i in zip(axes.flat, shown, strict=False):
@@ -214,12 +215,12 @@ def theta_histograms(
         pad = 0.05 * (high - low) or 0.1
         place.hist(column, bins=32, range=(low - pad, high + pad), color=FIRST)
         place.axvline(rest, color=INK, linewidth=1, linestyle=(0, (3, 2)))
-        place.set_title(names[i], fontsize=8, color=INK)
+        place.set_title(names[i], fontsize=8.5, color=INK)
         _style(place)
         place.set_yticks([])
         place.grid(False)
         place.spines["bottom"].set_visible(True)
-        place.locator_params(axis="x", nbins=5)
+        place.locator_params(axis="x", nbins=4)
     return figure
 
 
@@ -251,7 +252,7 @@ def curves(
         raise ValueError(f"metrics: expected at least one record, each with an epoch, got {list(metrics)[:1]!r}")
     if not panels:
         raise ValueError("panels: expected at least one of loss, accuracy, lr, got none")
-    figure, axes = _figure(4.4 * len(panels), 2.7, 1, len(panels))
+    figure, axes = _figure(3.5 * len(panels), 2.4, 1, len(panels))
     runs = [(metrics, FIRST, names[0])] + ([(control, SECOND, names[1])] if control else [])
     for place, panel in zip(axes.flat, panels, strict=True):
         check_choice("panels", panel, PANELS)
@@ -259,6 +260,8 @@ def curves(
         for log, color, name in runs:
             for key, part, dashes in _series(panel):
                 points = [(r["epoch"], r.get(key)) for r in log]
+                if color == SECOND and panel == "lr" and points == [(r["epoch"], r.get(key)) for r in metrics]:
+                    continue  # one schedule for both
                 y = np.array([np.nan if v is None else v for _, v in points], dtype=float)
                 if not np.isfinite(y).any():
                     continue
@@ -269,8 +272,8 @@ def curves(
                 place.plot(x, y, color=color, linewidth=1.6, label=label, marker=marker, markersize=3, **style)
                 drawn.append(y[np.isfinite(y)])
         _style(place)
-        place.set_title(PANELS[panel], fontsize=9, color=INK, loc="left")
-        place.set_xlabel("epoch", fontsize=8, color=INK)
+        place.set_title(PANELS[panel], fontsize=9.5, color=INK, loc="left")
+        place.set_xlabel("epoch", fontsize=8.5, color=INK)
         place.xaxis.get_major_locator().set_params(integer=True)
         if not drawn:
             continue
@@ -334,14 +337,13 @@ def confusion(matrix: Tensor | np.ndarray, class_names: Sequence[str]) -> Figure
     place.set_aspect("equal")
     if k <= MAX_COUNTS:
         for row, column in zip(*np.nonzero(counts), strict=True):
-            place.text(
-                column, row, f"{counts[row, column]:g}",
-                ha="center", va="center", fontsize=7, color="white" if row == column and share[row, row] > 0.5 else INK,
-            )  # fmt: skip
+            color = FIRST if row == column else WRONG
+            color = ON_COLOR if colors[row, column, 3] > 0.5 else color
+            place.text(column, row, f"{counts[row, column]:g}", ha="center", va="center", fontsize=7, color=color)
     _style(place)
     place.grid(False)
-    place.set_xlabel("predicted", fontsize=8, color=INK)
-    place.set_ylabel("true", fontsize=8, color=INK)
+    place.set_xlabel("predicted", fontsize=8.5, color=INK)
+    place.set_ylabel("true", fontsize=8.5, color=INK)
     return figure
 
 
@@ -362,7 +364,7 @@ def robustness(sweeps: Mapping[str, tuple[Sequence[float], Mapping[str, Sequence
     """
     if not sweeps:
         raise ValueError("sweeps: expected at least one, got none")
-    figure, axes = _figure(3.4 * len(sweeps), 2.5, 1, len(sweeps))
+    figure, axes = _figure(3.5 * len(sweeps), 2.4, 1, len(sweeps))
     for place, (title, (positions, series)) in zip(axes.flat, sweeps.items(), strict=True):
         for (name, accuracies), color in zip(series.items(), (FIRST, SECOND, INK, WRONG), strict=False):
             if len(accuracies) != len(positions):
@@ -371,10 +373,11 @@ def robustness(sweeps: Mapping[str, tuple[Sequence[float], Mapping[str, Sequence
                 )
             place.plot(positions, accuracies, color=color, linewidth=1.6, marker="o", markersize=2.5, label=name)
         _style(place)
-        place.set_xlabel(title, fontsize=8, color=INK)
+        place.set_xlabel(title, fontsize=8.5, color=INK)
+        place.set_xticks(positions[:: math.ceil(len(positions) / 7)])
         place.yaxis.set_major_formatter(_percent)
-        lowest = min((min(accuracies) for accuracies in series.values()), default=0.0)
-        place.set_ylim(min(lowest - 0.03, 0.9), 1.01)
+        every = [value for accuracies in series.values() for value in accuracies] or [0.0, 1.0]
+        place.set_ylim(max(min(every) - 0.05, -0.01), min(max(every) + 0.05, 1.01))
         if len(series) > 1:
             _legend(place)
     return figure
@@ -466,15 +469,12 @@ def frame_outlines(warp: Warp) -> Tensor:
     return warp.outline(1 if straight else 16).detach().cpu().float()
 
 
-def frame_margin(outlines: Tensor, image_size: tuple[int, ...], most: float = 0.35) -> float:
-    """The room to leave around images, relative to their sides, for outlines (B, N, 2) to be seen; at most `most`.
-
-    Nine in ten images get the room they need: a single wild frame does not make all pictures small.
-    """
+def frame_margin(outlines: Tensor, image_size: tuple[int, ...], most: float = 0.3) -> float:
+    """The room to leave around images, relative to their sides, for outlines (B, N, 2) to be seen; at most `most`."""
     sides = outlines.new_tensor(image_size[::-1])
     places = (outlines + 0.5) / sides  # the image is [0, 1]
-    beyond = torch.maximum(-places, places - 1).nan_to_num(nan=0.0, posinf=most, neginf=0.0).flatten(1).amax(1)
-    needed = float(beyond.quantile(0.9)) if len(beyond) else 0.0
+    beyond = torch.maximum(-places, places - 1).nan_to_num(nan=0.0, posinf=most, neginf=0.0)
+    needed = float(beyond.max()) if len(beyond) else 0.0
     return min(max(needed + 0.02, 0.02), most)
 
 
@@ -546,13 +546,13 @@ def _style(place: Axes) -> None:
     for side in ("top", "right", "left", "bottom"):
         place.spines[side].set_visible(False)
         place.spines[side].set_color(INK)
-    place.tick_params(length=0, labelsize=7.5, labelcolor=INK)
+    place.tick_params(length=0, labelsize=8, labelcolor=INK)
     place.set_axisbelow(True)
     place.grid(True, color=INK, alpha=0.22, linewidth=0.6)
 
 
 def _legend(place: Axes) -> None:
-    legend = place.legend(fontsize=7.5, frameon=False, labelcolor=INK, handlelength=1.8)
+    legend = place.legend(fontsize=8, frameon=False, labelcolor=INK, handlelength=1.8)
     legend.set_in_layout(False)
 
 
@@ -575,6 +575,6 @@ def _frame_limits(place: Axes, size: tuple[int, ...], margin: float) -> None:
 
 def _draw_outline(place: Axes, outline: Tensor) -> None:
     x, y = outline.unbind(1)
-    place.plot(x.numpy(), y.numpy(), color="black", linewidth=2.6, alpha=0.4, solid_joinstyle="round")
+    place.plot(x.numpy(), y.numpy(), color="black", linewidth=2.2, alpha=0.35, solid_joinstyle="round")
     place.plot(x.numpy(), y.numpy(), color=FRAME, linewidth=1.3, solid_joinstyle="round")
     place.plot(x[:1].numpy(), y[:1].numpy(), "o", color=FRAME, markersize=3.5)

@@ -262,7 +262,7 @@ def _predict(a: Namespace) -> None:
 def _report(a: Namespace) -> None:
     from .report import write_report
 
-    print(write_report(Path(a.run), None if a.control is None else Path(a.control)))
+    print(write_report(Path(a.run), None if a.control is None else Path(a.control), data_dir=a.data_dir))
 
 
 def _compare(a: Namespace) -> None:
@@ -277,8 +277,8 @@ def _compare(a: Namespace) -> None:
 
 def _print_table(runs: Sequence[Any]) -> None:
     table = Table(box=None)
-    table.add_column("run", no_wrap=True)
-    for column in ("transformer", "params", "seed", "epochs", "val acc", "test acc", "error", "min"):
+    table.add_column("run", overflow="fold")
+    for column in ("transformer", "params", "seed", "epochs", "val", "test", "error", "min"):
         table.add_column(column, justify="left" if column == "transformer" else "right", no_wrap=True)
     for run in runs:
         r = run.result

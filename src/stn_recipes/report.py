@@ -30,6 +30,7 @@ from torch import Tensor
 import stn
 from stn import viz
 from stn.models import TransformerClassifier
+from stn.sampling import PaddingMode
 from stn.transforms.affine import AbstractMatrixTransform
 
 from .data import DataError
@@ -88,13 +89,14 @@ class Outcome:
         return float(self.correct.double().mean())
 
 
-def write_report(run: Path, control: Path | None = None) -> Path:
+def write_report(run: Path, control: Path | None = None, *, data_dir: str | None = None) -> Path:
     """Write RUN/report.html and RUN/figures, and return the page.
 
     Args:
         run: folder of the run.
         control: folder of a run without a transformer to show beside it; RUN/control unless given, where that is a
             finished run.
+        data_dir: where the data lies now, if not where the run had it.
 
     Raises:
         RunError: for a folder without a run, or a control on other images.
@@ -107,7 +109,7 @@ def write_report(run: Path, control: Path | None = None) -> Path:
             raise RunError(f"control: expected a finished run, got {control}, which has no result.json")
     elif (Path(run) / "control" / "result.json").exists():
         other = load_run(Path(run) / "control")
-    report = build(loaded, other)
+    report = build(loaded, other, data_dir=data_dir)
     folder = loaded.path / "figures"
     folder.mkdir(exist_ok=True)
     for name in FIGURES:
@@ -123,7 +125,7 @@ def write_report(run: Path, control: Path | None = None) -> Path:
 
 
 @torch.no_grad()
-def build(run: Run, control: Run | None = None) -> Report:
+def build(run: Run, control: Run | None = None, *, data_dir: str | None = None) -> Report:
     """The report of a run, in memory."""
     if control is not None:
         _check_control(run, control)
@@ -140,6 +142,8 @@ def build(run: Run, control: Run | None = None) -> Report:
             if panel != "lr" or any("lr" in record for record in metrics)
         ]
         context["log"] = _log(metrics)
+    if data_dir is not None:  # not before now: the page says what the run was told
+        run.config.data_dir = data_dir
     model = _attempt(run, context, "its weights cannot be read", lambda: run.model)
     if model is not None:
         film = run.filmstrip()
@@ -166,7 +170,7 @@ def _attempt(run: Run, context: dict[str, Any], problem: str, read: Any) -> Any:
     try:
         return read()
     except (RunError, DataError, OSError) as error:
-        reason = _shareable(run, str(error))
+        reason = _shareable(run, str(error).splitlines()[0])
         context["notes"].append(f"Parts of this page are missing, because {problem}: {reason}")
         return None
 
@@ -190,12 +194,11 @@ def _about(run: Run, control: Run | None, metrics: Sequence[Mapping[str, float]]
     what = f"{config.dataset} images" if config.dataset != "images" else "your own images"
     what += f", {DISTORTIONS[config.distortion]}" if config.distortion in DISTORTIONS else ""
     epochs = int(result.get("epochs") or (metrics[-1]["epoch"] if metrics else 0))
+    kind = "control without a transformer" if config.transformer == "none" else f"{config.transformer} transformer"
     return {
-        "title": f"{config.recipe}, {'control' if config.transformer == 'none' else config.transformer + ' transformer'}",
+        "title": f"{config.recipe}, {kind}",
         "recipe": config.recipe,
-        "kind": "control without a transformer"
-        if config.transformer == "none"
-        else f"{config.transformer} transformer",
+        "kind": kind,
         "what": what,
         "network": config.network,
         "seed": config.seed,
@@ -402,8 +405,7 @@ def _outcome(model: TransformerClassifier, data: Any, renormalize: Any = None) -
         labels.append(truth)
         predicted.append(top.indices)
         confidence.append(top.values)
-    parts = (torch.cat(part) for part in (labels, predicted, confidence))
-    return Outcome(*parts, torch.cat(theta) if theta else None)
+    return Outcome(torch.cat(labels), torch.cat(predicted), torch.cat(confidence), torch.cat(theta) if theta else None)
 
 
 def _cases(
@@ -449,6 +451,7 @@ def _cases(
             "after": None if after is None else _uri(after[i]),
             "outline": None if outlines is None else _points(outlines[i]),
             "corner": None if outlines is None else outlines[i][0].tolist(),
+            "moving": None,
             "truth": truth,
             "predicted": predicted,
             "confidence": float(outcome.confidence[place]),
@@ -529,7 +532,7 @@ def _theta(transformer: stn.SpatialTransformer, theta: Tensor, image_size: tuple
     }
 
 
-def _in_words(transformer: stn.SpatialTransformer, theta: Tensor, image_size: tuple[int, int]) -> dict[str, Any] | None:
+def _in_words(transformer: stn.SpatialTransformer, theta: Tensor, image_size: tuple[int, int]) -> dict[str, str] | None:
     """Turn and magnification of affine warps, in the terms of the picture."""
     transform = transformer.transform
     if not isinstance(transform, AbstractMatrixTransform):
@@ -539,21 +542,29 @@ def _in_words(transformer: stn.SpatialTransformer, theta: Tensor, image_size: tu
     linear = m[:, :, :2] * half[:, None] / half
     turn = torch.atan2(linear[:, 1, 0] - linear[:, 0, 1], linear[:, 0, 0] + linear[:, 1, 1]).rad2deg()
     zoom = torch.linalg.det(linear.double()).abs().clamp_min(1e-12).rsqrt()
-    at = torch.tensor([0.05, 0.5, 0.95])
-    return {"turn": turn.quantile(at).tolist(), "zoom": zoom.quantile(at.double()).tolist()}
+    at = torch.tensor([0.05, 0.95], dtype=torch.float64)
+    return {
+        "turn": _range(*turn.double().quantile(at).tolist(), digits=0, unit="°"),
+        "zoom": _range(*zoom.quantile(at).tolist(), digits=2, unit=""),
+    }
+
+
+def _range(low: float, high: float, *, digits: int, unit: str) -> str:
+    ends = [f"{round(value, digits) + 0.0:.{digits}f}{unit}".replace("-", "−") for value in (low, high)]
+    return ends[0] if ends[0] == ends[1] else f"{ends[0]} to {ends[1]}"
 
 
 def _sweep(
     run: Run, models: Mapping[str, tuple[TransformerClassifier, Any]], data: Any
 ) -> tuple[dict[str, tuple[Sequence[float], dict[str, list[float]]]], int]:
     """Accuracy under a further warp of the test images, and how many of them were used."""
-    channels, height, width = run.facts["input_shape"]
+    _, height, width = run.facts["input_shape"]
     count = min(len(data), 1000, max(200, ROBUSTNESS_PIXELS // (height * width)))
     # Spread over the set: folders of images come class by class.
     places = torch.linspace(0, len(data) - 1, count).round().long().tolist()
     batches = list(_batches(data, places, 250))
     mean, std = _statistics(run)
-    padding = "zeros" if run.config.dataset in ZERO_BACKGROUND else "border"
+    padding: PaddingMode = "zeros" if run.config.dataset in ZERO_BACKGROUND else "border"
     family = stn.Similarity()
 
     def accuracies(degrees: float = 0.0, scale: float = 1.0, shift: float = 0.0) -> list[float]:
@@ -589,7 +600,8 @@ def _film(
     last = len(epochs) - 1
     # Closer at the start, where most happens.
     columns = sorted({round(last * (i / (FILM_COLUMNS - 1)) ** 1.6) for i in range(FILM_COLUMNS)})
-    size = tuple(images.shape[2:])
+    height, width = images.shape[2:]
+    size = (height, width)
     warps = []
     for values in theta:
         output = stn.warp(
@@ -621,8 +633,8 @@ def _film(
         "epochs": shown,
         "rows": rows,
         "margin": margin,
-        "view": _view(*size, margin),
-        "aspect": f"{size[1]} / {size[0]}",
+        "view": _view(height, width, margin),
+        "aspect": f"{width} / {height}",
         "out_aspect": f"{warps[0].size[1]} / {warps[0].size[0]}",
         "seconds": f"{min(max(0.3 * len(epochs), 3), 12):.1f}",
     }
@@ -658,7 +670,13 @@ def _uri(image: Tensor) -> str:
     return f"data:image/{'png' if exact else 'jpeg'};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-_COLORS = {viz.INK: "var(--ink)", viz.FIRST: "var(--first)", viz.SECOND: "var(--second)", viz.WRONG: "var(--wrong)"}
+_COLORS = {
+    viz.INK: "var(--ink)",
+    viz.FIRST: "var(--first)",
+    viz.SECOND: "var(--second)",
+    viz.WRONG: "var(--wrong)",
+    viz.ON_COLOR: "var(--on-color)",
+}
 
 
 def _svg(figure: Figure, label: str) -> Markup:
@@ -683,7 +701,7 @@ def _svg(figure: Figure, label: str) -> Markup:
     opening = re.search(r'viewBox="[^"]*"', text)
     assert opening is not None
     head = f'<svg class="chart" role="img" aria-label="{Markup.escape(label)}" {opening[0]}>'
-    return Markup(head + text[text.index(">") + 1 :].rstrip())  # noqa: S704 - made here, from numbers and escaped names
+    return Markup(head + text[text.index(">") + 1 :].rstrip())
 
 
 @cache

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_float_tensor, check_size, coordinate_dtype
+from .._checks import check_float_tensor, check_size, coordinate_dtype, describe
 from ..conventions import lattice
 
 
@@ -53,11 +53,103 @@ class AbstractTransform(nn.Module, ABC):
         """The sampling positions (B, *size, d) for an output of `size`; `image_size` is `size` unless given."""
         theta = self.check_theta(theta)
         size = check_size(size, self.ndim)
-        axes = [lattice(n, align_corners=align_corners, dtype=theta.dtype, device=theta.device) for n in size]
-        points = torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], dim=-1).reshape(1, -1, self.ndim)
-        points = points.expand(theta.shape[0], -1, -1)
+        points = self._lattice(theta, size, align_corners)
         mapped = self.map_points(theta, points, image_size=image_size or size, align_corners=align_corners)
         return mapped.reshape(theta.shape[0], *size, self.ndim)
+
+    def jacobian(
+        self, theta: Tensor, points: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False
+    ) -> Tensor:
+        """The derivative of `map_points` at output points (B, N, d): (B, N, d, d), one row an input coordinate."""
+        theta = self.check_theta(theta)
+        points = self.check_points(theta, points).expand(theta.shape[0], -1, -1)
+
+        def mapped(points: Tensor) -> Tensor:
+            return self.map_points(theta, points, image_size=image_size, align_corners=align_corners)
+
+        _, pull, *_ = torch.func.vjp(mapped, points)
+        units = torch.eye(self.ndim, dtype=points.dtype, device=points.device)
+        return torch.stack([pull(unit.expand_as(points))[0] for unit in units], dim=-2)
+
+    def folds(
+        self,
+        theta: Tensor,
+        size: tuple[int, ...],
+        *,
+        image_size: tuple[int, ...] | None = None,
+        align_corners: bool = False,
+    ) -> Tensor:
+        """Whether each warp folds over or collapses on the pixel centres of `size`: (B,), true where the Jacobian
+        determinant vanishes or has both signs. A mirror image does not fold."""
+        theta = self.check_theta(theta)
+        size = check_size(size, self.ndim)
+        points = self._lattice(theta, size, align_corners)
+        jacobian = self.jacobian(theta, points, image_size=image_size or size, align_corners=align_corners)
+        sign = torch.linalg.det(jacobian).sign()
+        return ~((sign > 0).all(1) | (sign < 0).all(1))
+
+    def unmap_points(
+        self,
+        theta: Tensor,  # (B, num_params)
+        points: Tensor,  # (B, N, d)
+        *,
+        image_size: tuple[int, ...] | None = None,
+        align_corners: bool = False,
+        tolerance: float = 1e-4,
+    ) -> Tensor:
+        """Input points (B, N, d) to the output points where they appear: the inverse of `map_points`, by Newton's method.
+
+        Args:
+            tolerance: the largest distance, in normalized units, that is left between `map_points` of the result and
+                `points`.
+
+        Raises:
+            ValueError: where it is not reached: the warp folds there, or never reads the point.
+        """
+        theta = self.check_theta(theta)
+        target = self.check_points(theta, points).expand(theta.shape[0], -1, -1)
+
+        def mapped(points: Tensor) -> Tensor:
+            return self.map_points(theta, points, image_size=image_size, align_corners=align_corners)
+
+        found = target
+        missed = (mapped(found) - target).detach().norm(dim=-1)
+        for _ in range(50):
+            if bool((missed <= 0.01 * tolerance).all()):
+                break
+            jacobian = self.jacobian(theta, found, image_size=image_size, align_corners=align_corners)
+            step = torch.linalg.solve_ex(jacobian, (mapped(found) - target)[..., None])[0][..., 0]
+            found = found - step / step.norm(dim=-1, keepdim=True).clamp_min(1.0)  # never more than half the frame
+            missed = (mapped(found) - target).detach().norm(dim=-1)
+        if bool((~(missed <= tolerance)).any()):
+            image, point = (~(missed <= tolerance)).nonzero()[0].tolist()
+            raise ValueError(
+                f"points: expected points that the warp reaches, but point {point} of image {image} is missed by "
+                f"{float(missed[image, point]):.2g}: the warp folds or does not read there"
+            )
+        return found
+
+    def map_boxes(
+        self,
+        theta: Tensor,  # (B, num_params)
+        boxes: Tensor,  # (B, N, 2 d)
+        *,
+        image_size: tuple[int, ...] | None = None,
+        align_corners: bool = False,
+    ) -> Tensor:
+        """Upright boxes (x0, y0[, z0], x1, y1[, z1]) of the output to the upright boxes (B, N, 2 d) in the input that
+        hold what they show: the bounds of a lattice of 9 points an axis in each box."""
+        theta = self.check_theta(theta)
+        d = self.ndim
+        if not isinstance(boxes, Tensor) or boxes.ndim != 3 or boxes.shape[-1] != 2 * d:
+            raise ValueError(f"boxes: expected (B, N, {2 * d}), got {describe(boxes)}")
+        t = torch.linspace(0, 1, 9, dtype=theta.dtype, device=theta.device)
+        inside = torch.stack(torch.meshgrid([t] * d, indexing="ij"), -1).reshape(-1, d)
+        low, high = boxes[:, :, None, :d].to(theta.dtype), boxes[:, :, None, d:].to(theta.dtype)
+        points = (low + (high - low) * inside).flatten(1, 2)
+        mapped = self.map_points(theta, points, image_size=image_size, align_corners=align_corners)
+        mapped = mapped.unflatten(1, (boxes.shape[1], len(inside)))
+        return torch.cat([mapped.amin(2), mapped.amax(2)], dim=-1)
 
     def inverse(
         self, theta: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False
@@ -73,6 +165,12 @@ class AbstractTransform(nn.Module, ABC):
         from .compose import Compose
 
         return Compose(self, other)
+
+    def _lattice(self, theta: Tensor, size: tuple[int, ...], align_corners: bool) -> Tensor:
+        """The pixel centres of an output, (B, N, d)."""
+        axes = [lattice(n, align_corners=align_corners, dtype=theta.dtype, device=theta.device) for n in size]
+        points = torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], dim=-1).reshape(1, -1, self.ndim)
+        return points.expand(theta.shape[0], -1, -1)
 
     def check_theta(self, theta: Tensor) -> Tensor:
         """theta as float32 or float64 (B, num_params), or a ValueError that says the right width."""

@@ -1,0 +1,358 @@
+import base64
+import html.parser
+import io
+import json
+import math
+import re
+import shutil
+import subprocess
+
+import pytest
+import torch
+from PIL import Image
+from scipy.stats import binomtest
+
+import stn
+from stn_recipes import report, tasks
+from stn_recipes.config import TrainConfig
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
+    "--enable-logging=stderr", "--host-resolver-rules=MAP * ~NOTFOUND",
+)  # fmt: skip
+PROBE = """<script>
+addEventListener("load", () => {
+  const images = [...document.images], width = document.documentElement.clientWidth;
+  const inside = (node) => node.closest(".scroll, pre, svg") !== null;
+  parent.document.documentElement.dataset.probe = JSON.stringify({
+    width, images: images.length, broken: images.filter((image) => !image.naturalWidth).length,
+    unseen: images.filter((image) => !image.getBoundingClientRect().width).length,
+    scroll: document.documentElement.scrollWidth,
+    wide: [...document.body.querySelectorAll("*")].filter((node) => !inside(node) &&
+      node.getBoundingClientRect().right > width + 0.5).map((node) => node.outerHTML.slice(0, 120)),
+    loaded: performance.getEntriesByType("resource").map((entry) => entry.name)
+      .filter((name) => !name.startsWith("data:")),
+    page: getComputedStyle(document.body).backgroundColor,
+    ink: getComputedStyle(document.querySelector(".chart text")).fill,
+  });
+});
+</script>"""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run with its control, hardly trained: there are errors to show."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    config = TrainConfig(
+        distortion="r", epochs=2, batch_size=32, limit_train=256, lr=0.05, out=str(folder), control=True, progress=False
+    )
+    tasks.train(config)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "ROTATIONS", (-90, 0, 90))
+        patch.setattr(report, "SCALES", (0.6, 1.0, 1.6))
+        report.write_report(folder)
+    return folder
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """A copy to spoil."""
+    return shutil.copytree(trained, tmp_path / "tiny")
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(report, "ROTATIONS", (0, 90))
+    monkeypatch.setattr(report, "SCALES", (1.0,))
+    monkeypatch.setattr(report, "SHIFTS", (0.0,))
+    monkeypatch.setattr(report, "CASES", 2)
+    monkeypatch.setattr(report, "FILM_COLUMNS", 2)
+
+
+class Page(html.parser.HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.links, self.words, self.styles = [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.links += [v for k, v in attrs if k in ("src", "href", "srcset", "xlink:href", "data", "action", "poster")]
+
+    def handle_data(self, data):
+        (self.styles if self.tags and self.tags[-1] == "style" else self.words).append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+
+def page_of(folder):
+    return Page((folder / "report.html").read_text())
+
+
+def test_the_page_stands_alone(trained):
+    text = (trained / "report.html").read_text()
+    page = Page(text)
+    assert len(text) < 1.5e6
+    assert "script" not in page.tags
+    assert page.links
+    assert [link for link in page.links if not link.startswith(("data:", "#"))] == []
+    assert not re.search(r"https?://|@import|url\((?!#)", text)
+    targets = set(re.findall(r' id="([^"]+)"', text))
+    assert {link[1:] for link in page.links if link.startswith("#")} <= targets
+    assert len(re.findall(r' id="', text)) == len(targets)  # none twice
+
+
+def test_every_image_in_the_page_decodes(trained):
+    uris = [link for link in page_of(trained).links if link.startswith("data:image")]
+    assert len(uris) > 50
+    for uri in uris:
+        picture = Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
+        assert picture.convert("RGB").size == (28, 28)
+
+
+def test_the_page_says_what_was_reached_and_how_to_repeat_it(trained):
+    result, control = (json.loads((f / "result.json").read_text()) for f in (trained, trained / "control"))
+    text = page_of(trained).text
+    for of in (result, control):
+        assert f"{100 * of['test_accuracy']:.2f}%" in text
+        assert f"{of['parameters']:,}" in text
+    gain = 100 * (result["test_accuracy"] - control["test_accuracy"])
+    assert f"{gain:+.2f}".replace("-", "−") in text or abs(gain) < 0.005
+    for version in result["versions"].values():
+        assert version in text
+    assert "tiny/config.yaml" in text
+    assert "limit_train 256" in text
+    assert "changed since" not in text
+    assert "not finished" not in text
+
+
+def test_the_log_has_every_epoch(trained):
+    last = tasks.load_run(trained).metrics()[-1]
+    text = page_of(trained).text
+    assert "Log of 2 epochs" in text
+    assert f"2 {last['train_loss']:.4f} {last['train_accuracy']:.2%} {last['val_loss']:.4f}" in text
+
+
+def test_figures_are_written_as_files(trained):
+    found = {file.stem: Image.open(file) for file in (trained / "figures").iterdir()}
+    assert set(found) == set(report.FIGURES)
+    for picture in found.values():
+        assert min(picture.size) > 200
+        assert picture.getpixel((0, 0))[3] == 0
+
+
+def test_no_folder_of_the_machine_is_passed_on(run, tmp_path, quick):
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("data_dir: null", f"data_dir: {tmp_path / 'secret'}"))
+    result = json.loads((run / "result.json").read_text())
+    result["command"] = f"stn train digits --data-dir {tmp_path / 'secret'} --out {run}"
+    (run / "result.json").write_text(json.dumps(result))
+    text = report.write_report(run).read_text()
+    assert str(tmp_path) not in text
+    assert "stn train digits --data-dir DATA --out tiny" in text
+
+
+def test_class_names_are_text_and_nothing_else(trained, quick):
+    loaded = tasks.load_run(trained)
+    loaded.facts["class_names"][:] = [f"<script>alert({n})</script>&" for n in range(10)]
+    page = Page(report.build(loaded).html)
+    assert "script" not in page.tags
+    assert "<script>alert(3)</script>&" in page.text
+
+
+def test_a_control_has_a_page_without_a_transformer(run, quick):
+    page = page_of(report.write_report(run / "control").parent)
+    assert "control without a transformer" in page.text
+    assert "see the images as they are" in page.text or "sees the images as they are" in page.text
+    assert "polygon" not in page.tags
+    names = {file.stem for file in (run / "control" / "figures").iterdir()}
+    assert names == {"curves", "confusion", "robustness"}
+
+
+def test_figures_of_an_earlier_report_do_not_stay(run, quick):
+    (run / "control" / "figures").mkdir()
+    stale, foreign = (run / "control" / "figures" / name for name in ("theta.png", "mine.png"))
+    stale.touch()
+    foreign.touch()
+    report.write_report(run / "control")
+    assert not stale.exists()
+    assert foreign.exists()
+
+
+def test_an_interrupted_run_shows_what_there_is(run, quick):
+    shutil.rmtree(run / "control")
+    (run / "result.json").unlink()
+    (run / "model.safetensors").unlink()
+    text = page_of(report.write_report(run).parent).text
+    assert "not finished" in text
+    assert "after epoch 2 of 2" in text
+    assert "of the last checkpoint" in text
+    assert "Surest and wrong" in text
+    shutil.rmtree(run / "checkpoints")
+    text = page_of(report.write_report(run).parent).text
+    assert "its weights cannot be read" in text
+    assert "Log of 2 epochs" in text
+    assert "Surest and wrong" not in text
+    shutil.rmtree(run / "logs")
+    assert "before the end of its first epoch" in page_of(report.write_report(run).parent).text
+
+
+def test_an_unfinished_control_is_not_compared_with(run, quick):
+    (run / "control" / "result.json").unlink()
+    assert "Test accuracy, control" not in page_of(report.write_report(run).parent).text
+    with pytest.raises(tasks.RunError, match="control: expected a finished run"):
+        report.write_report(run, run / "control")
+
+
+def test_a_control_on_other_images_is_refused(run):
+    facts = json.loads((run / "control" / "data.json").read_text())
+    (run / "control" / "data.json").write_text(json.dumps({**facts, "input_shape": [1, 42, 42]}))
+    with pytest.raises(tasks.RunError, match="control: expected a run on the same images"):
+        report.write_report(run)
+
+
+def test_a_result_that_cannot_be_measured_again_is_pointed_out(run, quick):
+    result = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps({**result, "test_accuracy": 0.9999}))
+    assert "changed since" in page_of(report.write_report(run).parent).text
+
+
+def test_a_report_that_fails_leaves_the_old_one(run, quick, monkeypatch):
+    before = (run / "report.html").read_text()
+    monkeypatch.setattr(report, "_headline", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        report.write_report(run)
+    assert (run / "report.html").read_text() == before
+    assert [file.name for file in run.iterdir() if file.name.startswith(".")] == []
+
+
+def test_cases_are_the_surest_and_the_median(trained):
+    loaded = tasks.load_run(trained)
+    with torch.no_grad():
+        outcome = report._outcome(loaded.model, loaded.data.test_data())
+        cases = report._cases(loaded, loaded.model, loaded.data.test_data(), {"run": outcome}, {})["groups"]
+    assert [len(group) for group in cases.values()] == [report.CASES] * 3
+    assert all(case["correct"] for case in cases["best"])
+    assert not any(case["correct"] for case in cases["worst"])
+    assert cases["best"][0]["confidence"] == pytest.approx(float(outcome.confidence[outcome.correct].max()))
+    assert cases["worst"][0]["confidence"] == pytest.approx(float(outcome.confidence[~outcome.correct].max()))
+    assert cases["typical"][0]["confidence"] == pytest.approx(float(outcome.confidence.median()))
+    assert len({case["truth"] for case in cases["best"]}) > 1
+
+
+def test_robustness_is_that_of_warped_test_images(trained, monkeypatch):
+    # 1e-9 goes through the warp, 0 does not.
+    monkeypatch.setattr(report, "ROTATIONS", (0, 1e-9, 90))
+    monkeypatch.setattr(report, "SCALES", (1.0, 1 + 1e-9, 0.6))
+    monkeypatch.setattr(report, "SHIFTS", (0.0, 1e-9, 0.3))
+    loaded = tasks.load_run(trained)
+    with torch.no_grad():
+        sweeps, count = report._sweep(loaded, {"transformer": (loaded.model, None)}, loaded.data.test_data())
+        images, labels = loaded.data.test_data().__getitems__(range(count))
+        turned = (loaded.model(images.rot90(1, (2, 3))).argmax(1) == labels).float().mean()
+    assert count == 359
+    assert len(sweeps) == 3
+    for _, accuracies in sweeps.values():
+        none, hardly, much = accuracies["transformer"]
+        assert none == hardly == pytest.approx(loaded.result["test_accuracy"], abs=1e-6)
+        assert much != none
+    by_angle = next(iter(sweeps.values()))[1]["transformer"]
+    assert by_angle[2] == pytest.approx(float(turned), abs=1e-6)  # torch.rot90 turns counterclockwise
+
+
+def test_data_that_moved_is_found_where_it_is_said_to_be(run, tmp_path, quick):
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(
+        config.replace("dataset: digits", "dataset: mnist").replace("data_dir: null", f"data_dir: {tmp_path / 'old'}")
+    )
+    text = report.write_report(run, data_dir=str(tmp_path / "new")).read_text()
+    assert "its data set cannot be read" in text
+    assert "DATA" in text
+    assert str(tmp_path) not in text
+    assert "/new" not in text
+
+
+def test_a_turn_is_counterclockwise_and_a_magnification_is_of_the_content():
+    image = torch.zeros(1, 1, 21, 21)
+    image[0, 0, 10, 18] = 1  # on the right
+    transform = stn.Similarity()
+    theta = torch.tensor([[math.pi / 2, -math.log(1.25), 0.0, 0.0]])
+    turned = stn.warp(image, theta, transform=transform)[0, 0]
+    row, column = divmod(int(turned.argmax()), 21)
+    assert (row, column) == (0, 10)  # at the top, 10 pixels from the centre where it was 8
+    transformer = stn.SpatialTransformer(torch.nn.Identity(), transform)
+    assert report._in_words(transformer, theta, (21, 21)) == {"turn": "90°", "zoom": "1.25"}
+    both = torch.cat([theta, torch.zeros(1, 4)]).repeat_interleave(50, 0)
+    assert report._in_words(transformer, both, (21, 21)) == {"turn": "0° to 90°", "zoom": "1.00 to 1.25"}
+
+
+@pytest.mark.parametrize(("wins", "losses"), [(0, 0), (5, 5), (1, 9), (14, 3), (0, 20)])
+def test_the_sign_test_agrees_with_scipy(wins, losses):
+    expected = binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
+    assert report._sign_test(wins, losses) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("wins", [0, 7, 351, 359])
+def test_the_interval_agrees_with_scipy(wins):
+    expected = binomtest(wins, 359).proportion_ci(method="wilson")
+    assert report._wilson(wins / 359, 359) == pytest.approx((expected.low, expected.high), abs=1e-4)
+
+
+# In a browser
+
+browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on the PATH")
+
+
+def chromium(page, profile, *options):
+    command = [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", *options, page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    said = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    assert said == []
+    return done.stdout
+
+
+@browser
+@pytest.mark.parametrize(("width", "dark"), [(390, False), (1280, True)])
+def test_a_browser_shows_all_of_it(trained, tmp_path, width, dark):
+    page = tmp_path / "page.html"
+    text = (trained / "report.html").read_text()
+    text = text.replace("<details", "<details open")  # what is folded must fit too
+    inner = html.escape(text.replace("</body>", PROBE + "</body>"))
+    # In a frame: a window is at least 500 wide.
+    page.write_text(f'<!doctype html><iframe width="{width}" height="1000" style="border:0" srcdoc="{inner}"></iframe>')
+    dom = chromium(
+        page, tmp_path / "profile", "--window-size=1400,1200",
+        f"--blink-settings=preferredColorScheme={0 if dark else 1}", "--virtual-time-budget=3000", "--dump-dom",
+    )  # fmt: skip
+    found = json.loads(html.unescape(re.search(r'data-probe="([^"]*)"', dom)[1]))
+    assert found["width"] == width
+    assert found["images"] == text.count("<img ") > 50
+    assert found["broken"] == found["unseen"] == 0
+    assert found["scroll"] <= width
+    assert found["wide"] == []
+    assert found["loaded"] == []
+    page_light, ink_light = (sum(map(int, re.findall(r"\d+", found[name])[:3])) / 3 for name in ("page", "ink"))
+    assert page_light < 60 < ink_light if dark else page_light > 200 > ink_light
+
+
+@browser
+def test_screenshots_follow_light_and_dark(trained, tmp_path):
+    corners, contrasts = [], []
+    for scheme in (0, 1):
+        file = tmp_path / f"{scheme}.png"
+        chromium(
+            trained / "report.html", tmp_path / "profile", "--window-size=1000,1400", f"--screenshot={file}",
+            f"--blink-settings=preferredColorScheme={scheme}",
+        )  # fmt: skip
+        picture = Image.open(file).convert("L")
+        corners.append(picture.getpixel((5, 5)))
+        low, high = picture.getextrema()
+        contrasts.append(high - low)
+    assert corners[0] < 60
+    assert corners[1] > 200
+    assert min(contrasts) > 180
