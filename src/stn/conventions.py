@@ -180,9 +180,9 @@ def invert_matrix(matrix: Tensor) -> Tensor:
         ValueError: where a matrix is singular (eager only: a compiled graph gives infinities or NaN).
 
     Example:
-        >>> invert_matrix(torch.tensor([[[2.0, 0.0, 1.0], [0.0, 4.0, 0.0]]]))
+        >>> invert_matrix(torch.tensor([[[2.0, 0.0, 1.0], [0.0, 4.0, 2.0]]]))
         tensor([[[ 0.5000,  0.0000, -0.5000],
-                 [ 0.0000,  0.2500,  0.0000]]])
+                 [ 0.0000,  0.2500, -0.5000]]])
     """
     d = check_matrix("matrix", matrix)
     m = matrix.to(coordinate_dtype(matrix))
@@ -212,9 +212,7 @@ def check_matrix(argument: str, matrix: Tensor) -> int:
     return matrix.shape[1]
 
 
-def _check_conversion(
-    argument: str, matrix: Tensor, in_size: Size, out_size: Size, direction: str, order: str
-) -> int:
+def _check_conversion(argument: str, matrix: Tensor, in_size: Size, out_size: Size, direction: str, order: str) -> int:
     d = check_matrix(argument, matrix)
     check_size(in_size, d, "in_size")
     check_size(out_size, d, "out_size")

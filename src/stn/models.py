@@ -191,6 +191,7 @@ def create(
         transform: the family of warps, or its name; None or "none" gives the equal-parameter control, the same kind
             of classifier widened until it has at least as many parameters as with the affine transformer.
         in_shape: (C, H, W) of the images, the data set's unless given.
+        num_classes: how many logits come out.
         dropout: probability, the network's own unless given.
         padding_mode, theta_grad_scale: of the transformer.
         pool: the transformer's output is average-pooled by this factor before the classifier (the paper's 2 for RTS
@@ -254,6 +255,10 @@ def _count(build: Callable[[], nn.Module]) -> int:
 
 
 def _check_shape(in_shape: Shape) -> Shape:
-    if not isinstance(in_shape, Sequence) or len(in_shape) != 3 or not all(isinstance(n, int) and n > 0 for n in in_shape):
+    if (
+        not isinstance(in_shape, Sequence)
+        or len(in_shape) != 3
+        or not all(isinstance(n, int) and n > 0 for n in in_shape)
+    ):
         raise ValueError(f"in_shape: expected (C, H, W), got {in_shape!r}")
     return in_shape[0], in_shape[1], in_shape[2]

@@ -8,7 +8,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ._checks import check_batches, check_choice, check_flag, check_float_tensor, check_image, check_size, describe
+from ._checks import (
+    check_batches,
+    check_choice,
+    check_flag,
+    check_float_tensor,
+    check_image,
+    check_size,
+    coordinate_dtype,
+    describe,
+)
 from .conventions import check_matrix
 from .ops import warp as op
 from .transforms.affine import AbstractMatrixTransform
@@ -164,11 +173,10 @@ def _check_options(image: Tensor, mode: str, padding_mode: str, fill: Fill, alig
             )
         return None
     try:
-        background = torch.as_tensor(fill, device=image.device).reshape(-1)
+        dtype = fill.dtype if isinstance(fill, Tensor) else coordinate_dtype(image)
+        background = torch.as_tensor(fill, dtype=dtype, device=image.device).reshape(-1)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"fill: expected a number or one per channel, got {describe(fill)}") from error
     if background.is_complex() or background.numel() not in (1, image.shape[1]):
-        raise ValueError(
-            f"fill: expected a number or {image.shape[1]} of them, one per channel, got {describe(fill)}"
-        )
+        raise ValueError(f"fill: expected a number or {image.shape[1]} of them, one per channel, got {describe(fill)}")
     return background

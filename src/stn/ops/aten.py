@@ -13,6 +13,7 @@ from . import reference
 NAME = "aten"
 _MODES = {"bilinear": 0, "nearest": 1, "bicubic": 2}
 _PADDINGS = {"zeros": 0, "border": 1, "reflection": 2}
+_FAR = 1e30  # stays finite in float32 as a sum of four, times any size
 _MARGIN = 1  # pixels of background around the image: beyond the first every tap is repeated
 
 
@@ -33,7 +34,7 @@ def warp_affine(
     fill: Tensor | None,
     align_corners: bool,
 ) -> Tensor:
-    grid = reference.affine_grid(matrix, size, align_corners)
+    grid = reference.affine_grid(_tame(matrix), size, align_corners)
     poison = (0 * matrix.detach()).sum((1, 2))
     return _sample(image, grid, mode, padding_mode, fill, align_corners) + poison.reshape(-1, *[1] * (image.ndim - 1))
 
@@ -43,10 +44,13 @@ def sample(
 ) -> Tensor:
     """As `reference.sample`."""
     poison = torch.stack([0 * axis for axis in grid.detach().unbind(-1)]).sum(0)
-    return _sample(image, grid, mode, padding_mode, fill, align_corners) + poison[:, None]
+    return _sample(image, _tame(grid), mode, padding_mode, fill, align_corners) + poison[:, None]
 
 
-# NaN, where a position is not finite, has to be added: depending on mode, padding and device torch reads some pixel there.
+def _tame(positions: Tensor) -> Tensor:
+    # Where a position is NaN or infinite torch reads some pixel, depending on mode, padding and device, and its backward
+    # writes out of bounds (torch 2.13, float64). So none gets there, and NaN is added to the result.
+    return positions.nan_to_num(0.0, 0.0, 0.0).clamp(-_FAR, _FAR)
 
 
 def _sample(
@@ -114,7 +118,9 @@ class _GridSample(torch.autograd.Function):
         image, grid = ctx.saved_tensors
         mode, padding_mode, align_corners = ctx.options
         tangents = tuple(torch.zeros_like(p) if t is None else t for p, t in ((image, image_t), (grid, grid_t)))
-        out: Tensor = torch.func.jvp(
-            lambda i, g: reference.sample(i, g, mode, padding_mode, None, align_corners), (image, grid), tangents
-        )[1]
-        return out
+        # The transpose of the transpose: a jvp in here would be nested forward mode, which torch lacks.
+        pulled = torch.func.vjp(
+            lambda i, g: reference.sample(i, g, mode, padding_mode, None, align_corners), image, grid
+        )
+        pushed: Tensor = torch.func.vjp(pulled[1], torch.zeros_like(pulled[0]))[1](tangents)[0]
+        return pushed

@@ -102,8 +102,8 @@ def _axis_taps(position: Tensor, mode: str) -> list[tuple[Tensor, Tensor]]:
     """The integer positions that are read along one axis, with their weights."""
     if mode == "nearest":
         nearest = position.round()
-        # No gradient to the position, but NaN where the position is NaN.
-        return [(_to_index(nearest), 1 + 0 * position.detach())]
+        # A gradient of zero to the position, and NaN where the position is NaN.
+        return [(_to_index(nearest), 1 + 0 * position)]
     low = position.floor()
     t = position - low.detach()
     first = _to_index(low)

@@ -1,0 +1,498 @@
+"""One contract that every family passes, then the facts of each."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import stn
+from stn import conventions as frame
+from stn.transforms import TRANSFORMS, by_name
+
+# Every family, free and bounded; a new one adds its line here and has to pass the contract.
+FAMILIES = {
+    "affine": stn.Affine,
+    "affine, bounded": lambda: stn.Affine(max_delta=1.5),
+    "similarity": stn.Similarity,
+    "similarity, bounded": lambda: stn.Similarity(max_angle=2.0, max_scale=4.0, max_shift=3.0),
+    "similarity, plain scale": lambda: stn.Similarity(log_scale=False),
+    "rigid": stn.Rigid,
+    "rigid, bounded": lambda: stn.Rigid(max_angle=2.0, max_shift=3.0),
+    "attention": stn.Attention,
+    "attention, bounded": lambda: stn.Attention(max_scale=4.0, max_shift=5.0),
+    "attention, plain scale": lambda: stn.Attention(log_scale=False),
+    "crop": stn.Crop,
+    "crop, bounded": lambda: stn.Crop(max_scale=4.0, max_shift=5.0),
+    "crop, plain scale": lambda: stn.Crop(log_scale=False),
+    "translation": stn.Translation,
+    "translation, bounded": lambda: stn.Translation(max_shift=2.0),
+    "rotation": stn.Rotation,
+    "rotation, bounded": lambda: stn.Rotation(max_angle=2.0),
+    "composed": lambda: stn.Similarity(max_scale=4.0) @ stn.Translation(),
+    "composed twice": lambda: stn.Rotation() @ (stn.Crop() @ stn.Affine()),
+}
+WIDTHS = {"affine": 6, "similarity": 4, "rigid": 3, "attention": 3, "crop": 4, "translation": 2, "rotation": 1}
+NON_SQUARE = (20, 12)  # H, W
+
+
+def near_identity(transform, batch=3, spread=0.3, dtype=torch.float64):
+    identity = transform.identity().to(dtype)
+    return identity + spread * torch.randn(batch, transform.num_params, dtype=dtype)
+
+
+def some_points(batch=3, n=7, d=2):
+    return 2 * torch.rand(batch, n, d, dtype=torch.float64) - 1
+
+
+def smooth(height, width):
+    """A smooth image that fades to nothing at its borders, (1, 1, H, W)."""
+    y, x = torch.meshgrid(*[frame.lattice(n, dtype=torch.float64) for n in (height, width)], indexing="ij")
+    bumps = [(0.2, -0.1, 0.25), (-0.3, 0.2, 0.2), (0.1, 0.4, 0.15)]
+    return sum(torch.exp(-((x - a) ** 2 + (y - b) ** 2) / (2 * s * s)) for a, b, s in bumps)[None, None]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+class TestContract:
+    """What `stn.AbstractTransform` promises."""
+
+    @pytest.fixture
+    def transform(self, family):
+        return FAMILIES[family]()
+
+    def test_identity(self, transform):
+        identity = transform.identity()
+        assert identity.shape == (transform.num_params,)
+        assert identity.dtype == torch.float32
+        points = some_points()
+        mapped = transform.map_points(identity.expand(3, -1), points, image_size=NON_SQUARE)
+        torch.testing.assert_close(mapped, points.float(), rtol=0, atol=1e-7)
+        image = torch.rand(3, 2, *NON_SQUARE)
+        for align_corners in (False, True):
+            out = stn.warp(image, identity[None], transform=transform, align_corners=align_corners)
+            torch.testing.assert_close(out, image, rtol=0, atol=1e-5)
+
+    def test_every_parameter_matters_at_the_identity(self, transform):
+        points = some_points(1, 5)
+        identity = transform.identity().double()
+        jacobian = torch.autograd.functional.jacobian(lambda t: transform.map_points(t[None], points), identity)
+        assert (jacobian.flatten(0, -2).abs().amax(0) > 0.1).all()
+
+    def test_the_grid_is_the_mapped_lattice(self, transform):
+        theta = near_identity(transform)
+        for align_corners in (False, True):
+            axes = [frame.lattice(n, align_corners=align_corners, dtype=torch.float64) for n in (4, 5)]
+            y, x = torch.meshgrid(*axes, indexing="ij")
+            points = torch.stack([x, y], -1).reshape(1, -1, 2)
+            options = {"image_size": NON_SQUARE, "align_corners": align_corners}
+            grid = transform.grid(theta, (4, 5), **options)
+            assert grid.shape == (3, 4, 5, 2)
+            mapped = transform.map_points(theta, points.expand(3, -1, -1), **options)
+            torch.testing.assert_close(grid.reshape(3, -1, 2), mapped, rtol=0, atol=1e-13)
+            torch.testing.assert_close(transform.map_points(theta, points, **options), mapped, rtol=0, atol=1e-13)
+        # image_size is the output's unless given
+        torch.testing.assert_close(transform.grid(theta, (4, 5)), transform.grid(theta, (4, 5), image_size=(4, 5)))
+        torch.testing.assert_close(transform(theta, (4, 5)), transform.grid(theta, (4, 5)))
+
+    def test_warp_reads_at_the_grid(self, transform):
+        image, theta = torch.rand(3, 2, *NON_SQUARE, dtype=torch.float64), near_identity(transform)
+        for align_corners in (False, True):
+            grid = transform.grid(theta, (6, 5), image_size=NON_SQUARE, align_corners=align_corners)
+            out = stn.warp(image, theta, (6, 5), transform=transform, align_corners=align_corners)
+            torch.testing.assert_close(out, stn.sample(image, grid, align_corners=align_corners), rtol=0, atol=1e-12)
+
+    def test_points_are_where_the_pixels_are(self, transform):
+        """A dot is drawn where the warp says it will be read, and found at the output pixel it was read for."""
+        theta = near_identity(transform, batch=1, spread=0.15)
+        size = (33, 45)
+        target = torch.tensor([[[20.0, 14.0]]], dtype=torch.float64)  # (x, y) of the output, in pixels
+        for align_corners in (False, True):
+            options = {"align_corners": align_corners}
+            there = transform.map_points(
+                theta, frame.pixel_to_normalized(target, size, **options), image_size=size, **options
+            )
+            x, y = frame.normalized_to_pixel(there, size, **options).flatten().tolist()
+            rows, columns = torch.arange(33.0)[:, None], torch.arange(45.0)
+            dot = torch.exp(-((columns - x) ** 2 + (rows - y) ** 2) / 8)[None, None].double()
+            out = stn.warp(dot, theta, transform=transform, **options)
+            assert divmod(int(out.argmax()), 45) == (14, 20)
+
+    def test_inverse(self, transform):
+        theta = near_identity(transform, spread=0.2)
+        try:
+            inverse = transform.inverse(theta, image_size=NON_SQUARE)
+        except ValueError as error:
+            assert "has no inverse within its family" in str(error)  # noqa: PT017
+            return
+        points = some_points()
+        there = transform.map_points(theta, points, image_size=NON_SQUARE)
+        assert float((there - points).abs().max()) > 0.02
+        back = transform.map_points(inverse, there, image_size=NON_SQUARE)
+        torch.testing.assert_close(back, points, rtol=0, atol=1e-12)
+        again = transform.inverse(inverse, image_size=NON_SQUARE)
+        there_again = transform.map_points(again, points, image_size=NON_SQUARE)
+        torch.testing.assert_close(there_again, there, rtol=0, atol=1e-12)
+
+    def test_compose_within_the_family(self, transform):
+        if not hasattr(transform, "compose"):
+            assert isinstance(transform, stn.Compose)
+            return
+        a, b = near_identity(transform, spread=0.2), near_identity(transform, spread=0.2)
+        points = some_points()
+        options = {"image_size": NON_SQUARE}
+        both = transform.map_points(transform.compose(a, b, **options), points, **options)
+        wanted = transform.map_points(a, transform.map_points(b, points, **options), **options)
+        torch.testing.assert_close(both, wanted, rtol=0, atol=1e-12)
+
+    def test_matmul_composes(self, transform):
+        other = stn.Affine()
+        a, b = near_identity(transform), near_identity(other)
+        points = some_points()
+        both = transform @ other
+        assert both.num_params == transform.num_params + 6
+        wanted = transform.map_points(a, other.map_points(b, points), image_size=NON_SQUARE)
+        mapped = both.map_points(torch.cat([a, b], dim=1), points, image_size=NON_SQUARE)
+        torch.testing.assert_close(mapped, wanted, rtol=0, atol=1e-12)
+
+    def test_gradients(self, transform):
+        theta = near_identity(transform, batch=2).requires_grad_()
+        points = some_points(2, 3).requires_grad_()
+        run = lambda t, p: transform.map_points(t, p, image_size=NON_SQUARE)  # noqa: E731
+        assert torch.autograd.gradcheck(run, (theta, points))
+        assert torch.autograd.gradgradcheck(run, (theta, points))
+        jacobian = torch.func.vmap(torch.func.jacrev(lambda t, p: run(t[None], p[None])[0]))(theta, points)
+        assert jacobian.shape == (2, 3, 2, transform.num_params)
+
+    def test_types_and_empty_batches(self, transform):
+        theta, points = near_identity(transform), some_points()
+        truth = transform.map_points(theta, points)
+        assert truth.dtype == torch.float64
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            rounded = theta.to(dtype)
+            mapped = transform.map_points(rounded, points.float())
+            assert mapped.dtype == torch.float32  # never half-precision coordinates
+            exact = transform.map_points(rounded.double(), points)
+            torch.testing.assert_close(mapped.double(), exact, rtol=1e-5, atol=1e-5)
+        assert transform.map_points(theta[:0], points[:0]).shape == (0, 7, 2)
+        assert transform.grid(theta[:0], (3, 4)).shape == (0, 3, 4, 2)
+        assert transform.map_points(theta, points[:, :0]).shape == (3, 0, 2)
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_theta_that_is_not_finite(self, transform, value):
+        """NaN gives NaN in its own image alone; nothing crashes, not even backward."""
+        theta = near_identity(transform)
+        clean = stn.warp(torch.ones(3, 1, 5, 6), theta, transform=transform, padding_mode="border")
+        theta[1, 0] = value
+        theta.requires_grad_()
+        out = stn.warp(torch.ones(3, 1, 5, 6), theta, transform=transform, padding_mode="border")
+        out.nansum().backward()
+        assert torch.equal(out[[0, 2]], clean[[0, 2]])
+        if math.isnan(value):
+            assert out[1].isnan().any()
+
+    def test_huge_theta(self, transform):
+        for value in (1e30, -1e30):
+            theta = torch.full((1, transform.num_params), value, requires_grad=True)
+            stn.warp(torch.ones(1, 1, 4, 5), theta, transform=transform).nansum().backward()
+
+    def test_arguments_are_left_alone(self, transform):
+        theta, points = near_identity(transform), some_points()
+        before = theta.clone(), points.clone()
+        transform.map_points(theta, points).add_(1)
+        transform.identity().add_(1)
+        assert torch.equal(theta, before[0])
+        assert torch.equal(points, before[1])
+        torch.testing.assert_close(
+            transform.map_points(transform.identity()[None], points.float()[:1]), points.float()[:1], rtol=0, atol=1e-6
+        )
+
+    def test_wrong_arguments(self, transform):
+        right, points = near_identity(transform), some_points()
+        wide = torch.zeros(3, transform.num_params + 1)
+        for call in (
+            lambda t: transform.map_points(t, points),
+            lambda t: transform.grid(t, (4, 5)),
+            lambda t: stn.warp(torch.ones(3, 1, 4, 5), t, transform=transform),
+        ):
+            for theta in (wide, wide.long(), right[0], right[:, :0], None, [1.0], right.to(torch.complex64)):
+                with pytest.raises(ValueError, match=r"^theta: ") as error:
+                    call(theta)
+                assert str(transform.num_params) in str(error.value)
+        for bad in (points[..., :1], points[0], points.int(), None, points.to("meta"), points[:2]):
+            with pytest.raises(ValueError, match=r"^points: "):
+                transform.map_points(right, bad)
+        for size in ((4,), (0, 4), (4, 5, 6), "45", None, (4.0, 5.0), ("4", 5), (None, 4)):
+            with pytest.raises(ValueError, match=r"^size: "):
+                transform.grid(right, size)
+
+    def test_is_a_module_without_weights(self, transform):
+        assert isinstance(transform, stn.AbstractTransform)
+        transform.load_state_dict(transform.state_dict(), strict=True)
+        assert not list(transform.parameters())
+        assert transform.ndim == 2
+        assert type(transform).__name__ in repr(transform)
+
+    def test_compiles_without_a_break(self, transform):
+        theta, image = near_identity(transform, dtype=torch.float32), torch.rand(3, 1, *NON_SQUARE)
+        run = lambda t: stn.warp(image, t, (4, 5), transform=transform)  # noqa: E731
+        torch.compiler.reset()
+        compiled = torch.compile(run, fullgraph=True, backend="eager")
+        torch.testing.assert_close(compiled(theta), run(theta), rtol=0, atol=1e-6)
+
+
+# The facts of each family
+
+
+def test_the_contract_has_every_family():
+    assert set(TRANSFORMS) <= {name.split(",")[0] for name in FAMILIES}
+    concrete = {type(make()) for make in FAMILIES.values()}
+    assert set(TRANSFORMS.values()) <= concrete
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_by_name(name):
+    transform = by_name(name)
+    assert type(transform) is TRANSFORMS[name]
+    if name in WIDTHS:
+        assert transform.num_params == WIDTHS[name]
+
+
+def test_by_name_passes_options_on_and_says_what_is_wrong():
+    assert by_name("similarity", max_angle=0.5).max_angle == 0.5
+    with pytest.raises(ValueError, match=r"name: .*did you mean 'affine'"):
+        by_name("affin")
+    with pytest.raises(ValueError, match=r"options: .*max_angle"):
+        by_name("affine", max_angle=1.0)
+    with pytest.raises(ValueError, match="max_delta"):
+        by_name("affine", max_delta=-1.0)
+
+
+def test_affine_is_the_matrix_row_by_row():
+    theta = torch.tensor([[1.0, 2, 3, 4, 5, 6]])
+    assert stn.Affine().matrix(theta).tolist() == [[[1, 2, 3], [4, 5, 6]]]
+    assert stn.Affine().map_points(theta, torch.tensor([[[10.0, 100.0]]])).tolist() == [[[213, 546]]]
+    assert torch.equal(stn.Affine().from_matrix(stn.Affine().matrix(theta)), theta)
+
+
+def test_affine_inverse_of_a_singular_matrix_raises():
+    with pytest.raises(ValueError, match="singular"):
+        stn.Affine().inverse(torch.tensor([[1.0, 2, 3, 2, 4, 6]]))
+    with pytest.raises(ValueError, match="scale of 0"):
+        stn.Crop(log_scale=False).inverse(torch.tensor([[1.0, 0.0, 0.0, 0.0]]))
+
+
+def test_translation_moves_what_is_read():
+    image = torch.arange(6.0).reshape(1, 1, 1, 6)
+    out = stn.warp(image, torch.tensor([[2 / 6, 0.0]]), transform=stn.Translation())
+    torch.testing.assert_close(out.flatten(), torch.tensor([1.0, 2, 3, 4, 5, 0]), rtol=0, atol=1e-5)
+
+
+def test_scales_above_one_zoom_out():
+    grid = stn.Attention().grid(torch.tensor([[math.log(2.0), 0.0, 0.0]]), (2, 2), align_corners=True)
+    assert grid.abs().tolist() == [[[[2.0] * 2] * 2] * 2]
+    plain = stn.Attention(log_scale=False).grid(torch.tensor([[2.0, 0.0, 0.0]]), (2, 2), align_corners=True)
+    assert torch.equal(plain, grid)
+    crop = stn.Crop().matrix(torch.tensor([[math.log(2.0), math.log(3.0), 0.1, 0.2]]))
+    torch.testing.assert_close(crop, torch.tensor([[[2.0, 0, 0.1], [0, 3.0, 0.2]]]))
+
+
+@pytest.mark.parametrize("family", [stn.Rotation, stn.Rigid, stn.Similarity])
+def test_a_positive_angle_turns_the_content_counterclockwise(family):
+    """And the sampled frame clockwise, as y points down: a dot on the right comes to the top."""
+    image = torch.zeros(1, 1, 9, 9)
+    image[0, 0, 4, 7] = 1.0
+    theta = family().identity()[None].clone()
+    theta[0, 0] = math.pi / 2
+    out = stn.warp(image, theta, transform=family())
+    assert divmod(int(out.argmax()), 9) == (1, 4)
+    assert float(out.max()) == pytest.approx(1.0, abs=1e-5)
+
+
+@pytest.mark.parametrize("family", [stn.Rotation, stn.Rigid, stn.Similarity])
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("size", [(10, 40), (40, 10), (7, 7)])
+def test_rotations_are_true_on_images_that_are_not_square(family, align_corners, size):
+    """Distances between pixels stay; normalized coordinates without the aspect would shear."""
+    transform = family()
+    theta = torch.zeros(4, transform.num_params, dtype=torch.float64)
+    theta[:, 0] = torch.tensor([math.pi / 2, 0.3, -2.0, math.pi], dtype=torch.float64)
+    points = some_points(4, 6)
+    options = {"align_corners": align_corners}
+    mapped = transform.map_points(theta, points, image_size=size, **options)
+    before, after = (frame.normalized_to_pixel(p, size, **options) for p in (points, mapped))
+    torch.testing.assert_close(torch.cdist(after, after), torch.cdist(before, before), rtol=0, atol=1e-10)
+    centre = torch.tensor([(size[1] - 1) / 2, (size[0] - 1) / 2], dtype=torch.float64)
+    quarter = torch.stack([-(before[0] - centre)[:, 1], (before[0] - centre)[:, 0]], dim=-1)
+    torch.testing.assert_close(after[0] - centre, quarter, rtol=0, atol=1e-10)
+    if size[0] != size[1]:
+        sheared = frame.normalized_to_pixel(transform.map_points(theta, points), size, **options)
+        assert float((torch.cdist(sheared, sheared) - torch.cdist(before, before)).abs().max()) > 1
+
+
+def test_a_quarter_turn_of_a_non_square_image_keeps_its_pixels():
+    image = torch.zeros(1, 1, 9, 21)
+    image[0, 0, 4, 7:14] = torch.arange(1.0, 8.0)  # a bar along x
+    out = stn.warp(image, torch.tensor([[math.pi / 2]]), transform=stn.Rotation())
+    wanted = torch.zeros(1, 1, 9, 21)
+    wanted[0, 0, 1:8, 10] = torch.arange(7.0, 0.0, -1)
+    torch.testing.assert_close(out, wanted, rtol=0, atol=1e-4)
+
+
+def test_similarity_scales_both_axes_alike():
+    transform = stn.Similarity()
+    theta = torch.tensor([[0.7, math.log(1.7), 0.2, -0.1]], dtype=torch.float64)
+    points = some_points(1)
+    mapped = transform.map_points(theta, points, image_size=NON_SQUARE)
+    before, after = (frame.normalized_to_pixel(p, NON_SQUARE) for p in (points, mapped))
+    torch.testing.assert_close(torch.cdist(after, after), 1.7 * torch.cdist(before, before), rtol=0, atol=1e-10)
+
+
+def test_an_axis_of_one_pixel_does_not_turn():
+    for size in ((1, 8), (8, 1), (1, 1)):
+        matrix = stn.Rotation().matrix(torch.tensor([[0.3]]), image_size=size, align_corners=True)
+        assert matrix.isfinite().all()
+        assert stn.warp(torch.ones(1, 1, *size), torch.tensor([[0.3]]), transform=stn.Rotation()).isfinite().all()
+
+
+BOUNDED = [
+    (lambda: stn.Affine(max_delta=0.5), "max_delta"),
+    (lambda: stn.Similarity(max_angle=0.6, max_scale=1.5, max_shift=0.4), "max_"),
+    (lambda: stn.Rigid(max_angle=0.6, max_shift=0.4), "max_"),
+    (lambda: stn.Attention(max_scale=1.5, max_shift=0.4), "max_"),
+    (lambda: stn.Crop(max_scale=1.5, max_shift=0.4), "max_"),
+    (lambda: stn.Translation(max_shift=0.4), "max_shift"),
+    (lambda: stn.Rotation(max_angle=0.6), "max_angle"),
+]
+
+
+def decoded(transform, theta):
+    """Everything that is bounded, as (value, bound) pairs."""
+    if isinstance(transform, stn.Affine):
+        return [(transform.matrix(theta) - torch.eye(2, 3), transform.max_delta)]
+    angle, scale, shift = transform.decode(theta)
+    pairs = [(angle, transform.max_angle), (scale.log(), transform.max_scale and math.log(transform.max_scale))]
+    return [(value, bound) for value, bound in [*pairs, (shift, transform.max_shift)] if bound is not None]
+
+
+@pytest.mark.parametrize("make", [make for make, _ in BOUNDED])
+@given(values=st.lists(st.floats(-1e6, 1e6), min_size=6, max_size=6))
+def test_bounds_are_never_exceeded(make, values):
+    transform = make()
+    theta = torch.tensor([values[: transform.num_params]])
+    pairs = decoded(transform, theta)
+    assert pairs
+    for value, bound in pairs:
+        assert float(value.abs().max()) <= bound * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("make", [make for make, _ in BOUNDED])
+def test_bounds_are_reached_from_both_sides(make):
+    transform = make()
+    for sign in (1.0, -1.0):
+        for value, bound in decoded(transform, torch.full((1, transform.num_params), 100.0 * sign)):
+            assert float((sign * value).max()) == pytest.approx(bound, rel=1e-5)
+
+
+@pytest.mark.parametrize("make", [make for make, _ in BOUNDED])
+def test_a_bound_leaves_the_identity_and_the_slope_there(make):
+    """tanh around the identity itself would move it: tanh(1) = 0.76."""
+    bounded, free = make(), type(make())()
+    assert torch.equal(bounded.identity(), free.identity())
+    points, identity = some_points(1), free.identity().double()
+    slopes = [
+        torch.autograd.functional.jacobian(lambda t, f=family: f.map_points(t[None], points), identity)
+        for family in (bounded, free)
+    ]
+    torch.testing.assert_close(*slopes, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("make", "argument"), BOUNDED)
+def test_an_inverse_or_composition_out_of_bounds_raises(make, argument):
+    transform = make()
+    wide = transform.identity().double()[None] + 100.0
+    with pytest.raises(ValueError, match=rf"^{argument}.*exceeds the bound"):
+        transform.compose(wide, wide)
+    if not isinstance(transform, stn.Affine):
+        with pytest.raises(ValueError, match=rf"^{argument}.*exceeds the bound"):
+            transform.inverse(wide)
+
+
+def test_an_inverse_out_of_the_bound_raises_for_affine():
+    narrow = stn.Affine(max_delta=0.5)
+    theta = narrow.from_matrix(torch.tensor([[[0.6, 0, 0], [0, 1.0, 0]]]))  # inverse: 1.67
+    with pytest.raises(ValueError, match="max_delta"):
+        narrow.inverse(theta)
+    with pytest.raises(ValueError, match="max_delta"):
+        narrow.from_matrix(torch.tensor([[[2.0, 0, 0], [0, 1, 0]]]))
+    matrix = torch.tensor([[[1.2, 0.3, -0.4], [0.1, 0.8, 0.2]]])
+    torch.testing.assert_close(narrow.matrix(narrow.from_matrix(matrix)), matrix)
+
+
+@pytest.mark.parametrize("family", [stn.Similarity, stn.Rigid, stn.Attention, stn.Crop, stn.Translation, stn.Rotation])
+def test_encode_is_the_inverse_of_decode(family):
+    transform = family()
+    theta = near_identity(transform)
+    torch.testing.assert_close(transform.encode(*transform.decode(theta)), theta, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, float("inf"), float("nan"), "1"])
+def test_bad_bounds(bad):
+    for make, argument in (
+        (stn.Affine, "max_delta"), (stn.Similarity, "max_angle"), (stn.Rigid, "max_shift"),
+        (stn.Attention, "max_scale"), (stn.Translation, "max_shift"), (stn.Rotation, "max_angle"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"^{argument}: "):
+            make(**{argument: bad})
+    with pytest.raises(ValueError, match="max_scale"):
+        stn.Crop(max_scale=1.0)
+    with pytest.raises(ValueError, match=r"max_scale: .*log_scale"):
+        stn.Crop(max_scale=2.0, log_scale=False)
+
+
+# Compositions
+
+
+def test_compose_maps_through_the_inner_one_first():
+    both = stn.Rotation() @ stn.Translation()
+    theta = torch.tensor([[math.pi / 2, 0.5, 0.0]])
+    mapped = both.map_points(theta, torch.zeros(1, 1, 2))  # to (0.5, 0), then turned onto y
+    torch.testing.assert_close(mapped, torch.tensor([[[0.0, 0.5]]]), rtol=0, atol=1e-6)
+    outer, inner = both.split(theta)
+    assert (outer.shape, inner.shape) == ((1, 1), (1, 2))
+
+
+@pytest.mark.parametrize("size", [(64, 64), (48, 80)])
+def test_compose_is_two_warps_with_one_resampling(size):
+    """First by the outer one, then by the inner one."""
+    outer, inner = stn.Similarity(), stn.Affine()
+    a = torch.tensor([[0.4, 0.1, 0.1, -0.05]], dtype=torch.float64)
+    b = torch.tensor([[0.9, 0.15, -0.1, 0.05, 1.1, 0.1]], dtype=torch.float64)
+    image = smooth(*size)
+    twice = stn.warp(stn.warp(image, a, transform=outer), b, transform=inner)
+    once = stn.warp(image, torch.cat([a, b], dim=1), transform=outer @ inner)
+    other_way = stn.warp(image, torch.cat([b, a], dim=1), transform=inner @ outer)
+    torch.testing.assert_close(once, twice, rtol=0, atol=0.02)  # a blurred peak of height 1
+    assert float((other_way - twice).abs().max()) > 0.1
+    matrices = outer.matrix(a, image_size=size), inner.matrix(b)
+    as_matrices = stn.warp(image, frame.compose_matrices(*matrices))
+    torch.testing.assert_close(as_matrices, once, rtol=0, atol=1e-12)
+
+
+def test_a_warp_and_its_inverse_give_the_image_back():
+    transform = stn.Similarity()
+    theta = torch.tensor([[0.5, 0.2, 0.1, -0.1]], dtype=torch.float64)
+    image = smooth(96, 64)
+    there = stn.warp(image, theta, transform=transform)
+    back = stn.warp(there, transform.inverse(theta, image_size=(96, 64)), transform=transform)
+    assert float((there - image).abs().max()) > 0.3
+    torch.testing.assert_close(back, image, rtol=0, atol=0.02)
+
+
+def test_compose_rejects_what_is_no_transform():
+    with pytest.raises(ValueError, match=r"^inner: "):
+        stn.Affine() @ 3
+    with pytest.raises(ValueError, match=r"^outer: "):
+        stn.Compose(None, stn.Affine())
