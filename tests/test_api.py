@@ -143,7 +143,7 @@ def test_warp():
     refuses(
         "theta", lambda bad: stn.warp(IMAGE, bad),
         THETA[0], THETA[:, :1], THETA.long(), torch.eye(2, 3).repeat(3, 1, 1), torch.eye(3, 4)[None], None, "affine",
-        THETA.reshape(2, 6), THETA.to("meta"), THETA.numpy(), THETA.to(torch.complex64), torch.eye(3)[None],
+        THETA.reshape(2, 6), THETA.to("meta"), THETA.numpy(), THETA.to(torch.complex64), torch.eye(4)[None],
     )  # fmt: skip
     refuses("theta", lambda bad: stn.warp(VOLUME, bad), THETA, torch.eye(3, 4))
     flat = THETA.reshape(2, 6)

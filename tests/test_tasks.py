@@ -17,11 +17,10 @@ from safetensors.torch import load_file, save_file
 
 import stn
 from stn_recipes import tasks
-from stn_recipes.config import TrainConfig
 from stn_recipes.recipes import RECIPES, recipe
 
 # The smallest network on the embedded digits: an epoch takes well under a second.
-SMALL = TrainConfig(network="mnist_tutorial", epochs=3, threads=1, lr=0.05, batch_size=32)
+SMALL = replace(recipe("digits"), network="mnist_tutorial", epochs=3, threads=1, lr=0.05, batch_size=32)
 SMALL_ARGUMENTS = ["digits", "--network", "mnist_tutorial", "--epochs", "3", "--threads", "1", "--lr", "0.05"]
 SMALL_ARGUMENTS += ["--batch-size", "32"]
 
@@ -135,7 +134,7 @@ def test_a_run_is_not_written_over(trained: Path) -> None:
 
 
 def test_a_run_that_cannot_start_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="network|name"):
+    with pytest.raises(ValueError, match="name: expected one of"):
         tasks.train(replace(SMALL, out=str(tmp_path / "run"), network="nope"))
     assert not (tmp_path / "run").exists()
 
@@ -146,7 +145,6 @@ def test_early_stop(tmp_path: Path) -> None:
     assert tasks.load_run(run).result["epochs"] == 2
 
 
-@pytest.mark.slow
 def test_two_processes_on_the_cpu(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     distributed = ["--accelerator", "cpu", "--devices", "2", "--strategy", "ddp"]
@@ -222,14 +220,19 @@ def test_a_damaged_config_or_result_is_refused(trained: Path, tmp_path: Path) ->
         tasks.load_run(tmp_path)
 
 
-def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
-    from stn_recipes.files import atomic_path, write_text
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from stn_recipes.files import write_text
 
     file = tmp_path / "file.json"
     write_text(file, "old")
-    with pytest.raises(OSError, match="No space"), atomic_path(file) as temporary:
-        temporary.write_text("ne")
+
+    def fill_the_disk(self: Path, text: str, encoding: str) -> int:
+        self.write_bytes(text[:1].encode())
         raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", fill_the_disk)
+    with pytest.raises(OSError, match="No space"):
+        write_text(file, "new")
     assert file.read_text() == "old"
     assert list(tmp_path.iterdir()) == [file]
 

@@ -32,10 +32,28 @@ FAMILIES = {
     "translation, bounded": lambda: stn.Translation(max_shift=2.0),
     "rotation": stn.Rotation,
     "rotation, bounded": lambda: stn.Rotation(max_angle=2.0),
+    "projective": stn.Projective,
+    "projective, bounded": lambda: stn.Projective(max_delta=1.5),
+    "corners": stn.Corners,
+    "corners, bounded": lambda: stn.Corners(max_shift=1.5),
+    "tps": lambda: stn.ThinPlateSpline((3, 3)),
+    "tps, two rows": lambda: stn.ThinPlateSpline.two_rows(8, max_offset=1.0),
+    "tps, smoothed": lambda: stn.ThinPlateSpline((3, 4), regularization=0.1),
     "composed": lambda: stn.Similarity(max_scale=4.0) @ stn.Translation(),
     "composed twice": lambda: stn.Rotation() @ (stn.Crop() @ stn.Affine()),
 }
-WIDTHS = {"affine": 6, "similarity": 4, "rigid": 3, "attention": 3, "crop": 4, "translation": 2, "rotation": 1}
+WIDTHS = {
+    "affine": 6,
+    "similarity": 4,
+    "rigid": 3,
+    "attention": 3,
+    "crop": 4,
+    "translation": 2,
+    "rotation": 1,
+    "projective": 8,
+    "corners": 8,
+    "tps": 32,
+}
 NON_SQUARE = (20, 12)  # H, W
 
 
@@ -76,7 +94,7 @@ class TestContract:
             torch.testing.assert_close(out, image, rtol=0, atol=1e-5)
 
     def test_every_parameter_matters_at_the_identity(self, transform):
-        points = some_points(1, 5)
+        points = some_points(1, 100)
         identity = transform.identity().double()
         jacobian = torch.autograd.functional.jacobian(lambda t: transform.map_points(t[None], points), identity)
         assert (jacobian.flatten(0, -2).abs().amax(0) > 0.1).all()
@@ -136,10 +154,43 @@ class TestContract:
         there_again = transform.map_points(again, points, image_size=NON_SQUARE)
         torch.testing.assert_close(there_again, there, rtol=0, atol=1e-12)
 
+    def test_a_projective_matrix_is_read_off_its_shape(self, transform):
+        if not isinstance(transform, (stn.Projective, stn.Corners)):
+            pytest.skip("not projective")
+        image, theta = torch.rand(3, 2, *NON_SQUARE, dtype=torch.float64), near_identity(transform, spread=0.1)
+        out = stn.warp(image, transform.matrix(theta), (6, 5))
+        torch.testing.assert_close(out, stn.warp(image, theta, (6, 5), transform=transform), rtol=0, atol=1e-12)
+
+    def test_jacobian_is_the_derivative_of_map_points(self, transform):
+        theta, points, eps = near_identity(transform, spread=0.1), 0.8 * some_points(), 1e-6
+        options = {"image_size": NON_SQUARE}
+        jacobian = transform.jacobian(theta, points, **options)
+        for axis in range(2):
+            step = eps * torch.eye(2, dtype=torch.float64)[axis]
+            ahead, behind = (transform.map_points(theta, points + s * step, **options) for s in (1, -1))
+            torch.testing.assert_close(jacobian[..., axis], (ahead - behind) / (2 * eps), rtol=0, atol=1e-6)
+
+    def test_points_are_carried_both_ways(self, transform):
+        theta, points = near_identity(transform, spread=0.05), 0.8 * some_points()
+        options = {"image_size": NON_SQUARE}
+        back = transform.unmap_points(theta, transform.map_points(theta, points, **options), **options)
+        torch.testing.assert_close(back, points, rtol=0, atol=1e-3)
+        assert not transform.folds(theta, (7, 9), **options).any()
+
+    def test_boxes_hold_what_lies_in_them(self, transform):
+        theta = near_identity(transform, spread=0.1)
+        corners = 0.8 * some_points(3, 5), 0.8 * some_points(3, 5)
+        boxes = torch.cat([torch.minimum(*corners), torch.maximum(*corners)], -1)
+        mapped = transform.map_boxes(theta, boxes, image_size=NON_SQUARE)
+        t = torch.rand(3, 5, 2, dtype=torch.float64)
+        inside = transform.map_points(theta, boxes[..., :2].lerp(boxes[..., 2:], t), image_size=NON_SQUARE)
+        assert ((inside >= mapped[..., :2] - 0.02) & (inside <= mapped[..., 2:] + 0.02)).all()
+        upright = transform.identity().double().expand(3, -1)
+        torch.testing.assert_close(transform.map_boxes(upright, boxes), boxes, rtol=0, atol=1e-6)
+
     def test_compose_within_the_family(self, transform):
         if not hasattr(transform, "compose"):
-            assert isinstance(transform, stn.Compose)
-            return
+            pytest.skip("not closed under composition")
         a, b = near_identity(transform, spread=0.2), near_identity(transform, spread=0.2)
         points = some_points()
         options = {"image_size": NON_SQUARE}
@@ -496,3 +547,17 @@ def test_compose_rejects_what_is_no_transform():
         stn.Affine() @ 3
     with pytest.raises(ValueError, match=r"^outer: "):
         stn.Compose(None, stn.Affine())
+
+
+def test_a_fold_is_seen_and_its_inverse_is_refused():
+    tps = stn.ThinPlateSpline((3, 3))
+    theta = tps.identity()[None].repeat(2, 1)
+    theta[1, 8] = 1.7  # the centre point is read beyond its right neighbour
+    assert tps.folds(theta, (15, 15)).tolist() == [False, True]
+    with pytest.raises(ValueError, match=r"^points: expected points that the warp reaches"):
+        stn.Crop(log_scale=False).unmap_points(torch.zeros(1, 4), torch.full((1, 1, 2), 0.5))
+
+
+def test_bad_boxes_are_refused():
+    with pytest.raises(ValueError, match=r"^boxes: expected \(B, N, 4\)"):
+        stn.Affine().map_boxes(stn.Affine().identity()[None], torch.zeros(1, 2, 2))

@@ -18,10 +18,10 @@ from ._checks import (
     coordinate_dtype,
     describe,
 )
-from .conventions import check_matrix
 from .ops import warp as op
 from .transforms.affine import AbstractMatrixTransform
 from .transforms.base import AbstractTransform
+from .transforms.projective import projective_grid
 
 MODES = ("bilinear", "nearest", "bicubic")
 PADDING_MODES = ("zeros", "border", "reflection", "circular", "constant")
@@ -88,7 +88,7 @@ def sample(
 
 def warp(
     image: Tensor,  # (B, C, [D,] H, W)
-    theta: Tensor,  # (B, d, d+1), or (B, num_params) of `transform`
+    theta: Tensor,  # (B, d, d+1), (B, d+1, d+1), or (B, num_params) of `transform`
     size: tuple[int, ...] | None = None,
     *,
     transform: AbstractTransform | None = None,
@@ -104,7 +104,7 @@ def warp(
 
     Args:
         image: (B, C, H, W) or (B, C, D, H, W).
-        theta: matrices (B, 2, 3) or (B, 3, 4); or, with `transform`, that family's parameters (B, num_params).
+        theta: affine matrices (B, 2, 3) or (B, 3, 4); projective ones (B, 3, 3) or (B, 4, 4); or, with `transform`, that family's parameters (B, num_params).
             A batch of 1 on either side is broadcast.
         size: of the output, ([D,] H, W); the image's own unless given.
         mode, padding_mode, fill, align_corners: as for `sample`.
@@ -127,13 +127,8 @@ def warp(
     background = _check_options(image, mode, padding_mode, fill, align_corners)
     image_size = tuple(image.shape[2:])
     size = image_size if size is None else check_size(size, d)
-    matrix: Tensor | None = None
     if transform is None:
-        if _check_matrix_not_flat(theta, d) != d:
-            raise ValueError(
-                f"theta: expected (B, {d}, {d + 1}) for an image of shape {tuple(image.shape)}, got shape {tuple(theta.shape)}"
-            )
-        matrix = theta
+        _check_matrix(theta, d)
     elif not isinstance(transform, AbstractTransform):
         raise ValueError(f"transform: expected a transform such as stn.Affine(), got {describe(transform)}")
     elif transform.ndim != d:
@@ -143,22 +138,26 @@ def warp(
     batch = check_batches("image", image, "theta", theta)
     image = image.expand(batch, *image.shape[1:])
     if isinstance(transform, AbstractMatrixTransform):
-        matrix = transform.matrix(theta, image_size=image_size, align_corners=align_corners)
-    if matrix is not None:
-        matrix = matrix.expand(batch, -1, -1)
+        theta, transform = transform.matrix(theta, image_size=image_size, align_corners=align_corners), None
+    if transform is None and theta.shape[1] == d:
+        matrix = theta.expand(batch, -1, -1)
         return op.warp_affine(image, matrix, size, mode, padding_mode, background, align_corners)
-    assert transform is not None
-    grid = transform.grid(theta, size, image_size=image_size, align_corners=align_corners)
+    if transform is None:
+        grid = projective_grid(theta, size, align_corners=align_corners)
+    else:
+        grid = transform.grid(theta, size, image_size=image_size, align_corners=align_corners)
     return op.sample(image, grid.expand(batch, *grid.shape[1:]), mode, padding_mode, background, align_corners)
 
 
-def _check_matrix_not_flat(theta: Tensor, d: int) -> int:
-    if isinstance(theta, Tensor) and theta.ndim == 2:
-        raise ValueError(
-            f"theta: expected matrices (B, {d}, {d + 1}), got shape {tuple(theta.shape)}; name the family of a flat "
-            f"theta with transform=, stn.Affine() for six numbers"
+def _check_matrix(theta: Tensor, d: int) -> None:
+    """(B, d, d+1), affine, or (B, d+1, d+1), projective."""
+    expected = f"matrices (B, {d}, {d + 1}) or (B, {d + 1}, {d + 1})"
+    check_float_tensor("theta", theta, expected)
+    if theta.ndim != 3 or theta.shape[1] not in (d, d + 1) or theta.shape[2] != d + 1:
+        flat = (
+            "; name the family of a flat theta with transform=, stn.Affine() for six numbers" if theta.ndim == 2 else ""
         )
-    return check_matrix("theta", theta)
+        raise ValueError(f"theta: expected {expected}, got shape {tuple(theta.shape)}{flat}")
 
 
 def _check_options(image: Tensor, mode: str, padding_mode: str, fill: Fill, align_corners: bool) -> Tensor | None:

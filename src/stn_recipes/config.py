@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+Transformer = Literal[
+    "affine", "similarity", "rigid", "attention", "crop", "translation", "rotation", "projective", "corners", "tps", "none"
+]  # fmt: skip
+
 
 @dataclass(kw_only=True)
 class TrainConfig:
@@ -61,9 +65,7 @@ class TrainConfig:
     val_fraction: float = 0.1
     limit_train: int | None = None
     network: str = "compact"
-    transformer: Literal["affine", "similarity", "rigid", "attention", "crop", "translation", "rotation", "none"] = (
-        "affine"
-    )
+    transformer: Transformer = "affine"
     padding_mode: Literal["zeros", "border", "reflection", "circular"] = "border"
     pool: int = 1
     widen: bool = True

@@ -1,6 +1,7 @@
-"""scikit-learn's handwritten digits, rotated by up to 90 degrees: real images, shipped with scikit-learn, no download.
+"""scikit-learn's handwritten digits, turned, scaled and placed at random (the paper's RTS): real images, shipped with
+scikit-learn, no download.
 
-stn train digits --control
+    stn train digits --control
 """
 
 from .config import TrainConfig
@@ -9,10 +10,11 @@ RECIPES = {
     "digits": TrainConfig(
         recipe="digits",
         dataset="digits",
-        distortion="r",
+        distortion="rts",
         network="compact",
         epochs=20,
         batch_size=64,
         val_fraction=0.15,
+        localizer_lr_scale=0.5,
     )
 }

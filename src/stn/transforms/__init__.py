@@ -8,6 +8,8 @@ from .._checks import check_choice
 from .affine import Affine, Attention, Crop, Rigid, Rotation, Similarity, Translation, affine_grid
 from .base import AbstractTransform
 from .compose import Compose
+from .projective import Corners, Projective, projective_grid
+from .tps import ThinPlateSpline, thin_plate_spline, tps_grid
 
 TRANSFORMS: dict[str, type[AbstractTransform]] = {
     "affine": Affine,
@@ -17,6 +19,9 @@ TRANSFORMS: dict[str, type[AbstractTransform]] = {
     "crop": Crop,
     "translation": Translation,
     "rotation": Rotation,
+    "projective": Projective,
+    "corners": Corners,
+    "tps": ThinPlateSpline,
 }
 
 
@@ -43,11 +48,17 @@ __all__ = [
     "Affine",
     "Attention",
     "Compose",
+    "Corners",
     "Crop",
+    "Projective",
     "Rigid",
     "Rotation",
     "Similarity",
+    "ThinPlateSpline",
     "Translation",
     "affine_grid",
     "by_name",
+    "projective_grid",
+    "thin_plate_spline",
+    "tps_grid",
 ]

@@ -114,8 +114,10 @@ class Affine(AbstractMatrixTransform):
         self, theta: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False
     ) -> Tensor:
         theta = self.check_theta(theta)
-        identity = self.identity().to(theta)
-        return (identity + _bounded(theta - identity, self.max_delta)).reshape(-1, 2, 3)
+        if self.max_delta is not None:
+            identity = self.identity().to(theta)
+            theta = identity + _bounded(theta - identity, self.max_delta)
+        return theta.reshape(-1, 2, 3)
 
     def inverse(
         self, theta: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False

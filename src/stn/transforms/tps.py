@@ -1,0 +1,369 @@
+"""Thin plate splines: the smoothest warp that moves given points where they are told.
+
+theta (B, K d) is the shift of each control point, (x, y[, z]) point by point, in normalized units; 0 is the identity.
+The control points lie in the *output*; control point p is read in the input at p + shift. In between, the shift bends
+as little as it can: it has the least bending energy, the integral of its squared second derivatives over the plane (or
+space). That is an affine map and a sum of kernels at the control points, U(r) = r^2 log r in 2D and U(r) = -r in 3D.
+
+A spline can fold, and a low bending energy is no guard: it is 0 for every affine map, mirrored and collapsed ones too.
+With `max_offset` below half the distance of neighbours no two of them change places, which helps and does not suffice:
+`folds` tells.
+
+The energy is measured in the normalized frame, whatever the shape of the image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from .._checks import check_bound, check_float_tensor, check_number, check_size, describe
+from ..conventions import check_matrix
+from .affine import _bounded, _unbounded
+from .base import AbstractTransform
+
+
+def tps_grid(
+    theta: Tensor,
+    control_points: Tensor,
+    size: tuple[int, ...],
+    *,
+    regularization: float = 0.0,
+    align_corners: bool = False,
+) -> Tensor:
+    """The sampling positions of thin plate splines.
+
+    Pull, (x, y[, z]), normalized: control point p of the output is read at p + its shift in theta. The spline is solved
+    anew at each call; a `ThinPlateSpline` solves it once.
+
+    Args:
+        theta: (B, K d), the shift of each control point, point by point.
+        control_points: (K, 2) or (K, 3), constants: no gradient reaches them.
+        size: of the output, (H, W) or (D, H, W).
+        regularization: 0 passes through the shifted points; more trades distance from them for less bending.
+
+    Returns:
+        (B, H, W, 2) or (B, D, H, W, 3), float32 (float64 for a float64 theta).
+
+    Raises:
+        ValueError: for wrong shapes, types or sizes, and for control points that are too few, repeated, on one line (in
+            3D: in one plane) or not finite.
+
+    Example:
+        >>> points = torch.tensor([[-1.0, -1.0], [1.0, -1.0], [-1.0, 1.0], [1.0, 1.0]])
+        >>> theta = torch.tensor([[0.1, 0.0, 0.1, 0.0, 0.1, 0.0, 0.1, 0.0]])  # every point by 0.1 along x
+        >>> tps_grid(theta, points, (2, 1))
+        tensor([[[[ 0.1000, -0.5000]],
+                 [[ 0.1000,  0.5000]]]])
+
+    Source: Bookstein 1989; Wahba 1990, section 2.4; Jaderberg et al. 2015, section 3.2.
+    """
+    transform = ThinPlateSpline(control_points, regularization=regularization)
+    return transform.to(theta.device if isinstance(theta, Tensor) else None).grid(
+        theta, size, align_corners=align_corners
+    )
+
+
+def thin_plate_spline(
+    source: Tensor,  # (B, K, d) or (K, d)
+    target: Tensor,  # (K, d)
+    *,
+    regularization: float = 0.0,
+) -> tuple[ThinPlateSpline, Tensor]:
+    """The thin plate spline that carries points of the input onto points of the output, and its theta.
+
+    Pull, (x, y[, z]), normalized: output point `target[k]` is read at input point `source[k]`, so what the input shows
+    at `source[k]` appears at `target[k]`.
+
+    Args:
+        source: (B, K, d), or (K, d) for a batch of one, points of the input; gradients reach them.
+        target: (K, d), points of the output, constants: the control points of the spline.
+        regularization: 0 passes through the points; more allows for noise in them.
+
+    Returns:
+        The transform, on the device of `target`, and theta (B, K d) for it.
+
+    Raises:
+        ValueError: for wrong shapes or types, and as for `ThinPlateSpline` for the target points.
+
+    Example:
+        >>> target = torch.tensor([[-1.0, -1.0], [1.0, -1.0], [-1.0, 1.0], [1.0, 1.0]])
+        >>> transform, theta = thin_plate_spline(0.5 * target, target)
+        >>> transform.map_points(theta, torch.tensor([[[1.0, 0.5]]]))
+        tensor([[[0.5000, 0.2500]]])
+
+    Source: Bookstein 1989.
+    """
+    if isinstance(target, Tensor) and target.ndim == 3:
+        raise ValueError(f"target: expected points (K, d), one set for the batch, got shape {tuple(target.shape)}")
+    points = _check_control_points(target, "target")
+    check_float_tensor("source", source, "points (B, K, d)")
+    if source.ndim not in (2, 3) or source.shape[-2:] != points.shape:
+        raise ValueError(
+            f"source: expected points (B, {points.shape[0]}, {points.shape[1]}) as target, got shape {tuple(source.shape)}"
+        )
+    if source.device != target.device:
+        raise ValueError(f"source: expected on the device of target ({target.device}), got {source.device}")
+    transform = ThinPlateSpline(target, regularization=regularization)
+    return transform, transform.from_points(source if source.ndim == 3 else source[None])
+
+
+class ThinPlateSpline(AbstractTransform):
+    """The warp of least bending that shifts each control point by what theta says.
+
+    theta (B, K d) = shift x, shift y[, shift z] of each control point. Pull: control points lie in the output; control
+    point p is read in the input at p + shift. Affine shifts give the affine map exactly (`from_matrix`).
+
+    The spline is solved once, in float64, and evaluated in float64 whatever theta's type: its weights alternate in sign
+    and cancel, which costs float32 five digits on a 20 x 20 lattice, and all of them where matrix products run in lower
+    precision. Positions are theta's type. The control points and the solution follow the module to a device, but keep
+    float64 under `.half()` and the like; they are part of the configuration, not of the state_dict.
+
+    Args:
+        control_points: (K, d) with d = 2 or 3, normalized; or the size of a lattice ([nz,] ny, nx), see `lattice`. The
+            default is the paper's 16 points.
+        regularization: 0 passes through the shifted points; more trades distance from them for less bending: the sum
+            over the points of squared distances plus `regularization / (8 pi)` times the bending energy is least.
+        max_offset: bounds every shift, smoothly; None for no bound.
+
+    Raises:
+        ValueError: for fewer than d + 1 control points, for repeated ones, ones that are not finite or that lie on one
+            line (in 3D: in one plane), and for options out of range.
+
+    Example:
+        >>> transform = ThinPlateSpline((3, 3))
+        >>> theta = torch.zeros(1, 9, 2)
+        >>> theta[0, 4] = torch.tensor([0.25, 0.0])  # the middle of the output is read to the right of the middle
+        >>> transform.map_points(theta.flatten(1), torch.tensor([[[0.0, 0.0], [1.0, 1.0]]]))
+        tensor([[[0.2500, 0.0000],
+                 [1.0000, 1.0000]]])
+
+    Source: Duchon 1977; Bookstein 1989. Equal to `scipy.interpolate.RBFInterpolator` of degree 1, with
+    `smoothing=regularization` and the kernel "thin_plate_spline" in 2D, "linear" in 3D.
+    """
+
+    control_points: Tensor  # (K, d)
+    _solve: Tensor  # (K + d + 1, K): shifts -> kernel weights, constant, linear part
+    _root: Tensor  # (K - d - 1, K): shifts -> numbers whose sum of squares is the bending energy
+
+    def __init__(
+        self,
+        control_points: Tensor | Sequence[int] = (4, 4),
+        *,
+        regularization: float = 0.0,
+        max_offset: float | None = None,
+    ) -> None:
+        super().__init__()
+        check_number("regularization", regularization, "a finite number of at least 0", lambda v: 0 <= v < math.inf)
+        check_bound("max_offset", max_offset)
+        if isinstance(control_points, Tensor):
+            points, device = _check_control_points(control_points, "control_points"), control_points.device
+        else:
+            points, device = _check_control_points(_lattice_points(control_points), "control_points"), None
+        self.ndim, self.regularization, self.max_offset = points.shape[1], float(regularization), max_offset
+        solve, root = _factor(points, self.regularization)
+        self.register_buffer("control_points", points.to(device), persistent=False)
+        self.register_buffer("_solve", solve.to(device), persistent=False)
+        self.register_buffer("_root", root.to(device), persistent=False)
+
+    @classmethod
+    def lattice(cls, *size: int, regularization: float = 0.0, max_offset: float | None = None) -> Self:
+        """Control points on a regular lattice of `ny, nx` or `nz, ny, nx` points, the outer ones on the frame's edges:
+        rows from top to bottom, each from left to right.
+
+        Example:
+            >>> ThinPlateSpline.lattice(2, 3).control_points[:4].tolist()
+            [[-1.0, -1.0], [0.0, -1.0], [1.0, -1.0], [-1.0, 1.0]]
+        """
+        return cls(size, regularization=regularization, max_offset=max_offset)
+
+    @classmethod
+    def two_rows(cls, points: int = 20, *, regularization: float = 0.0, max_offset: float | None = None) -> Self:
+        """The layout of text rectifiers: half of the points along the top edge, from left to right, then half along the
+        bottom edge; where they are read follows the outline of the word.
+
+        Source: Shi et al. 2016, "Robust Scene Text Recognition with Automatic Rectification".
+
+        Example:
+            >>> ThinPlateSpline.two_rows(4).control_points.tolist()
+            [[-1.0, -1.0], [1.0, -1.0], [-1.0, 1.0], [1.0, 1.0]]
+        """
+        if isinstance(points, bool) or not isinstance(points, int) or points < 4 or points % 2:
+            raise ValueError(f"points: expected an even int of at least 4, got {describe(points)}")
+        return cls((2, points // 2), regularization=regularization, max_offset=max_offset)
+
+    @property
+    def num_params(self) -> int:
+        return self.control_points.numel()
+
+    def identity(self) -> Tensor:
+        return torch.zeros(self.num_params)
+
+    def offsets(self, theta: Tensor) -> Tensor:
+        """theta as the shift of each control point, (B, K, d)."""
+        theta = self.check_theta(theta)
+        if theta.device != self.control_points.device:
+            raise ValueError(
+                f"theta: expected on the device of the transform ({self.control_points.device}), got {theta.device}; "
+                f"move the transform with .to()"
+            )
+        return _bounded(theta, self.max_offset).unflatten(1, tuple(self.control_points.shape))
+
+    def map_points(
+        self, theta: Tensor, points: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False
+    ) -> Tensor:
+        points = self.check_points(self.check_theta(theta), points)
+        offsets = self.offsets(theta)
+        # Products of float64 are safe from autocast and TF32, which leave no right digit.
+        coefficients = self._solve @ offsets.to(torch.float64)
+        basis = _basis(points.to(torch.float64), self.control_points)
+        # Points of the whole batch take one product for the whole batch.
+        one = points.shape[0] == 1
+        shift = torch.einsum("nk,bkd->bnd", basis[0], coefficients) if one else basis @ coefficients
+        return (points + shift).to(offsets.dtype, memory_format=torch.contiguous_format)
+
+    def grid(
+        self,
+        theta: Tensor,
+        size: tuple[int, ...],
+        *,
+        image_size: tuple[int, ...] | None = None,
+        align_corners: bool = False,
+    ) -> Tensor:
+        theta = self.check_theta(theta)
+        size = check_size(size, self.ndim)
+        points = self._lattice(theta.new_empty(1, 0), size, align_corners)  # the same for the whole batch
+        return self.map_points(theta, points).reshape(theta.shape[0], *size, self.ndim)
+
+    def bending_energy(self, theta: Tensor) -> Tensor:
+        """How much each warp bends, (B,): the integral of its squared second derivatives, summed over the axes, over
+        the whole plane or space in normalized units. 0 for affine maps; no guard against folds.
+
+        Example:
+            >>> transform = ThinPlateSpline((2, 2))
+            >>> transform.bending_energy(torch.tensor([[0.1, 0.0, -0.1, 0.0, -0.1, 0.0, 0.1, 0.0]]))
+            tensor([0.3626])
+
+        Source: Bookstein 1989; Wahba 1990, section 2.4.
+        """
+        offsets = self.offsets(theta)
+        return (self._root @ offsets.to(torch.float64)).square().sum((1, 2)).to(offsets.dtype)
+
+    def from_points(self, points: Tensor) -> Tensor:
+        """The theta (B, K d) that reads the control points at `points` (B, K, d). Raises ValueError where `max_offset`
+        is exceeded."""
+        check_float_tensor("points", points, "points (B, K, d)")
+        if points.ndim != 3 or points.shape[1:] != self.control_points.shape:
+            k, d = self.control_points.shape
+            raise ValueError(f"points: expected (B, {k}, {d}), got shape {tuple(points.shape)}")
+        dtype = torch.float64 if points.dtype == torch.float64 else torch.float32
+        offsets = (points.to(torch.float64) - self.control_points).to(dtype)
+        return _unbounded(offsets.flatten(1), self.max_offset, "max_offset")
+
+    def from_matrix(self, matrix: Tensor) -> Tensor:
+        """The theta (B, K d) of affine maps (B, d, d+1), exact. Raises ValueError where `max_offset` is exceeded."""
+        d = self.ndim
+        if check_matrix("matrix", matrix) != d:
+            raise ValueError(f"matrix: expected (B, {d}, {d + 1}), got shape {tuple(matrix.shape)}")
+        m = matrix.to(torch.float64)
+        points = (self.control_points[:, None, :] * m[:, None, :, :d]).sum(-1) + m[:, None, :, d]
+        return self.from_points(points if matrix.dtype == torch.float64 else points.float())
+
+    def extra_repr(self) -> str:
+        shown = [f"{self.control_points.shape[0]} points in {self.ndim}D"]
+        shown += [f"regularization={self.regularization:g}"] if self.regularization else []
+        return ", ".join(shown + ([] if self.max_offset is None else [f"max_offset={self.max_offset:g}"]))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # `.half()`, `.bfloat16()` and `.float()` convert buffers too. The device changes, the numbers never do.
+        kept = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, buffer in kept.items():
+            moved = self._buffers[name]
+            assert buffer is not None
+            assert moved is not None
+            self._buffers[name] = buffer.to(moved.device)
+        return self
+
+
+def _check_control_points(points: Tensor, argument: str) -> Tensor:
+    """Control points (K, d) as float64 on the CPU, or a ValueError."""
+    check_float_tensor(argument, points, "control points (K, 2) or (K, 3)")
+    if points.ndim != 2 or points.shape[1] not in (2, 3):
+        raise ValueError(f"{argument}: expected control points (K, 2) or (K, 3), got shape {tuple(points.shape)}")
+    k, d = points.shape
+    if k < d + 1:
+        raise ValueError(f"{argument}: expected at least {d + 1} control points in {d}D, got {k}")
+    points = points.detach().to("cpu", torch.float64, copy=True)
+    if not bool(points.isfinite().all()):
+        raise ValueError(
+            f"{argument}: expected finite control points, got {points[~points.isfinite().all(1)][0].tolist()}"
+        )
+    spread = torch.linalg.svdvals(points - points.mean(0))
+    distance = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
+    near = torch.triu(distance <= 1e-6 * float(spread[0]), diagonal=1)
+    if bool(near.any()):
+        i, j = near.nonzero()[0].tolist()
+        raise ValueError(
+            f"{argument}: expected distinct control points, but points {i} and {j} are both {points[i].tolist()}"
+        )
+    if float(spread[-1]) <= 1e-6 * float(spread[0]):
+        raise ValueError(
+            f"{argument}: expected control points that are not all {'on one line' if d == 2 else 'in one plane'}"
+        )
+    return points
+
+
+def _lattice_points(size: Sequence[int]) -> Tensor:
+    """The control points (K, d) of a lattice ([nz,] ny, nx) that spans the frame."""
+    ok = isinstance(size, Sequence) and not isinstance(size, str) and len(size) in (2, 3)
+    if not ok or any(isinstance(n, bool) or not isinstance(n, int) or n < 2 for n in size):
+        raise ValueError(
+            f"control_points: expected a tensor (K, 2) or (K, 3), or a lattice of 2 or 3 ints of at least 2, got {describe(size)}"
+        )
+    # On the CPU, so that a module made on the meta device has them all the same.
+    axes = [torch.arange(1 - n, n, 2, dtype=torch.float64, device="cpu") / (n - 1) for n in size]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], dim=-1).reshape(-1, len(size))
+
+
+def _kernel(points: Tensor, control_points: Tensor) -> Tensor:
+    """U(|points (..., N, d) - control_points (K, d)|), (..., N, K); finite gradients at the control points too."""
+    axes = zip(points.unbind(-1), control_points.unbind(-1), strict=True)
+    r2 = sum(((p[..., None] - c).square() for p, c in axes), torch.zeros((), dtype=points.dtype, device=points.device))
+    safe = torch.where(r2 > 0, r2, 1.0)
+    return 0.5 * r2 * safe.log() if points.shape[-1] == 2 else -r2 / safe.sqrt()
+
+
+def _basis(points: Tensor, control_points: Tensor) -> Tensor:
+    """Kernels, 1, x, y[, z] at points (B, N, d): (B, N, K + d + 1)."""
+    return torch.cat([_kernel(points, control_points), torch.ones_like(points[..., :1]), points], dim=-1)
+
+
+def _factor(points: Tensor, regularization: float) -> tuple[Tensor, Tensor]:
+    """The spline through K points as a linear map of their values, and a root of its bending energy.
+
+    With kernel matrix U, P = (1, x, y[, z]) and the columns of N a basis of what is orthogonal to P, the weights are
+    N (N'UN + regularization)^-1 N' values: N'UN is positive definite, so Cholesky will do.
+    """
+    k, d = points.shape
+    kernel = _kernel(points, points)
+    polynomials = torch.cat([torch.ones_like(points[:, :1]), points], dim=1)
+    q, r = torch.linalg.qr(polynomials, mode="complete")
+    span, null = q[:, : d + 1], q[:, d + 1 :]
+    inner = null.T @ kernel @ null
+    inner = (inner + inner.T) / 2
+    eye = torch.eye(k, dtype=points.dtype, device=points.device)
+    factor, failed = torch.linalg.cholesky_ex(inner + regularization * eye[d + 1 :, d + 1 :])
+    inner_root, inner_failed = torch.linalg.cholesky_ex(inner)
+    if int(failed) or int(inner_failed):
+        raise ValueError("control_points: expected points that are further apart; in float64 they have no spline")
+    reduced = torch.cholesky_solve(null.T, factor)  # (K - d - 1, K)
+    weights = null @ reduced
+    affine = torch.linalg.solve_triangular(r[: d + 1], span.T @ (eye - kernel @ weights), upper=True)
+    # The kernels are 8 pi times fundamental solutions of the squared Laplacian.
+    root = math.sqrt(8 * math.pi) * (inner_root.T @ reduced)
+    return torch.cat([weights, affine]), root
