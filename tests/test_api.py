@@ -43,7 +43,7 @@ def refuses(argument, call, *nots):
 def test_the_public_names():
     """A new name is added here on purpose; a lost one breaks somebody."""
     assert set(stn.__all__) >= PUBLIC
-    assert stn.__all__ == sorted(set(stn.__all__))
+    assert len(set(stn.__all__)) == len(stn.__all__)
     assert all(hasattr(stn, name) for name in stn.__all__)
     listed = {name for name in dir(stn) if not name.startswith("_") and not inspect.ismodule(getattr(stn, name))}
     assert listed <= set(stn.__all__)

@@ -226,15 +226,37 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
     file = tmp_path / "file.json"
     write_text(file, "old")
 
-    def fill_the_disk(self: Path, text: str, encoding: str) -> int:
-        self.write_bytes(text[:1].encode())
+    def fill_the_disk(self: Path, content: bytes) -> int:
+        with self.open("wb") as opened:
+            opened.write(content[:1])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", fill_the_disk)
+    monkeypatch.setattr(Path, "write_bytes", fill_the_disk)
     with pytest.raises(OSError, match="No space"):
         write_text(file, "new")
     assert file.read_text() == "old"
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_full_disk_leaves_the_last_whole_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from stn_recipes import files
+
+    original, folder = Path.write_bytes, tmp_path / "run"
+
+    def fill_the_disk(self: Path, content: bytes) -> int:
+        if (folder / "checkpoints" / "last.ckpt").exists() and ".last.ckpt" in self.name:
+            original(self, bytes(content)[:1000])
+            raise OSError(28, "No space left on device")
+        return original(self, content)
+
+    monkeypatch.setattr(files.Path, "write_bytes", fill_the_disk)
+    with pytest.raises(OSError, match="No space"):
+        tasks.train(replace(SMALL, out=str(folder)))
+    assert tasks.read_checkpoint(folder / "checkpoints" / "last.ckpt")["epoch"] == 0
+    assert not [path for path in folder.rglob("*") if path.name.startswith(".")]
+    monkeypatch.undo()
+    tasks.resume(folder)
+    assert tasks.load_run(folder).result["epochs"] == 3
 
 
 def test_a_collapse_is_named_while_it_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -270,7 +292,7 @@ def test_every_recipe_builds_its_network_and_its_control() -> None:
             model = tasks.make_model(replace(config, transformer=transformer), (channels, side, side), 10)  # type: ignore[arg-type]
             assert model(torch.zeros(2, channels, side, side)).shape == (2, 10)
             counts.append(sum(p.numel() for p in model.parameters()))
-        assert counts[0] <= counts[1] <= 1.02 * counts[0], name
+        assert counts[0] <= counts[1] <= 1.03 * counts[0], name
 
 
 def test_results_are_json_with_versions(trained: Path) -> None:

@@ -188,7 +188,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, MisconfigurationException) as error:
         if os.environ.get("STN_DEBUG"):
             raise
-        text = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.filename else str(error)
+        text = str(error)
+        if isinstance(error, OSError) and error.strerror:
+            text = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
         print(f"stn: error: {text}", file=sys.stderr)
         return 1
     return 0

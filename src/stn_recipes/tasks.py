@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import datetime
+import io
 import itertools
 import json
 import os
@@ -32,19 +33,22 @@ import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialize
 from torch import Tensor
 from torch.nn import functional as F
+from torchmetrics import MeanMetric
 
 import stn
 from stn.models import TransformerClassifier
 
 from .config import TrainConfig
 from .data import ImageDataModule
-from .files import atomic_path, write_text
+from .files import write_bytes, write_text
 
 FILMSTRIP_IMAGES = 8
 
@@ -104,6 +108,9 @@ class Classification(LightningModule):
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         self.model = model.to(memory_format=self.memory_format)  # type: ignore[call-overload]
         self.config = config
+        self.means = torch.nn.ModuleDict(
+            {f"{stage}_{name}": MeanMetric() for stage in ("train", "val", "test") for name in ("loss", "accuracy")}
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         images = images.contiguous(memory_format=self.memory_format)
@@ -124,8 +131,12 @@ class Classification(LightningModule):
         logits = self(images)
         loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
         accuracy = (logits.argmax(1) == labels).float().mean()
-        values = {f"{stage}_loss": loss.detach(), f"{stage}_accuracy": accuracy}
-        self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(labels), sync_dist=True)
+        for name, value in (("loss", loss.detach()), ("accuracy", accuracy)):
+            # Metrics that count themselves: Lightning's own mean over processes is off when their shares differ.
+            mean = self.means[f"{stage}_{name}"]
+            assert isinstance(mean, MeanMetric)
+            mean.update(value, weight=len(labels))
+            self.log(f"{stage}_{name}", mean, on_step=False, on_epoch=True)
         return loss
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
@@ -254,8 +265,19 @@ class Watch(Callback):
         self.epochs.append(epoch)
         if not trainer.is_global_zero:
             return
-        with atomic_path(self.path) as temporary, temporary.open("wb") as file:
-            np.savez(file, images=self.images[:shown].numpy(), theta=np.stack(self.theta), epochs=np.array(self.epochs))
+        buffer = io.BytesIO()
+        np.savez(buffer, images=self.images[:shown].numpy(), theta=np.stack(self.theta), epochs=np.array(self.epochs))
+        write_bytes(self.path, buffer.getbuffer())
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Lightning writes beside and then copies, which a full disk cuts short: here a checkpoint is whole, or the old one."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(Path(path), buffer.getbuffer())
 
 
 def train(config: TrainConfig) -> Path:
@@ -365,6 +387,7 @@ def _fit(run: Path, config: TrainConfig, checkpoint: Path | None) -> None:
         gradient_clip_val=config.clip,
         logger=[CSVLogger(run / "logs", name="csv"), TensorBoardLogger(run / "logs", name="tensorboard", version="")],
         callbacks=callbacks,
+        plugins=[WholeCheckpoints()],
         enable_progress_bar=progress,
         enable_model_summary=False,
         log_every_n_steps=50,
@@ -400,8 +423,8 @@ def _finish(
     parameters: int,
     test: Mapping[str, float],
 ) -> None:
-    with atomic_path(run / "model.safetensors") as temporary:
-        save_file({name: t.contiguous().cpu() for name, t in task.model.state_dict().items()}, temporary)
+    weights = {name: tensor.contiguous().cpu() for name, tensor in task.model.state_dict().items()}
+    write_bytes(run / "model.safetensors", serialize(weights))
     last = Run(run).metrics()[-1]
     result = {
         "recipe": config.recipe,

@@ -100,5 +100,5 @@ def _working_dtype(image: Tensor) -> torch.dtype:
 def _as_image(out: Tensor, image: Tensor) -> Tensor:
     out = out.to(image.dtype)
     if image.shape[1] > 1 and image.stride(1) == 1 and not image.is_contiguous():
-        out = out.contiguous(memory_format=torch.channels_last if image.ndim == 4 else torch.channels_last_3d)
+        out = out.movedim(1, -1).contiguous().movedim(-1, 1)  # channels last, in words that vmap knows
     return out

@@ -7,10 +7,16 @@ from typing import Any
 from .._checks import check_choice
 from .affine import Affine, Attention, Crop, Rigid, Rotation, Similarity, Translation, affine_grid
 from .base import AbstractTransform
+from .bspline import BSpline
 from .compose import Compose
+from .cpab import CPAB
+from .flow import DisplacementField
+from .polar import Polar
 from .projective import Corners, Projective, projective_grid
 from .tps import ThinPlateSpline, thin_plate_spline, tps_grid
+from .velocity import VelocityField
 
+# The families that need no options.
 TRANSFORMS: dict[str, type[AbstractTransform]] = {
     "affine": Affine,
     "similarity": Similarity,
@@ -43,19 +49,24 @@ def by_name(name: str, **options: Any) -> AbstractTransform:
 
 
 __all__ = [
+    "CPAB",
     "TRANSFORMS",
     "AbstractTransform",
     "Affine",
     "Attention",
+    "BSpline",
     "Compose",
     "Corners",
     "Crop",
+    "DisplacementField",
+    "Polar",
     "Projective",
     "Rigid",
     "Rotation",
     "Similarity",
     "ThinPlateSpline",
     "Translation",
+    "VelocityField",
     "affine_grid",
     "by_name",
     "projective_grid",

@@ -1,0 +1,145 @@
+"""Polar and log-polar frames around a predicted origin: turns, and scales, become shifts."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .._checks import check_flag, check_number, check_size
+from ..conventions import extent, lattice
+from .base import AbstractTransform
+
+_LOG_MIN_RADIUS = 0.05
+
+
+class Polar(AbstractTransform):
+    """The image around an origin, unrolled: theta (B, 2) = origin x, origin y.
+
+    Pull, normalized: along the output's x axis the radius grows, from `min_radius` at -1 to `max_radius` at 1, evenly
+    or, with `log`, by equal ratios; along its y axis the angle goes once around, from 0 at -1 to 2 pi at 1, starting
+    on the image's x axis and turning towards its y axis (clockwise as seen, since y points down). Output (H, W) thus
+    has W radii and H angles, the layout of OpenCV's `warpPolar`. An image turned about the origin by k / H of a circle
+    is the same output shifted circularly by k rows (with `align_corners=False`; with True the first and the last row
+    are the same angle); with `log`, an image scaled about the origin by s is the output shifted along x by
+    2 ln(s) / ln(max_radius / min_radius).
+
+    Radii are lengths on the image, in units of half its shorter side, so circles are circles on images that are not
+    square: pass `image_size`, as `stn.warp` does. Without it `grid` takes the output's size for it.
+
+    No theta makes this the warp that changes nothing: `identity()` is the neutral origin, the centre of the image.
+    There is no inverse within the family; `to_polar` carries points of the image into the output.
+
+    Args:
+        log: radii by equal ratios.
+        min_radius: at the output's left edge; 0 unless given, 0.05 with `log`, where it has to be above 0.
+        max_radius: at the right edge; 1 reaches the nearest side of the image from its centre.
+
+    Raises:
+        ValueError: unless 0 <= min_radius < max_radius.
+
+    Example:
+        >>> family = Polar()
+        >>> family.map_points(family.identity()[None], torch.tensor([[[-1.0, 0.0], [0.0, -1.0], [1.0, -1.0]]]))
+        tensor([[[0.0000, 0.0000],
+                 [0.5000, 0.0000],
+                 [1.0000, 0.0000]]])
+
+    Source: Esteves et al. 2018, Polar Transformer Networks.
+    """
+
+    def __init__(self, *, log: bool = False, min_radius: float | None = None, max_radius: float = 1.0) -> None:
+        super().__init__()
+        check_flag("log", log)
+        check_number("max_radius", max_radius, "a finite number above 0", lambda r: 0 < r < math.inf)
+        if min_radius is None:
+            min_radius = _LOG_MIN_RADIUS if log else 0.0
+        check_number(
+            "min_radius",
+            min_radius,
+            f"a number {'above' if log else 'from'} 0 and below max_radius={max_radius:g}",
+            lambda r: (r > 0 if log else r >= 0) and r < max_radius,
+        )
+        self.log, self.min_radius, self.max_radius = log, float(min_radius), float(max_radius)
+
+    @property
+    def num_params(self) -> int:
+        return 2
+
+    def identity(self) -> Tensor:
+        """The neutral origin, 0 0: the centre. Not a warp that changes nothing; this family has none."""
+        return torch.zeros(2)
+
+    def map_points(
+        self, theta: Tensor, points: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False
+    ) -> Tensor:
+        theta = self.check_theta(theta)
+        points = self.check_points(theta, points)
+        angle = math.pi * (points[..., 1] + 1)
+        direction = torch.stack([angle.cos(), angle.sin()], dim=-1)
+        units = self._units(theta, image_size, align_corners)
+        return theta[:, None] + self._radius(points[..., :1]) * direction * units
+
+    def grid(
+        self,
+        theta: Tensor,
+        size: tuple[int, ...],
+        *,
+        image_size: tuple[int, ...] | None = None,
+        align_corners: bool = False,
+    ) -> Tensor:
+        theta = self.check_theta(theta)
+        size = check_size(size, 2)
+        y, x = (lattice(n, align_corners=align_corners, dtype=theta.dtype, device=theta.device) for n in size)
+        angle = math.pi * (y + 1)
+        direction = torch.stack([angle.cos(), angle.sin()], dim=-1)
+        around = direction * self._units(theta, image_size or size, align_corners)  # (H, 2)
+        return theta[:, None, None] + self._radius(x)[:, None] * around[:, None]
+
+    def to_polar(
+        self, theta: Tensor, points: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False
+    ) -> Tensor:
+        """Points of the image (B, N, 2) to the points of the output (B, N, 2) that are read there.
+
+        The reverse of `map_points`: x is the radius, beyond [-1, 1] where it lies outside the radii of this transform
+        (with `log` the origin itself is at minus infinity), y the angle, in [-1, 1).
+
+        Example:
+            >>> Polar().to_polar(torch.zeros(1, 2), torch.tensor([[[0.5, 0.0], [0.0, 1.0]]]))
+            tensor([[[ 0.0000, -1.0000],
+                     [ 1.0000, -0.5000]]])
+        """
+        theta = self.check_theta(theta)
+        points = self.check_points(theta, points)
+        offset = (points - theta[:, None]) / self._units(theta, image_size, align_corners)
+        origin = (offset == 0).all(-1, keepdim=True)
+        # At the origin the angle is 0, and neither the root nor the angle has a derivative to poison the others with.
+        safe = torch.where(origin, torch.ones_like(offset), offset)
+        radius = torch.where(origin[..., 0], 0.0, safe.square().sum(-1).sqrt())
+        angle = torch.where(origin[..., 0], 0.0, torch.atan2(safe[..., 1], safe[..., 0]))
+        if self.log:
+            part = (radius / self.min_radius).log() / math.log(self.max_radius / self.min_radius)
+        else:
+            part = (radius - self.min_radius) / (self.max_radius - self.min_radius)
+        return torch.stack([2 * part - 1, (angle / math.pi).remainder(2.0) - 1], dim=-1)
+
+    def _radius(self, x: Tensor) -> Tensor:
+        part = (x + 1) / 2
+        if self.log:
+            return self.min_radius * (part * math.log(self.max_radius / self.min_radius)).exp()
+        return self.min_radius + (self.max_radius - self.min_radius) * part
+
+    def _units(self, theta: Tensor, image_size: tuple[int, ...] | None, align_corners: bool) -> Tensor:
+        """Half the image's shorter side, in normalized units of x and of y."""
+        if image_size is None:
+            return theta.new_ones(2)
+        half = extent(check_size(image_size, 2, "image_size"), align_corners=align_corners)
+        half = tuple(h or 0.5 for h in half)  # an axis of one pixel has no length with align_corners: that of a pixel
+        return theta.new_tensor([min(half) / h for h in half])
+
+    def extra_repr(self) -> str:
+        shown = ["log=True"] if self.log else []
+        if self.min_radius != (_LOG_MIN_RADIUS if self.log else 0.0):
+            shown.append(f"min_radius={self.min_radius:g}")
+        return ", ".join(shown + ([] if self.max_radius == 1 else [f"max_radius={self.max_radius:g}"]))
