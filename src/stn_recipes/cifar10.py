@@ -22,5 +22,5 @@ _SMALL = TrainConfig(
 
 RECIPES = {
     "cifar10_small": _SMALL,
-    "cifar10_large": replace(_SMALL, recipe="cifar10_large", network="cifar10_large", dropout=0.5, epochs=15),
+    "cifar10_large": replace(_SMALL, recipe="cifar10_large", network="cifar10_large", dropout=0.2, epochs=15),
 }
