@@ -134,8 +134,9 @@ def test_a_run_is_not_written_over(trained: Path) -> None:
 
 
 def test_a_run_that_cannot_start_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="name: expected one of"):
-        tasks.train(replace(SMALL, out=str(tmp_path / "run"), network="nope"))
+    for wrong, said in (({"network": "nope"}, "name: expected one of"), ({"precision": "7-bit"}, "7-bit")):
+        with pytest.raises(ValueError, match=said):
+            tasks.train(replace(SMALL, out=str(tmp_path / "run"), **wrong))
     assert not (tmp_path / "run").exists()
 
 

@@ -355,10 +355,6 @@ def _fit(run: Path, config: TrainConfig, checkpoint: Path | None) -> None:
         "std": list(data.std),
     }
     task = Classification(make_model(config, data.input_shape, data.num_classes), config)
-    if is_main_process():  # not before now: what cannot start leaves nothing behind
-        run.mkdir(parents=True, exist_ok=True)
-        write_text(run / "data.json", json.dumps(facts, indent=1))
-        write_text(run / "config.yaml", yaml.safe_dump(_plain(config), sort_keys=False))
     parameters = sum(p.numel() for p in task.model.parameters())
     log = EpochLog()
     monitor = "val_accuracy" if data.val_data() else "train_accuracy"
@@ -395,6 +391,10 @@ def _fit(run: Path, config: TrainConfig, checkpoint: Path | None) -> None:
         use_distributed_sampler=False,  # the data module shares the samples out itself
         default_root_dir=run,
     )
+    if is_main_process():  # not before now: what cannot start leaves nothing behind
+        run.mkdir(parents=True, exist_ok=True)
+        write_text(run / "data.json", json.dumps(facts, indent=1))
+        write_text(run / "config.yaml", yaml.safe_dump(_plain(config), sort_keys=False))
     if trainer.is_global_zero:
         what = "no transformer (control)" if config.transformer == "none" else f"{config.transformer} transformer"
         seen, held = len(data.train_data()), len(data.val_data() or ())
