@@ -2,6 +2,9 @@
 scikit-learn, no download.
 
     stn train digits --control
+
+Measured: 98.89 % with the affine transformer, 97.77 % without (seed 0, 359 test images: one is 0.28 points), 20 and 26
+seconds on two cores.
 """
 
 from .config import TrainConfig
