@@ -1,6 +1,9 @@
 """MNIST as it is, with the network of the PyTorch tutorial.
 
-stn train mnist --data_dir DATA
+    stn train mnist --data-dir DATA --threads 1 --control
+
+Measured (docs/results.md): 99.52, 99.56 and 99.58 % (three seeds), its control 99.49 %; 5 minutes on one core. The best public mean
+for this network is 99.05 %.
 """
 
 from .config import TrainConfig
