@@ -239,3 +239,16 @@ def test_own_images(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "set" / "dark" / "0.png").write_bytes(b"broken")
     code, _, err = run(capsys, "train", "images", *options, "--out", str(tmp_path / "second"), "--no-progress")
     assert (code, "0.png" in err, (tmp_path / "second").exists()) == (1, True, False)
+
+
+def test_without_the_train_extra_it_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import sys
+
+    from stn_recipes.__main__ import main
+
+    monkeypatch.delitem(sys.modules, "stn_recipes.cli")
+    monkeypatch.setitem(sys.modules, "jsonargparse", None)  # as if it were not installed
+    assert main() == 1
+    assert "pip install 'spatial-transformers[train]'" in capsys.readouterr().err

@@ -32,7 +32,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def stn_process(*arguments: str, **options: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-u", "-m", "stn_recipes.cli", *arguments]
+    command = [sys.executable, "-u", "-m", "stn_recipes", *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)  # type: ignore[call-overload, no-any-return]
 
 

@@ -59,7 +59,7 @@ def _build(argv: Sequence[str]) -> _Parser:
     parser = _Parser(
         prog="stn",
         description="Spatial transformers: train networks that learn where to look, and see what they learned.",
-        version=f"stn {stn.__version__}",
+        version=stn.__version__,
     )
     commands = parser.add_subcommands(dest="command", required=True, metavar="COMMAND", title="commands")
     chosen: dict[str, _Parser] = {}
@@ -357,7 +357,3 @@ def _info(a: Namespace) -> None:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none that this torch can use"
     table.add_row("gpu", gpu)
     Console().print(table)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
