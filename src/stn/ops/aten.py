@@ -36,10 +36,7 @@ def warp_affine(
 ) -> Tensor:
     grid = reference.affine_grid(_tame(matrix), size, align_corners)
     poison = (0 * matrix.detach()).sum((1, 2))
-    # In place: a second output would cost more in fresh memory than the sum does.
-    return _sample(image, grid, mode, padding_mode, fill, align_corners).add_(
-        poison.reshape(-1, *[1] * (image.ndim - 1))
-    )
+    return _sample(image, grid, mode, padding_mode, fill, align_corners) + poison.reshape(-1, *[1] * (image.ndim - 1))
 
 
 def sample(
@@ -47,7 +44,7 @@ def sample(
 ) -> Tensor:
     """As `reference.sample`."""
     poison = torch.stack([0 * axis for axis in grid.detach().unbind(-1)]).sum(0)
-    return _sample(image, _tame(grid), mode, padding_mode, fill, align_corners).add_(poison[:, None])
+    return _sample(image, _tame(grid), mode, padding_mode, fill, align_corners) + poison[:, None]
 
 
 def _tame(positions: Tensor) -> Tensor:
