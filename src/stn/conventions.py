@@ -82,9 +82,13 @@ def _frame(points: Tensor, size: Size, align_corners: bool) -> tuple[Tensor, Ten
     size = check_size(size)
     if points.shape[-1:] != (len(size),):
         raise ValueError(f"points: expected (..., {len(size)}) for size {size}, got shape {tuple(points.shape)}")
-    half = points.new_tensor(extent(size, align_corners=align_corners))
-    centre = points.new_tensor([(n - 1) / 2 for n in reversed(size)])
-    return half, centre
+    return _half_and_centre(points, size, align_corners)
+
+
+def _half_and_centre(like: Tensor, size: Size, align_corners: bool) -> tuple[Tensor, Tensor]:
+    """Pixels per normalized unit, and the pixel coordinate of the centre, (d,) each, ordered (x, y[, z])."""
+    half = like.new_tensor(extent(size, align_corners=align_corners))
+    return half, like.new_tensor([(n - 1) / 2 for n in reversed(size)])
 
 
 def theta_from_pixel(
@@ -119,10 +123,8 @@ def theta_from_pixel(
         m = _reverse_axes(m)
     if direction == "push":
         m = invert_matrix(m)
-    half_in = m.new_tensor(extent(in_size, align_corners=align_corners))
-    half_out = m.new_tensor(extent(out_size, align_corners=align_corners))
-    mid_in = m.new_tensor([(n - 1) / 2 for n in reversed(in_size)])
-    mid_out = m.new_tensor([(n - 1) / 2 for n in reversed(out_size)])
+    half_in, mid_in = _half_and_centre(m, in_size, align_corners)
+    half_out, mid_out = _half_and_centre(m, out_size, align_corners)
     linear, shift = m[:, :, :d], m[:, :, d]
     shift = shift + (linear * mid_out).sum(-1) - mid_in
     per_axis = torch.where(half_in == 0, torch.inf, half_in)
@@ -147,12 +149,10 @@ def theta_to_pixel(
     """
     d = _check_conversion("theta", theta, in_size, out_size, direction, order)
     m = theta.to(torch.float64)
-    half_in = m.new_tensor(extent(in_size, align_corners=align_corners))
-    half_out = m.new_tensor(extent(out_size, align_corners=align_corners))
     if align_corners and 1 in out_size:
         raise ValueError(f"out_size: expected no axis of one pixel with align_corners=True, got {tuple(out_size)}")
-    mid_in = m.new_tensor([(n - 1) / 2 for n in reversed(in_size)])
-    mid_out = m.new_tensor([(n - 1) / 2 for n in reversed(out_size)])
+    half_in, mid_in = _half_and_centre(m, in_size, align_corners)
+    half_out, mid_out = _half_and_centre(m, out_size, align_corners)
     linear = m[:, :, :d] * half_in[:, None] / half_out
     shift = m[:, :, d] * half_in + mid_in - (linear * mid_out).sum(-1)
     m = torch.cat([linear, shift[:, :, None]], dim=-1)

@@ -70,8 +70,9 @@ def _build(argv: Sequence[str]) -> _Parser:
         chosen[name] = sub
         return sub
 
+    defaults = dataclasses.asdict(_peek(argv))
     train = command("train", "Train a recipe, measure it on its test set and write its report.")
-    train.add_argument("recipe", nargs="?", default=_peek(argv).recipe, help=f"one of {', '.join(RECIPES)}")
+    train.add_argument("recipe", nargs="?", default=defaults.pop("recipe"), help=f"one of {', '.join(RECIPES)}")
     train.add_argument("--config", action=ActionConfigFile, help="YAML file of settings; options given after it win")
     train.add_argument(
         "--resume", type=str | None, default=None, metavar="RUN", help="go on with a run that was stopped"
@@ -82,7 +83,7 @@ def _build(argv: Sequence[str]) -> _Parser:
         "--control", action=yes_no, default=False, help="train the equal-parameter control too, into RUN/control"
     )
     train.add_argument("--progress", action=yes_no, default=True, help="show a progress bar")
-    train.set_defaults({k: v for k, v in dataclasses.asdict(_peek(argv)).items() if k != "recipe"})
+    train.set_defaults(defaults)
 
     evaluate = command("evaluate", "Measure a run on its test set once more.")
     evaluate.add_argument("run", help="folder of the run")
@@ -220,7 +221,8 @@ def _train(a: Namespace) -> None:
     from .report import write_report
 
     if a.resume is not None:
-        given = {key: a[key] for key in RESUMABLE if a[key] != getattr(_peek(["train"]), key)}
+        untouched = recipe("digits")
+        given = {key: a[key] for key in RESUMABLE if a[key] != getattr(untouched, key)}
         run = tasks.resume(Path(a.resume), overrides=given)
     else:
         values = {field.name: a[field.name] for field in dataclasses.fields(TrainConfig)}
