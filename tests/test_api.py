@@ -24,7 +24,7 @@ VOLUME = torch.rand(2, 3, 4, 5, 6)
 THETA = torch.eye(2, 3).repeat(2, 1, 1)
 GRID = torch.zeros(2, 4, 4, 2)
 NOT_IMAGES = (
-    IMAGE[0], IMAGE[None, None], IMAGE.int(), IMAGE.bool(), IMAGE.to(torch.complex64), IMAGE[:, :, :0], IMAGE[..., :0],
+    IMAGE[0, 0], IMAGE[None, None], IMAGE.int(), IMAGE.bool(), IMAGE.to(torch.complex64), IMAGE[:, :, :0], IMAGE[..., :0],
     None, IMAGE.numpy(), [[1.0]], 3,
 )  # fmt: skip
 NOT_SIZES = ((0, 4), (4,), (4, 4, 4), (-1, 4), (2.0, 4), (True, 4), "44", 4, ("4", 4), (None, 4), torch.ones(2))
@@ -65,8 +65,8 @@ POSITIONAL = {
     stn.diagnose: ["image", "warp"],
     stn.models.create: ["name"],
     stn.transforms.by_name: ["name"],
-    stn.Affine: [], stn.Similarity: [], stn.Rigid: [], stn.Attention: [], stn.Crop: [], stn.Translation: [],
-    stn.Rotation: [],
+    stn.Affine: ["ndim"], stn.Similarity: ["ndim"], stn.Rigid: ["ndim"], stn.Attention: ["ndim"],
+    stn.Crop: ["ndim"], stn.Translation: ["ndim"], stn.Rotation: ["ndim"],
     stn.Compose: ["outer", "inner"],
     conventions.extent: ["size"],
     conventions.lattice: ["n"],
@@ -218,8 +218,9 @@ def test_conventions():
     points, matrix = torch.zeros(3, 2), torch.eye(2, 3)[None]
     for function in (conventions.pixel_to_normalized, conventions.normalized_to_pixel):
         refuses("points", lambda bad, f=function: f(bad, (4, 4)), points[:, :1], points.int(), None, [0.0, 0.0])
-        refuses("size", lambda bad, f=function: f(points, bad), (4,), (0, 4), 4, "44", (4.0, 4))
-    refuses("size", conventions.extent, (4,), (0, 4), (4, 4, 4, 4), 4, None)
+        refuses("size", lambda bad, f=function: f(points, bad), (0, 4), 4, "44", (4.0, 4))
+        refuses("points", lambda bad, f=function: f(bad, (4,)), points)
+    refuses("size", conventions.extent, (), (0, 4), (4, 4, 4, 4), 4, None)
     refuses("n", conventions.lattice, 0, -1, 2.0, "4", None, True)
     not_matrices = (matrix[0], matrix.int(), None, torch.zeros(1, 6), torch.zeros(1, 3, 3), torch.zeros(1, 4, 5))
     for function, argument in ((conventions.theta_from_pixel, "matrix"), (conventions.theta_to_pixel, "theta")):

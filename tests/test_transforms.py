@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -43,8 +44,36 @@ FAMILIES = {
     "displacement": lambda: stn.DisplacementField((4, 5)),
     "velocity": lambda: stn.VelocityField((5, 5)),
     "cpab": lambda: stn.CPAB((2, 2), zero_boundary=False),
+    "polar": stn.Polar,
     "composed": lambda: stn.Similarity(max_scale=4.0) @ stn.Translation(),
     "composed twice": lambda: stn.Rotation() @ (stn.Crop() @ stn.Affine()),
+    "composed, projective": lambda: stn.Projective() @ stn.Corners() @ stn.Rigid(),
+    "composed, a chain": lambda: stn.ThinPlateSpline((3, 3)) @ stn.Similarity(),
+    "affine, 1D": lambda: stn.Affine(1),
+    "attention, 1D": lambda: stn.Attention(1, max_scale=4.0),
+    "crop, 1D": lambda: stn.Crop(1),
+    "translation, 1D": lambda: stn.Translation(1),
+    "displacement, 1D": lambda: stn.DisplacementField((6,)),
+    "velocity, 1D": lambda: stn.VelocityField((9,)),
+    "cpab, 1D": lambda: stn.CPAB((5,), zero_boundary=False),
+    "composed, 1D": lambda: stn.CPAB((3,), zero_boundary=False) @ stn.Affine(1),
+    "affine, 3D": lambda: stn.Affine(3, max_delta=2.0),
+    "similarity, 3D": lambda: stn.Similarity(3),
+    "similarity, 3D, bounded": lambda: stn.Similarity(3, max_angle=2.0, max_scale=4.0, max_shift=3.0),
+    "similarity, 3D, 6d": lambda: stn.Similarity(3, rotation="6d"),
+    "rigid, 3D": lambda: stn.Rigid(3),
+    "attention, 3D": lambda: stn.Attention(3),
+    "crop, 3D": lambda: stn.Crop(3),
+    "translation, 3D": lambda: stn.Translation(3),
+    "rotation, 3D": lambda: stn.Rotation(3, max_angle=2.0),
+    "rotation, 3D, 6d": lambda: stn.Rotation(3, rotation="6d"),
+    "projective, 3D": lambda: stn.Projective(3),
+    "tps, 3D": lambda: stn.ThinPlateSpline((2, 3, 2)),
+    "bspline, 3D": lambda: stn.BSpline((2, 2, 2)),
+    "displacement, 3D": lambda: stn.DisplacementField((3, 2, 3)),
+    "velocity, 3D": lambda: stn.VelocityField((3, 3, 3)),
+    "cpab, 3D": lambda: stn.CPAB((1, 1, 1), zero_boundary=False),
+    "composed, 3D": lambda: stn.Rigid(3) @ stn.Crop(3),
 }
 WIDTHS = {
     "affine": 6,
@@ -59,8 +88,20 @@ WIDTHS = {
     "tps": 32,
 }
 # Families that integrate a velocity field numerically: how far theta goes in the test, and what inverse leaves there.
-NUMERIC_INVERSE = {"velocity": (0.015, 2e-3), "cpab": (0.2, 1e-6)}
+NUMERIC_INVERSE = {
+    "velocity": (0.015, 2e-3),
+    "velocity, 1D": (0.015, 2e-3),
+    "velocity, 3D": (0.01, 1e-3),
+    "cpab": (0.2, 1e-6),
+    "cpab, 3D": (0.2, 1e-6),
+}
+# How much the position of some point changes, at the least, with each parameter. A corner point outside the frame of a
+# B-spline weighs at most 1/36, and less at the next level; in 3D 1/216.
+EFFECT = {"bspline": 0.005, "bspline, 3D": 0.001}
 NON_SQUARE = (20, 12)  # H, W
+# Sizes of images, and of outputs, by dimension.
+IMAGE = {1: (20,), 2: NON_SQUARE, 3: (8, 7, 6)}
+OUT = {1: (5,), 2: (4, 5), 3: (3, 4, 5)}
 
 
 def near_identity(transform, batch=3, spread=0.3, dtype=torch.float64):
@@ -87,146 +128,168 @@ class TestContract:
     def transform(self, family):
         return FAMILIES[family]()
 
-    def test_identity(self, transform):
+    @pytest.fixture
+    def d(self, transform):
+        return transform.ndim
+
+    @pytest.fixture
+    def image_size(self, d):
+        return IMAGE[d]
+
+    @pytest.fixture
+    def out_size(self, d):
+        return OUT[d]
+
+    def test_identity(self, transform, family, d, image_size):
         identity = transform.identity()
         assert identity.shape == (transform.num_params,)
         assert identity.dtype == torch.float32
-        points = some_points()
-        mapped = transform.map_points(identity.expand(3, -1), points, image_size=NON_SQUARE)
+        if family == "polar":
+            pytest.skip("no theta of this family changes nothing")
+        points = some_points(d=d)
+        mapped = transform.map_points(identity.expand(3, -1), points, image_size=image_size)
         torch.testing.assert_close(mapped, points.float(), rtol=0, atol=1e-7)
-        image = torch.rand(3, 2, *NON_SQUARE)
+        image = torch.rand(3, 2, *image_size)
         for align_corners in (False, True):
             out = stn.warp(image, identity[None], transform=transform, align_corners=align_corners)
             torch.testing.assert_close(out, image, rtol=0, atol=1e-5)
 
-    def test_every_parameter_matters_at_the_identity(self, transform, family):
-        points = some_points(1, 400)
+    def test_every_parameter_matters_at_the_identity(self, transform, family, d):
+        if "6d" in family:
+            pytest.skip("six numbers for three degrees of freedom")
+        points = some_points(1, 400, d)
         identity = transform.identity().double()
         jacobian = torch.autograd.functional.jacobian(lambda t: transform.map_points(t[None], points), identity)
-        # A corner point outside the frame of a B-spline weighs at most 1/36, and less at the next level.
-        assert (jacobian.flatten(0, -2).abs().amax(0) > (0.005 if family == "bspline" else 0.1)).all()
+        assert (jacobian.flatten(0, -2).abs().amax(0) > EFFECT.get(family, 0.1)).all()
 
-    def test_the_grid_is_the_mapped_lattice(self, transform):
+    def test_the_grid_is_the_mapped_lattice(self, transform, d, image_size, out_size):
         theta = near_identity(transform)
         for align_corners in (False, True):
-            axes = [frame.lattice(n, align_corners=align_corners, dtype=torch.float64) for n in (4, 5)]
-            y, x = torch.meshgrid(*axes, indexing="ij")
-            points = torch.stack([x, y], -1).reshape(1, -1, 2)
-            options = {"image_size": NON_SQUARE, "align_corners": align_corners}
-            grid = transform.grid(theta, (4, 5), **options)
-            assert grid.shape == (3, 4, 5, 2)
+            axes = [frame.lattice(n, align_corners=align_corners, dtype=torch.float64) for n in out_size]
+            points = torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], -1).reshape(1, -1, d)
+            options = {"image_size": image_size, "align_corners": align_corners}
+            grid = transform.grid(theta, out_size, **options)
+            assert grid.shape == (3, *out_size, d)
             mapped = transform.map_points(theta, points.expand(3, -1, -1), **options)
-            torch.testing.assert_close(grid.reshape(3, -1, 2), mapped, rtol=0, atol=1e-13)
+            torch.testing.assert_close(grid.reshape(3, -1, d), mapped, rtol=0, atol=1e-13)
             torch.testing.assert_close(transform.map_points(theta, points, **options), mapped, rtol=0, atol=1e-13)
         # image_size is the output's unless given
-        torch.testing.assert_close(transform.grid(theta, (4, 5)), transform.grid(theta, (4, 5), image_size=(4, 5)))
-        torch.testing.assert_close(transform(theta, (4, 5)), transform.grid(theta, (4, 5)))
+        grid = transform.grid(theta, out_size)
+        torch.testing.assert_close(grid, transform.grid(theta, out_size, image_size=out_size))
+        torch.testing.assert_close(grid, transform(theta, out_size))
 
-    def test_warp_reads_at_the_grid(self, transform):
-        image, theta = torch.rand(3, 2, *NON_SQUARE, dtype=torch.float64), near_identity(transform)
+    def test_warp_reads_at_the_grid(self, transform, image_size, out_size):
+        image, theta = torch.rand(3, 2, *image_size, dtype=torch.float64), near_identity(transform)
         for align_corners in (False, True):
-            grid = transform.grid(theta, (6, 5), image_size=NON_SQUARE, align_corners=align_corners)
-            out = stn.warp(image, theta, (6, 5), transform=transform, align_corners=align_corners)
+            grid = transform.grid(theta, out_size, image_size=image_size, align_corners=align_corners)
+            out = stn.warp(image, theta, out_size, transform=transform, align_corners=align_corners)
             torch.testing.assert_close(out, stn.sample(image, grid, align_corners=align_corners), rtol=0, atol=1e-12)
 
-    def test_points_are_where_the_pixels_are(self, transform):
+    def test_points_are_where_the_pixels_are(self, transform, d):
         """A dot is drawn where the warp says it will be read, and found at the output pixel it was read for."""
-        theta = near_identity(transform, batch=1, spread=0.15)
-        size = (33, 45)
-        target = torch.tensor([[[20.0, 14.0]]], dtype=torch.float64)  # (x, y) of the output, in pixels
+        theta = near_identity(transform, batch=1, spread=0.15 if d < 3 else 0.08)
+        size = {1: (45,), 2: (33, 45), 3: (17, 19, 21)}[d]
+        at = {1: (20,), 2: (14, 20), 3: (9, 8, 11)}[d]
+        target = torch.tensor([[at[::-1]]], dtype=torch.float64)  # of the output, in pixels
         for align_corners in (False, True):
             options = {"align_corners": align_corners}
             there = transform.map_points(
                 theta, frame.pixel_to_normalized(target, size, **options), image_size=size, **options
             )
-            x, y = frame.normalized_to_pixel(there, size, **options).flatten().tolist()
-            rows, columns = torch.arange(33.0)[:, None], torch.arange(45.0)
-            dot = torch.exp(-((columns - x) ** 2 + (rows - y) ** 2) / 8)[None, None].double()
+            position = frame.normalized_to_pixel(there, size, **options)[0, 0]
+            axes = torch.meshgrid(*[torch.arange(n, dtype=torch.float64) for n in size], indexing="ij")[::-1]
+            dot = torch.exp(-(torch.stack(axes, -1) - position).square().sum(-1) / 8)[None, None]
             out = stn.warp(dot, theta, transform=transform, **options)
-            assert divmod(int(out.argmax()), 45) == (14, 20)
+            assert np.unravel_index(int(out.argmax()), size) == at
 
-    def test_inverse(self, transform, family):
+    def test_inverse(self, transform, family, d, image_size):
         spread, residual = NUMERIC_INVERSE.get(family, (0.2, 1e-12))
         theta = near_identity(transform, spread=spread)
         try:
-            inverse = transform.inverse(theta, image_size=NON_SQUARE)
+            family, inverse = transform.inverted(theta, image_size=image_size)
         except ValueError as error:
             assert "has no inverse within its family" in str(error)  # noqa: PT017
             return
-        points = some_points()
-        there = transform.map_points(theta, points, image_size=NON_SQUARE)
+        points = some_points(d=d)
+        there = transform.map_points(theta, points, image_size=image_size)
         assert float((there - points).abs().max()) > 10 * residual
-        back = transform.map_points(inverse, there, image_size=NON_SQUARE)
+        back = family.map_points(inverse, there, image_size=image_size)
         torch.testing.assert_close(back, points, rtol=0, atol=residual)
-        again = transform.inverse(inverse, image_size=NON_SQUARE)
-        there_again = transform.map_points(again, points, image_size=NON_SQUARE)
+        _, again = family.inverted(inverse, image_size=image_size)
+        there_again = transform.map_points(again, points, image_size=image_size)
         torch.testing.assert_close(there_again, there, rtol=0, atol=1e-12)
 
-    def test_a_projective_matrix_is_read_off_its_shape(self, transform):
-        if not isinstance(transform, (stn.Projective, stn.Corners)):
-            pytest.skip("not projective")
-        image, theta = torch.rand(3, 2, *NON_SQUARE, dtype=torch.float64), near_identity(transform, spread=0.1)
-        out = stn.warp(image, transform.matrix(theta), (6, 5))
-        torch.testing.assert_close(out, stn.warp(image, theta, (6, 5), transform=transform), rtol=0, atol=1e-12)
+    def test_a_matrix_is_read_off_its_shape(self, transform, image_size, out_size):
+        theta = near_identity(transform, spread=0.1)
+        matrix = transform.as_matrix(theta, image_size=image_size)
+        if matrix is None:
+            pytest.skip("no matrix")
+        image = torch.rand(3, 2, *image_size, dtype=torch.float64)
+        out = stn.warp(image, matrix, out_size)
+        torch.testing.assert_close(out, stn.warp(image, theta, out_size, transform=transform), rtol=0, atol=1e-12)
 
-    def test_jacobian_is_the_derivative_of_map_points(self, transform):
-        theta, points, eps = near_identity(transform, spread=0.1), 0.8 * some_points(), 1e-6
-        options = {"image_size": NON_SQUARE}
+    def test_jacobian_is_the_derivative_of_map_points(self, transform, d, image_size):
+        theta, points, eps = near_identity(transform, spread=0.1), 0.8 * some_points(d=d), 1e-6
+        options = {"image_size": image_size}
         jacobian = transform.jacobian(theta, points, **options)
-        for axis in range(2):
-            step = eps * torch.eye(2, dtype=torch.float64)[axis]
+        for axis in range(d):
+            step = eps * torch.eye(d, dtype=torch.float64)[axis]
             ahead, behind = (transform.map_points(theta, points + s * step, **options) for s in (1, -1))
             torch.testing.assert_close(jacobian[..., axis], (ahead - behind) / (2 * eps), rtol=0, atol=1e-6)
 
-    def test_points_are_carried_both_ways(self, transform):
-        theta, points = near_identity(transform, spread=0.05), 0.8 * some_points()
-        options = {"image_size": NON_SQUARE}
+    def test_points_are_carried_both_ways(self, transform, d, image_size, out_size):
+        theta, points = near_identity(transform, spread=0.05), 0.8 * some_points(d=d)
+        options = {"image_size": image_size}
         back = transform.unmap_points(theta, transform.map_points(theta, points, **options), **options)
         torch.testing.assert_close(back, points, rtol=0, atol=1e-3)
-        assert not transform.folds(theta, (7, 9), **options).any()
+        assert not transform.folds(theta, out_size, **options).any()
 
-    def test_boxes_hold_what_lies_in_them(self, transform):
+    def test_boxes_hold_what_lies_in_them(self, transform, family, d, image_size):
         theta = near_identity(transform, spread=0.1)
-        corners = 0.8 * some_points(3, 5), 0.8 * some_points(3, 5)
+        corners = 0.8 * some_points(3, 5, d), 0.8 * some_points(3, 5, d)
         boxes = torch.cat([torch.minimum(*corners), torch.maximum(*corners)], -1)
-        mapped = transform.map_boxes(theta, boxes, image_size=NON_SQUARE)
-        t = torch.rand(3, 5, 2, dtype=torch.float64)
-        inside = transform.map_points(theta, boxes[..., :2].lerp(boxes[..., 2:], t), image_size=NON_SQUARE)
-        assert ((inside >= mapped[..., :2] - 0.02) & (inside <= mapped[..., 2:] + 0.02)).all()
+        mapped = transform.map_boxes(theta, boxes, image_size=image_size)
+        t = torch.rand(3, 5, d, dtype=torch.float64)
+        inside = transform.map_points(theta, boxes[..., :d].lerp(boxes[..., d:], t), image_size=image_size)
+        assert ((inside >= mapped[..., :d] - 0.02) & (inside <= mapped[..., d:] + 0.02)).all()
+        back = transform.unmap_boxes(theta, mapped, image_size=image_size)
+        assert ((back[..., :d] <= boxes[..., :d] + 0.05) & (back[..., d:] >= boxes[..., d:] - 0.05)).all()
+        if family == "polar":
+            return
         upright = transform.identity().double().expand(3, -1)
         torch.testing.assert_close(transform.map_boxes(upright, boxes), boxes, rtol=0, atol=1e-6)
 
-    def test_compose_within_the_family(self, transform):
+    def test_compose_within_the_family(self, transform, d, image_size):
         if not hasattr(transform, "compose"):
             pytest.skip("not closed under composition")
         a, b = near_identity(transform, spread=0.2), near_identity(transform, spread=0.2)
-        points = some_points()
-        options = {"image_size": NON_SQUARE}
+        points = some_points(d=d)
+        options = {"image_size": image_size}
         both = transform.map_points(transform.compose(a, b, **options), points, **options)
         wanted = transform.map_points(a, transform.map_points(b, points, **options), **options)
         torch.testing.assert_close(both, wanted, rtol=0, atol=1e-12)
 
-    def test_matmul_composes(self, transform):
-        other = stn.Affine()
+    def test_matmul_composes(self, transform, d, image_size):
+        other = stn.Affine(d)
         a, b = near_identity(transform), near_identity(other)
-        points = some_points()
+        points = some_points(d=d)
         both = transform @ other
-        assert both.num_params == transform.num_params + 6
-        wanted = transform.map_points(a, other.map_points(b, points), image_size=NON_SQUARE)
-        mapped = both.map_points(torch.cat([a, b], dim=1), points, image_size=NON_SQUARE)
+        assert both.num_params == transform.num_params + d * (d + 1)
+        wanted = transform.map_points(a, other.map_points(b, points), image_size=image_size)
+        mapped = both.map_points(torch.cat([a, b], dim=1), points, image_size=image_size)
         torch.testing.assert_close(mapped, wanted, rtol=0, atol=1e-12)
 
-    def test_gradients(self, transform):
+    def test_gradients(self, transform, d, image_size):
         theta = near_identity(transform, batch=2).requires_grad_()
-        points = some_points(2, 3).requires_grad_()
-        run = lambda t, p: transform.map_points(t, p, image_size=NON_SQUARE)  # noqa: E731
+        points = some_points(2, 3, d).requires_grad_()
+        run = lambda t, p: transform.map_points(t, p, image_size=image_size)  # noqa: E731
         assert torch.autograd.gradcheck(run, (theta, points))
         assert torch.autograd.gradgradcheck(run, (theta, points))
         jacobian = torch.func.vmap(torch.func.jacrev(lambda t, p: run(t[None], p[None])[0]))(theta, points)
-        assert jacobian.shape == (2, 3, 2, transform.num_params)
+        assert jacobian.shape == (2, 3, d, transform.num_params)
 
-    def test_types_and_empty_batches(self, transform):
-        theta, points = near_identity(transform), some_points()
+    def test_types_and_empty_batches(self, transform, d, out_size):
+        theta, points = near_identity(transform), some_points(d=d)
         truth = transform.map_points(theta, points)
         assert truth.dtype == torch.float64
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
@@ -235,68 +298,71 @@ class TestContract:
             assert mapped.dtype == torch.float32  # never half-precision coordinates
             exact = transform.map_points(rounded.double(), points)
             torch.testing.assert_close(mapped.double(), exact, rtol=1e-5, atol=1e-5)
-        assert transform.map_points(theta[:0], points[:0]).shape == (0, 7, 2)
-        assert transform.grid(theta[:0], (3, 4)).shape == (0, 3, 4, 2)
-        assert transform.map_points(theta, points[:, :0]).shape == (3, 0, 2)
+        assert transform.map_points(theta[:0], points[:0]).shape == (0, 7, d)
+        assert transform.grid(theta[:0], out_size).shape == (0, *out_size, d)
+        assert transform.map_points(theta, points[:, :0]).shape == (3, 0, d)
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-    def test_theta_that_is_not_finite(self, transform, value):
+    def test_theta_that_is_not_finite(self, transform, value, out_size):
         """NaN gives NaN in its own image alone; nothing crashes, not even backward."""
         theta = near_identity(transform)
-        clean = stn.warp(torch.ones(3, 1, 5, 6), theta, transform=transform, padding_mode="border")
+        clean = stn.warp(torch.ones(3, 1, *out_size), theta, transform=transform, padding_mode="border")
         theta[1, 0] = value
         theta.requires_grad_()
-        out = stn.warp(torch.ones(3, 1, 5, 6), theta, transform=transform, padding_mode="border")
+        out = stn.warp(torch.ones(3, 1, *out_size), theta, transform=transform, padding_mode="border")
         out.nansum().backward()
         assert torch.equal(out[[0, 2]], clean[[0, 2]])
         if math.isnan(value):
             assert out[1].isnan().any()
 
-    def test_huge_theta(self, transform):
+    def test_huge_theta(self, transform, out_size):
         for value in (1e30, -1e30):
             theta = torch.full((1, transform.num_params), value, requires_grad=True)
-            stn.warp(torch.ones(1, 1, 4, 5), theta, transform=transform).nansum().backward()
+            stn.warp(torch.ones(1, 1, *out_size), theta, transform=transform).nansum().backward()
 
-    def test_arguments_are_left_alone(self, transform):
-        theta, points = near_identity(transform), some_points()
+    def test_arguments_are_left_alone(self, transform, family, d):
+        theta, points = near_identity(transform), some_points(d=d)
         before = theta.clone(), points.clone()
         transform.map_points(theta, points).add_(1)
         transform.identity().add_(1)
         assert torch.equal(theta, before[0])
         assert torch.equal(points, before[1])
+        if family == "polar":
+            return
         torch.testing.assert_close(
             transform.map_points(transform.identity()[None], points.float()[:1]), points.float()[:1], rtol=0, atol=1e-6
         )
 
-    def test_wrong_arguments(self, transform):
-        right, points = near_identity(transform), some_points()
+    def test_wrong_arguments(self, transform, d, out_size):
+        right, points = near_identity(transform), some_points(d=d)
         wide = torch.zeros(3, transform.num_params + 1)
         for call in (
             lambda t: transform.map_points(t, points),
-            lambda t: transform.grid(t, (4, 5)),
-            lambda t: stn.warp(torch.ones(3, 1, 4, 5), t, transform=transform),
+            lambda t: transform.grid(t, out_size),
+            lambda t: stn.warp(torch.ones(3, 1, *out_size), t, transform=transform),
         ):
             for theta in (wide, wide.long(), right[0], right[:, :0], None, [1.0], right.to(torch.complex64)):
                 with pytest.raises(ValueError, match=r"^theta: ") as error:
                     call(theta)
                 assert str(transform.num_params) in str(error.value)
-        for bad in (points[..., :1], points[0], points.int(), None, points.to("meta"), points[:2]):
+        for bad in (points[..., 1:], points[0], points.int(), None, points.to("meta"), points[:2]):
             with pytest.raises(ValueError, match=r"^points: "):
                 transform.map_points(right, bad)
-        for size in ((4,), (0, 4), (4, 5, 6), "45", None, (4.0, 5.0), ("4", 5), (None, 4)):
+        wrong = [(0, *out_size[1:]), (*out_size, 4), out_size[1:], (4.0, *out_size[1:]), ("4", *out_size[1:])]
+        for size in (*wrong, (None, *out_size[1:]), "4567"[:d], None):
             with pytest.raises(ValueError, match=r"^size: "):
                 transform.grid(right, size)
 
-    def test_is_a_module_without_weights(self, transform):
+    def test_is_a_module_without_weights(self, transform, d):
         assert isinstance(transform, stn.AbstractTransform)
         transform.load_state_dict(transform.state_dict(), strict=True)
         assert not list(transform.parameters())
-        assert transform.ndim == 2
+        assert transform.ndim == d
         assert type(transform).__name__ in repr(transform)
 
-    def test_compiles_without_a_break(self, transform):
-        theta, image = near_identity(transform, dtype=torch.float32), torch.rand(3, 1, *NON_SQUARE)
-        run = lambda t: stn.warp(image, t, (4, 5), transform=transform)  # noqa: E731
+    def test_compiles_without_a_break(self, transform, image_size, out_size):
+        theta, image = near_identity(transform, dtype=torch.float32), torch.rand(3, 1, *image_size)
+        run = lambda t: stn.warp(image, t, out_size, transform=transform)  # noqa: E731
         torch.compiler.reset()
         compiled = torch.compile(run, fullgraph=True, backend="eager")
         torch.testing.assert_close(compiled(theta), run(theta), rtol=0, atol=1e-6)

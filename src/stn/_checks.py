@@ -50,10 +50,12 @@ def check_float_tensor(argument: str, value: Any, expected: str) -> None:
 
 
 def check_image(image: Any, argument: str = "image") -> None:
-    """(B, C, [D,] H, W), floating point, every spatial size at least 1."""
-    check_float_tensor(argument, image, "images (B, C, [D,] H, W)")
-    if image.ndim not in (4, 5):
-        raise ValueError(f"{argument}: expected (B, C, H, W) or (B, C, D, H, W), got shape {tuple(image.shape)}")
+    """(B, C, [[D,] H,] W), floating point, every spatial size at least 1."""
+    check_float_tensor(argument, image, "images (B, C, [[D,] H,] W)")
+    if image.ndim not in (3, 4, 5):
+        raise ValueError(
+            f"{argument}: expected (B, C, W), (B, C, H, W) or (B, C, D, H, W), got shape {tuple(image.shape)}"
+        )
     for n in image.shape[2:]:
         if n < 1:
             raise ValueError(
@@ -62,11 +64,11 @@ def check_image(image: Any, argument: str = "image") -> None:
 
 
 def check_size(size: Any, ndim: int | None = None, argument: str = "size") -> tuple[int, ...]:
-    """A size ([D,] H, W) as a tuple of positive ints."""
-    wanted = f"{ndim} positive ints" if ndim else "2 or 3 positive ints ([D,] H, W)"
+    """A size ([[D,] H,] W) as a tuple of positive ints."""
+    wanted = f"{ndim} positive int{'s' * (ndim > 1)}" if ndim else "1 to 3 positive ints ([[D,] H,] W)"
     if isinstance(size, str) or not isinstance(size, Sequence):
         raise ValueError(f"{argument}: expected {wanted}, got {describe(size)}")
-    if len(size) != ndim if ndim else len(size) not in (2, 3):
+    if len(size) != ndim if ndim else len(size) not in (1, 2, 3):
         raise ValueError(f"{argument}: expected {wanted}, got {tuple(size)}")
     for n in size:
         if isinstance(n, bool) or not isinstance(n, (int, np.integer, torch.SymInt)) or n < 1:

@@ -19,9 +19,8 @@ from ._checks import (
     describe,
 )
 from .ops import warp as op
-from .transforms.affine import AbstractMatrixTransform
 from .transforms.base import AbstractTransform
-from .transforms.projective import projective_grid
+from .transforms.projective import faced_grid, facing
 
 MODES = ("bilinear", "nearest", "bicubic")
 PADDING_MODES = ("zeros", "border", "reflection", "circular", "constant")
@@ -32,7 +31,7 @@ Fill = float | Sequence[float] | Tensor
 
 
 def sample(
-    image: Tensor,  # (B, C, [D,] H, W)
+    image: Tensor,  # (B, C, [[D,] H,] W)
     grid: Tensor,  # (B, *out, d)
     *,
     mode: Mode = "bilinear",
@@ -51,9 +50,9 @@ def sample(
         circular     a b c | a b c | a b c
 
     Args:
-        image: (B, C, H, W) or (B, C, D, H, W), any float type. Coordinates, weights and sums are float32 (float64
+        image: (B, C, H, W), (B, C, D, H, W) or, in 1D, (B, C, W), any float type. Coordinates, weights and sums are float32 (float64
             for a float64 image) whatever its type; the result has its type and memory format.
-        grid: (B, Ho, Wo, 2) or (B, Do, Ho, Wo, 3). A batch of 1 on either side is broadcast.
+        grid: (B, Ho, Wo, 2), (B, Do, Ho, Wo, 3) or (B, Wo, 1). A batch of 1 on either side is broadcast.
         mode: "bilinear" (trilinear on volumes), "nearest" (ties to the even pixel), "bicubic" (Keys, A = -0.75).
         fill: for `padding_mode="constant"`: a number, or one per channel.
         align_corners: False: -1 and 1 are the outer edges of the border pixels; True: their centres.
@@ -76,7 +75,7 @@ def sample(
     check_float_tensor("grid", grid, f"positions (B, *out, {d})")
     if grid.ndim != d + 2 or grid.shape[-1] != d:
         raise ValueError(
-            f"grid: expected (B, {'D, ' * (d == 3)}H, W, {d}) for an image of shape {tuple(image.shape)}, got shape {tuple(grid.shape)}"
+            f"grid: expected (B, {'D, ' * (d == 3)}{'H, ' * (d > 1)}W, {d}) for an image of shape {tuple(image.shape)}, got shape {tuple(grid.shape)}"
         )
     if 0 in grid.shape[1:-1]:
         raise ValueError(f"grid: expected every output size to be at least 1, got shape {tuple(grid.shape)}")
@@ -87,7 +86,7 @@ def sample(
 
 
 def warp(
-    image: Tensor,  # (B, C, [D,] H, W)
+    image: Tensor,  # (B, C, [[D,] H,] W)
     theta: Tensor,  # (B, d, d+1), (B, d+1, d+1), or (B, num_params) of `transform`
     size: tuple[int, ...] | None = None,
     *,
@@ -103,8 +102,8 @@ def warp(
     the kernel can do without.
 
     Args:
-        image: (B, C, H, W) or (B, C, D, H, W).
-        theta: affine matrices (B, 2, 3) or (B, 3, 4); projective ones (B, 3, 3) or (B, 4, 4); or, with `transform`, that family's parameters (B, num_params).
+        image: (B, C, H, W), (B, C, D, H, W) or (B, C, W).
+        theta: affine matrices (B, 2, 3), (B, 3, 4) or (B, 1, 2); projective ones (B, 3, 3) or (B, 4, 4); or, with `transform`, that family's parameters (B, num_params).
             A batch of 1 on either side is broadcast.
         size: of the output, ([D,] H, W); the image's own unless given.
         mode, padding_mode, fill, align_corners: as for `sample`.
@@ -137,14 +136,18 @@ def warp(
         theta = transform.check_theta(theta)
     batch = check_batches("image", image, "theta", theta)
     image = image.expand(batch, *image.shape[1:])
-    if isinstance(transform, AbstractMatrixTransform):
-        theta, transform = transform.matrix(theta, image_size=image_size, align_corners=align_corners), None
-    if transform is None and theta.shape[1] == d:
-        matrix = theta.expand(batch, -1, -1)
-        return op.warp_affine(image, matrix, size, mode, padding_mode, background, align_corners)
+    matrix: Tensor | None
     if transform is None:
-        grid = projective_grid(theta, size, align_corners=align_corners)
+        matrix = theta if theta.shape[1] == d else facing(theta.to(coordinate_dtype(theta)))
     else:
+        matrix = transform.as_matrix(theta, image_size=image_size, align_corners=align_corners)
+    if matrix is not None and matrix.shape[1] == d:
+        matrix = matrix.expand(batch, -1, -1)
+        return op.warp_affine(image, matrix, size, mode, padding_mode, background, align_corners)
+    if matrix is not None:
+        grid = faced_grid(matrix, size, align_corners)
+    else:
+        assert transform is not None
         grid = transform.grid(theta, size, image_size=image_size, align_corners=align_corners)
     return op.sample(image, grid.expand(batch, *grid.shape[1:]), mode, padding_mode, background, align_corners)
 
@@ -154,10 +157,12 @@ def _check_matrix(theta: Tensor, d: int) -> None:
     expected = f"matrices (B, {d}, {d + 1}) or (B, {d + 1}, {d + 1})"
     check_float_tensor("theta", theta, expected)
     if theta.ndim != 3 or theta.shape[1] not in (d, d + 1) or theta.shape[2] != d + 1:
-        flat = (
-            "; name the family of a flat theta with transform=, stn.Affine() for six numbers" if theta.ndim == 2 else ""
-        )
-        raise ValueError(f"theta: expected {expected}, got shape {tuple(theta.shape)}{flat}")
+        hint = ""
+        if theta.ndim == 2:
+            hint = "; name the family of a flat theta with transform=, stn.Affine() for six numbers"
+        if d == 1 and theta.shape[-1] == 3:
+            hint = "; an image of three dimensions is (B, C, W), a signal: a picture needs its batch, (1, C, H, W)"
+        raise ValueError(f"theta: expected {expected}, got shape {tuple(theta.shape)}{hint}")
 
 
 def _check_options(image: Tensor, mode: str, padding_mode: str, fill: Fill, align_corners: bool) -> Tensor | None:

@@ -21,9 +21,10 @@ from torch import Tensor
 from ._checks import check_choice, check_size, describe
 from .conventions import normalized_to_pixel
 from .module import Warp
-from .transforms.affine import AbstractMatrixTransform, Affine
+from .transforms.affine import AbstractConstrained, AbstractMatrixTransform, Affine
 from .transforms.base import AbstractTransform
 from .transforms.compose import Compose
+from .transforms.projective import Corners
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -153,17 +154,31 @@ def theta_names(transform: AbstractTransform) -> list[str]:
     """
     if not isinstance(transform, AbstractTransform):
         raise ValueError(f"transform: expected a transform such as stn.Affine(), got {describe(transform)}")
+    axes = "xyz"[: transform.ndim]
     if isinstance(transform, Affine):
-        return ["x from x", "x from y", "shift x", "y from x", "y from y", "shift y"]
+        return [name for to in axes for name in (*(f"{to} from {of}" for of in axes), f"shift {to}")]
+    if isinstance(transform, Corners):
+        corners = ("top left", "top right", "bottom right", "bottom left")
+        return [f"{corner} {axis}" for corner in corners for axis in axes]
     if isinstance(transform, Compose):
         parts = {"outer": transform.outer, "inner": transform.inner}
         return [f"{part} {name}" for part, member in parts.items() for name in theta_names(member)]
-    turns, scales, shifts = (getattr(transform, f"_{part}", 0) for part in ("turns", "scales", "shifts"))
-    if turns + scales + shifts != transform.num_params:
-        return [f"theta {i}" for i in range(transform.num_params)]
-    scale = "log scale" if getattr(transform, "log_scale", True) else "scale"
-    scale_names = [scale] if scales == 1 else [f"{scale} x", f"{scale} y"][:scales]
-    return ["angle"] * turns + scale_names + ["shift x", "shift y"][:shifts]
+    if isinstance(transform, AbstractConstrained):
+        turns, scales, shifts = transform.widths
+        turn = (
+            ["angle"]
+            if turns == 1
+            else [f"turn {axis}" for axis in axes]
+            if turns == 3
+            else [f"turn {i}" for i in range(turns)]
+        )
+        scale = "log scale" if transform.log_scale else "scale"
+        return (
+            turn
+            + ([scale] if scales == 1 else [f"{scale} {axis}" for axis in axes[:scales]])
+            + [f"shift {axis}" for axis in axes[:shifts]]
+        )
+    return [f"theta {i}" for i in range(transform.num_params)]
 
 
 def theta_histograms(

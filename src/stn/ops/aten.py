@@ -22,7 +22,7 @@ def unavailable() -> str | None:
 
 
 def supports(ndim: int, mode: str, padding_mode: str, device: torch.device) -> bool:
-    return padding_mode != "circular" and (ndim == 2 or (ndim == 3 and mode != "bicubic"))
+    return padding_mode != "circular" and mode in _MODES and (ndim < 3 or mode != "bicubic")
 
 
 def warp_affine(
@@ -59,6 +59,9 @@ def _sample(
     # Half-precision images are widened: torch's own half-precision kernels for the CPU read out of bounds on images of
     # more than 32767 pixels (torch 2.13).
     image = image.to(grid.dtype)
+    if image.ndim == 3:  # torch has no 1D: an image of one row, read at y = 0, its centre
+        row = _sample(image[:, :, None], F.pad(grid[:, None], (0, 1)), mode, padding_mode, fill, align_corners)
+        return row[:, :, 0]
     if padding_mode == "constant":
         assert fill is not None
         background = fill.to(image.dtype).reshape(1, -1, *[1] * (image.ndim - 2))

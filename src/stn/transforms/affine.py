@@ -1,6 +1,6 @@
 """The affine family, and everything that is affine under a constraint, each a parametrization of its own.
 
-| family | theta | identity |
+| family | theta in 2D | identity |
 |---|---|---|
 | `Affine` | the matrix, row by row (6) | 1 0 0 0 1 0 |
 | `Similarity` | angle, scale, shift x, shift y (4) | 0 0 0 0 |
@@ -9,6 +9,9 @@
 | `Crop` | scale x, scale y, shift x, shift y (4) | 0 0 0 0 |
 | `Translation` | shift x, shift y (2) | 0 0 |
 | `Rotation` | angle (1) | 0 |
+
+All of them exist in 3D (`ndim=3`), where a rotation takes three numbers, the axis times the angle, or six
+(`rotation="6d"`); those that do not turn exist in 1D too.
 
 Scales are logarithms (`scale=exp(theta)`), so they never reach zero or flip; `log_scale=False` takes them as they are,
 with identity 1, as Jaderberg et al. write their attention. Angles are radians; since y points down, a positive angle
@@ -21,14 +24,17 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from .._checks import check_bound, check_size, coordinate_dtype
+from .._checks import check_bound, check_choice, check_size, coordinate_dtype, describe
 from ..conventions import check_matrix, compose_matrices, extent, invert_matrix
 from ..ops import reference
 from .base import AbstractTransform
+from .rotations import Angle, AxisAngle, Rotations, SixD
 
 
 def affine_grid(theta: Tensor, size: tuple[int, ...], *, align_corners: bool = False) -> Tensor:
@@ -37,11 +43,11 @@ def affine_grid(theta: Tensor, size: tuple[int, ...], *, align_corners: bool = F
     Pull, (x, y[, z]), normalized: position = theta (x, y[, z], 1) for each pixel centre of the output.
 
     Args:
-        theta: (B, 2, 3) or (B, 3, 4).
-        size: of the output, (H, W) or (D, H, W).
+        theta: (B, 2, 3) or (B, 3, 4); in 1D (B, 1, 2).
+        size: of the output, (H, W) or (D, H, W); in 1D (W,).
 
     Returns:
-        (B, H, W, 2) or (B, D, H, W, 3), float32 (float64 for a float64 theta).
+        (B, H, W, 2) or (B, D, H, W, 3), in 1D (B, W, 1); float32 (float64 for a float64 theta).
 
     Raises:
         ValueError: for any other shape, type or size.
@@ -57,6 +63,11 @@ def affine_grid(theta: Tensor, size: tuple[int, ...], *, align_corners: bool = F
     return reference.affine_grid(theta.to(coordinate_dtype(theta)), check_size(size, d), align_corners)
 
 
+def map_affine(matrix: Tensor, points: Tensor) -> Tensor:
+    """Points (B, N, d) through affine maps (B, d, d+1)."""
+    return (points[:, :, None, :] * matrix[:, None, :, :-1]).sum(-1) + matrix[:, None, :, -1]
+
+
 class AbstractMatrixTransform(AbstractTransform):
     """A family whose warps are affine maps."""
 
@@ -64,14 +75,24 @@ class AbstractMatrixTransform(AbstractTransform):
     def matrix(
         self, theta: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False
     ) -> Tensor:
-        """theta (B, num_params) as affine maps (B, 2, 3)."""
+        """theta (B, num_params) as affine maps (B, d, d+1)."""
+
+    @abstractmethod
+    def from_matrix(
+        self, matrix: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False
+    ) -> Tensor:
+        """The theta (B, num_params) of affine maps (B, d, d+1) that belong to the family."""
+
+    def as_matrix(
+        self, theta: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False
+    ) -> Tensor:
+        return self.matrix(theta, image_size=image_size, align_corners=align_corners)
 
     def map_points(
         self, theta: Tensor, points: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False
     ) -> Tensor:
         points = self.check_points(self.check_theta(theta), points)
-        m = self.matrix(theta, image_size=image_size, align_corners=align_corners)
-        return (points[:, :, None, :] * m[:, None, :, :-1]).sum(-1) + m[:, None, :, -1]
+        return map_affine(self.matrix(theta, image_size=image_size, align_corners=align_corners), points)
 
     def grid(
         self,
@@ -87,9 +108,10 @@ class AbstractMatrixTransform(AbstractTransform):
 
 
 class Affine(AbstractMatrixTransform):
-    """Any affine map: theta (B, 6) is the matrix (2, 3), row by row.
+    """Any affine map: theta (B, d (d+1)) is the matrix (d, d+1), row by row.
 
     Args:
+        ndim: 1, 2 or 3.
         max_delta: bounds every entry's distance from the identity, smoothly; None for no bound.
 
     Example:
@@ -98,17 +120,18 @@ class Affine(AbstractMatrixTransform):
                  [0., 1., 0.]]])
     """
 
-    def __init__(self, *, max_delta: float | None = None) -> None:
+    def __init__(self, ndim: int = 2, *, max_delta: float | None = None) -> None:
         super().__init__()
+        self.ndim = _check_ndim(ndim, (1, 2, 3))
         check_bound("max_delta", max_delta)
         self.max_delta = max_delta
 
     @property
     def num_params(self) -> int:
-        return 6
+        return self.ndim * (self.ndim + 1)
 
     def identity(self) -> Tensor:
-        return torch.tensor([1.0, 0.0, 0.0, 0.0, 1.0, 0.0])
+        return torch.eye(self.ndim, self.ndim + 1).flatten()
 
     def matrix(
         self, theta: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False
@@ -117,7 +140,7 @@ class Affine(AbstractMatrixTransform):
         if self.max_delta is not None:
             identity = self.identity().to(theta)
             theta = identity + _bounded(theta - identity, self.max_delta)
-        return theta.reshape(-1, 2, 3)
+        return theta.reshape(-1, self.ndim, self.ndim + 1)
 
     def inverse(
         self, theta: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False
@@ -131,72 +154,93 @@ class Affine(AbstractMatrixTransform):
         """The theta of p -> a(b(p))."""
         return self.from_matrix(compose_matrices(self.matrix(a), self.matrix(b)))
 
-    def from_matrix(self, matrix: Tensor) -> Tensor:
-        """The theta (B, 6) of affine maps (B, 2, 3). Raises ValueError where `max_delta` is exceeded."""
-        if check_matrix("matrix", matrix) != 2:
-            raise ValueError(f"matrix: expected (B, 2, 3), got shape {tuple(matrix.shape)}")
-        theta = matrix.to(coordinate_dtype(matrix)).reshape(-1, 6)
+    def from_matrix(
+        self, matrix: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False
+    ) -> Tensor:
+        """The theta (B, d (d+1)) of affine maps (B, d, d+1). Raises ValueError where `max_delta` is exceeded."""
+        theta = _check_matrix(matrix, self.ndim).flatten(1)
         identity = self.identity().to(theta)
         return identity + _unbounded(theta - identity, self.max_delta, "max_delta")
 
     def extra_repr(self) -> str:
-        return "" if self.max_delta is None else f"max_delta={self.max_delta:g}"
+        shown = [] if self.ndim == 2 else [f"ndim={self.ndim}"]
+        return ", ".join(shown + ([] if self.max_delta is None else [f"max_delta={self.max_delta:g}"]))
 
 
-class _AbstractConstrained(AbstractMatrixTransform):
-    """Turn, then scale, then shift: p -> S^-1 R(angle) S diag(scale) p + shift, with S the image's half extent in
-    pixels, so that the turn is a true one on the image. Each member has some of the three."""
+RotationName = Literal["axis-angle", "6d"]
 
-    # How many numbers of theta each takes.
-    _turns = 0
-    _scales = 0  # 1: one for both axes, 2: one for each
-    _shifts = 0
+
+class AbstractConstrained(AbstractMatrixTransform):
+    """Turn, then scale, then shift: p -> S^-1 R S diag(scale) p + shift, with S the image's half extent in pixels, so
+    that the turn R is a true one on the image. Each member has some of the three."""
+
+    _turns = False
+    _scales: Literal["none", "one", "each"] = "none"  # one for all axes, or one for each
+    _shifts = False
 
     def __init__(
         self,
+        ndim: int = 2,
         *,
+        rotation: RotationName = "axis-angle",
         max_angle: float | None = None,
         max_scale: float | None = None,
         max_shift: float | None = None,
         log_scale: bool = True,
     ) -> None:
         super().__init__()
+        self.ndim = _check_ndim(ndim, (2, 3) if self._turns else (1, 2, 3))
+        check_choice("rotation", rotation, ("axis-angle", "6d"))
+        if rotation == "6d" and self.ndim != 3:
+            raise ValueError("rotation: expected 'axis-angle' with ndim=2; '6d' belongs to ndim=3")
+        if rotation == "6d" and max_angle is not None:
+            raise ValueError("max_angle: expected None with rotation='6d', which has no bounded form")
         check_bound("max_angle", max_angle)
         check_bound("max_scale", max_scale, above=1.0)
         check_bound("max_shift", max_shift)
         if max_scale is not None and not log_scale:
             raise ValueError("max_scale: expected None with log_scale=False, which has no bounded form")
+        self.rotation = rotation
         self.max_angle, self.max_scale, self.max_shift, self.log_scale = max_angle, max_scale, max_shift, log_scale
+        self._rotations: Rotations = Angle() if self.ndim == 2 else AxisAngle() if rotation == "axis-angle" else SixD()
+        # How many numbers of theta the turn, the scale and the shift take.
+        self.widths = (
+            self._rotations.n if self._turns else 0,
+            {"none": 0, "one": 1, "each": self.ndim}[self._scales],
+            self.ndim if self._shifts else 0,
+        )
 
     @property
     def num_params(self) -> int:
-        return self._turns + self._scales + self._shifts
+        return sum(self.widths)
 
     def identity(self) -> Tensor:
-        theta = torch.zeros(self.num_params)
-        if not self.log_scale:
-            theta[self._turns : self._turns + self._scales] = 1.0
-        return theta
+        turns, scales, shifts = self.widths
+        numbers = self._rotations.identity()[:turns] + [0.0 if self.log_scale else 1.0] * scales + [0.0] * shifts
+        return torch.tensor(numbers)
 
     def decode(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """theta as angle (B, 1) in radians, scale (B, 2) and shift (B, 2)."""
+        """theta as rotation (B, 1) in radians ((B, 3) or (B, 6) in 3D), scale (B, d) and shift (B, d)."""
         theta = self.check_theta(theta)
-        angle, scale, shift = theta.split([self._turns, self._scales, self._shifts], dim=1)
-        angle = _bounded(angle, self.max_angle) if self._turns else theta.new_zeros(theta.shape[0], 1)
-        if not self._scales:
+        turn, scale, shift = theta.split(self.widths, dim=1)
+        if not self._turns:
+            turn = theta.new_tensor(self._rotations.identity()).expand(theta.shape[0], -1)
+        else:
+            turn = _bounded_length(turn, self.max_angle)
+        if self._scales == "none":
             scale = theta.new_ones(theta.shape[0], 1)
         elif self.log_scale:
             scale = _bounded(scale, None if self.max_scale is None else math.log(self.max_scale)).exp()
-        shift = _bounded(shift, self.max_shift) if self._shifts else theta.new_zeros(theta.shape[0], 2)
-        return angle, scale.expand(-1, 2), shift
+        shift = _bounded(shift, self.max_shift) if self._shifts else theta.new_zeros(theta.shape[0], self.ndim)
+        return turn, scale.expand(-1, self.ndim), shift
 
-    def encode(self, angle: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    def encode(self, turn: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         """The inverse of `decode`. Raises ValueError where a bound is exceeded."""
         parts = []
         if self._turns:
-            parts.append(_unbounded(angle, self.max_angle, "max_angle"))
-        if self._scales:
-            scale = scale[:, : self._scales]
+            parts.append(_unbounded_length(turn, self.max_angle, "max_angle"))
+        if self._scales != "none":
+            scale = scale[:, : self.widths[1]]
             bound = None if self.max_scale is None else math.log(self.max_scale)
             parts.append(_unbounded(scale.log(), bound, "max_scale") if self.log_scale else scale)
         if self._shifts:
@@ -206,112 +250,167 @@ class _AbstractConstrained(AbstractMatrixTransform):
     def matrix(
         self, theta: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False
     ) -> Tensor:
-        """theta as affine maps (B, 2, 3), true to the aspect of `image_size`."""
-        angle, scale, shift = self.decode(theta)
-        return torch.cat([self._linear(angle, scale, image_size, align_corners), shift[:, :, None]], dim=-1)
+        """theta as affine maps (B, d, d+1), true to the aspect of `image_size`."""
+        turn, scale, shift = self.decode(theta)
+        return torch.cat([self._linear(turn, scale, image_size, align_corners), shift[:, :, None]], dim=-1)
+
+    def from_matrix(
+        self, matrix: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False
+    ) -> Tensor:
+        """The theta of affine maps (B, d, d+1). Raises ValueError for maps outside the family or its bounds."""
+        matrix = _check_matrix(matrix, self.ndim)
+        pixels = matrix[:, :, :-1] / self._aspect(matrix, image_size, align_corners)
+        if self._turns:
+            determinant = torch.linalg.det(pixels)
+            size = determinant.sign() * determinant.abs() ** (1 / self.ndim)
+            scale = size[:, None].expand(-1, self.ndim) if self._scales != "none" else torch.ones_like(pixels[:, 0])
+            turn = self._rotations.from_matrix(pixels / scale[:, None, :])
+        else:
+            scale = pixels.diagonal(dim1=1, dim2=2)
+            turn = matrix.new_tensor(self._rotations.identity()).expand(len(matrix), -1)
+        theta = self.encode(turn, scale, matrix[:, :, -1])
+        missed = self.matrix(theta, image_size=image_size, align_corners=align_corners) - matrix
+        tolerance = 1e-4 if matrix.dtype == torch.float32 else 1e-9
+        if not torch.compiler.is_compiling() and bool((~(missed.abs() <= tolerance)).any()):
+            raise ValueError(
+                f"matrix: expected maps of {type(self).__name__}, got one that is not at index "
+                f"{int((~(missed.abs() <= tolerance)).nonzero()[0, 0])}"
+            )
+        return theta
 
     def inverse(
         self, theta: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False
     ) -> Tensor:
-        angle, scale, shift = self.decode(theta)
+        turn, scale, shift = self.decode(theta)
         if not self.log_scale and not torch.compiler.is_compiling() and bool((scale == 0).any()):
             raise ValueError("theta: expected invertible maps, got a scale of 0")
-        angle, scale = -angle, 1 / scale
-        linear = self._linear(angle, scale, image_size, align_corners)
-        return self.encode(angle, scale, -(linear * shift[:, None, :]).sum(-1))
+        turn, scale = self._rotations.inverse(turn), 1 / scale
+        linear = self._linear(turn, scale, image_size, align_corners)
+        return self.encode(turn, scale, -(linear * shift[:, None, :]).sum(-1))
 
     def compose(
         self, a: Tensor, b: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False
     ) -> Tensor:
         """The theta of p -> a(b(p)), in the same family."""
-        angle_a, scale_a, shift_a = self.decode(a)
-        angle_b, scale_b, shift_b = self.decode(b)
-        linear = self._linear(angle_a, scale_a, image_size, align_corners)
-        return self.encode(angle_a + angle_b, scale_a * scale_b, (linear * shift_b[:, None, :]).sum(-1) + shift_a)
+        turn_a, scale_a, shift_a = self.decode(a)
+        turn_b, scale_b, shift_b = self.decode(b)
+        linear = self._linear(turn_a, scale_a, image_size, align_corners)
+        turn = self._rotations.compose(turn_a, turn_b)
+        return self.encode(turn, scale_a * scale_b, (linear * shift_b[:, None, :]).sum(-1) + shift_a)
 
-    def _linear(self, angle: Tensor, scale: Tensor, image_size: tuple[int, ...] | None, align_corners: bool) -> Tensor:
+    def _linear(self, turn: Tensor, scale: Tensor, image_size: tuple[int, ...] | None, align_corners: bool) -> Tensor:
         if not self._turns:
             return torch.diag_embed(scale)
-        half_x, half_y = (
-            (1.0, 1.0)
-            if image_size is None
-            else extent(check_size(image_size, 2, "image_size"), align_corners=align_corners)
-        )
+        return self._rotations.matrix(turn) * self._aspect(turn, image_size, align_corners) * scale[:, None, :]
+
+    def _aspect(self, like: Tensor, image_size: tuple[int, ...] | None, align_corners: bool) -> Tensor:
+        """(d, d): what an entry of a matrix on pixels becomes in normalized coordinates."""
+        d = self.ndim
+        if image_size is None:
+            return like.new_ones(d, d)
+        half = extent(check_size(image_size, d, "image_size"), align_corners=align_corners)
         # An axis of one pixel has no length with align_corners: nothing turns into it.
-        y_per_x = half_y / half_x if half_x and half_y else 0.0
-        x_per_y = half_x / half_y if half_x and half_y else 0.0
-        cos, sin = angle.cos(), angle.sin()
-        rows = [torch.cat([cos, -y_per_x * sin], dim=1), torch.cat([x_per_y * sin, cos], dim=1)]
-        return torch.stack(rows, dim=1) * scale[:, None, :]
+        ratio = [[to / of if to and of else float(i == j) for j, to in enumerate(half)] for i, of in enumerate(half)]
+        return like.new_tensor(ratio)
 
     def extra_repr(self) -> str:
+        shown = [] if self.ndim == 2 else [f"ndim={self.ndim}"]
+        shown += [] if self.rotation == "axis-angle" else [f"rotation={self.rotation!r}"]
         options = {"max_angle": self.max_angle, "max_scale": self.max_scale, "max_shift": self.max_shift}
-        shown = [f"{name}={value:g}" for name, value in options.items() if value is not None]
+        shown += [f"{name}={value:g}" for name, value in options.items() if value is not None]
         return ", ".join(shown + ([] if self.log_scale else ["log_scale=False"]))
 
 
-class Similarity(_AbstractConstrained):
-    """Rotation, one scale and shift: theta (B, 4) = angle, log scale, shift x, shift y. True to the aspect.
+class Similarity(AbstractConstrained):
+    """Rotation, one scale and shift, true to the aspect: theta (B, 4) = angle, log scale, shift x, shift y.
+
+    In 3D theta (B, 7) has the rotation's vector in place of the angle, and a shift z.
 
     Args:
+        ndim: 2 or 3.
+        rotation: in 3D, "axis-angle": the axis times the angle, in radians; "6d": the first two columns of the
+            rotation matrix, made orthonormal, which is continuous in the rotation (theta has 3 numbers more).
         max_angle: radians. max_scale: the scale stays within [1/max_scale, max_scale]. max_shift: normalized units.
         log_scale: False takes the scale itself, with identity 1.
 
     Example:
         >>> Similarity(max_angle=1.0).identity()
         tensor([0., 0., 0., 0.])
+        >>> Similarity(3).num_params
+        7
     """
 
-    _turns, _scales, _shifts = 1, 1, 2
+    _turns, _scales, _shifts = True, "one", True
 
 
-class Rigid(_AbstractConstrained):
-    """Rotation and shift: theta (B, 3) = angle, shift x, shift y. True to the aspect."""
+class Rigid(AbstractConstrained):
+    """Rotation and shift, true to the aspect: theta (B, 3) = angle, shift x, shift y; in 3D (B, 6), with
+    `rotation="6d"` (B, 9)."""
 
-    _turns, _shifts = 1, 2
-
-    def __init__(self, *, max_angle: float | None = None, max_shift: float | None = None) -> None:
-        super().__init__(max_angle=max_angle, max_shift=max_shift)
-
-
-class Attention(_AbstractConstrained):
-    """One scale and shift, the paper's attention: theta (B, 3) = log scale, shift x, shift y."""
-
-    _scales, _shifts = 1, 2
+    _turns, _shifts = True, True
 
     def __init__(
-        self, *, max_scale: float | None = None, max_shift: float | None = None, log_scale: bool = True
+        self,
+        ndim: int = 2,
+        *,
+        rotation: RotationName = "axis-angle",
+        max_angle: float | None = None,
+        max_shift: float | None = None,
     ) -> None:
-        super().__init__(max_scale=max_scale, max_shift=max_shift, log_scale=log_scale)
+        super().__init__(ndim, rotation=rotation, max_angle=max_angle, max_shift=max_shift)
 
 
-class Crop(_AbstractConstrained):
-    """A scale for each axis and shift, an upright box: theta (B, 4) = log scale x, log scale y, shift x, shift y."""
+class Attention(AbstractConstrained):
+    """One scale and shift, the paper's attention: theta (B, 3) = log scale, shift x, shift y; any dimension."""
 
-    _scales, _shifts = 2, 2
+    _scales, _shifts = "one", True
 
     def __init__(
-        self, *, max_scale: float | None = None, max_shift: float | None = None, log_scale: bool = True
+        self, ndim: int = 2, *, max_scale: float | None = None, max_shift: float | None = None, log_scale: bool = True
     ) -> None:
-        super().__init__(max_scale=max_scale, max_shift=max_shift, log_scale=log_scale)
+        super().__init__(ndim, max_scale=max_scale, max_shift=max_shift, log_scale=log_scale)
 
 
-class Translation(_AbstractConstrained):
-    """Shift: theta (B, 2) = shift x, shift y."""
+class Crop(AbstractConstrained):
+    """A scale for each axis and shift, an upright box: theta (B, 4) = log scale x, log scale y, shift x, shift y; any
+    dimension."""
 
-    _shifts = 2
+    _scales, _shifts = "each", True
 
-    def __init__(self, *, max_shift: float | None = None) -> None:
-        super().__init__(max_shift=max_shift)
+    def __init__(
+        self, ndim: int = 2, *, max_scale: float | None = None, max_shift: float | None = None, log_scale: bool = True
+    ) -> None:
+        super().__init__(ndim, max_scale=max_scale, max_shift=max_shift, log_scale=log_scale)
 
 
-class Rotation(_AbstractConstrained):
-    """Rotation about the centre: theta (B, 1) = angle. True to the aspect."""
+class Translation(AbstractConstrained):
+    """Shift: theta (B, 2) = shift x, shift y; any dimension."""
 
-    _turns = 1
+    _shifts = True
 
-    def __init__(self, *, max_angle: float | None = None) -> None:
-        super().__init__(max_angle=max_angle)
+    def __init__(self, ndim: int = 2, *, max_shift: float | None = None) -> None:
+        super().__init__(ndim, max_shift=max_shift)
+
+
+class Rotation(AbstractConstrained):
+    """Rotation about the centre, true to the aspect: theta (B, 1) = angle; in 3D (B, 3), with `rotation="6d"` (B, 6)."""
+
+    _turns = True
+
+    def __init__(self, ndim: int = 2, *, rotation: RotationName = "axis-angle", max_angle: float | None = None) -> None:
+        super().__init__(ndim, rotation=rotation, max_angle=max_angle)
+
+
+def _check_ndim(ndim: int, choices: tuple[int, ...]) -> int:
+    if isinstance(ndim, bool) or not isinstance(ndim, int) or ndim not in choices:
+        raise ValueError(f"ndim: expected {', '.join(map(str, choices[:-1]))} or {choices[-1]}, got {describe(ndim)}")
+    return ndim
+
+
+def _check_matrix(matrix: Tensor, d: int) -> Tensor:
+    if check_matrix("matrix", matrix) != d:
+        raise ValueError(f"matrix: expected (B, {d}, {d + 1}), got shape {tuple(matrix.shape)}")
+    return matrix.to(coordinate_dtype(matrix))
 
 
 def _bounded(delta: Tensor, bound: float | None) -> Tensor:
@@ -326,3 +425,25 @@ def _unbounded(value: Tensor, bound: float | None, argument: str) -> Tensor:
             f"{argument}: the result exceeds the bound of this transform; compose or invert its matrix instead"
         )
     return bound * torch.atanh(value / bound)
+
+
+def _bounded_length(vector: Tensor, bound: float | None) -> Tensor:
+    """Vectors (B, n) whose length stays below the bound; their direction and the slope at 0 stay as they are."""
+    if bound is None or vector.shape[1] == 1:
+        return _bounded(vector, bound)
+    return vector * _ratio(lambda length: bound * torch.tanh(length / bound), vector)
+
+
+def _unbounded_length(vector: Tensor, bound: float | None, argument: str) -> Tensor:
+    if bound is None or vector.shape[1] == 1:
+        return _unbounded(vector, bound, argument)
+    return vector * _ratio(lambda length: _unbounded(length, bound, argument), vector)
+
+
+def _ratio(function: Callable[[Tensor], Tensor], vector: Tensor) -> Tensor:
+    """function(length) / length, (B, 1): 1 for the shortest vectors, where both functions above are the identity."""
+    square = vector.square().sum(1, keepdim=True)
+    small = square < 1e-16
+    length = torch.where(small, torch.ones_like(square), square).sqrt()
+    inside = torch.where(small, torch.zeros_like(length), length)
+    return torch.where(small, torch.ones_like(length), function(inside) / length)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_float_tensor, check_size, coordinate_dtype, describe
+from .._checks import check_choice, check_float_tensor, check_size, coordinate_dtype, describe
 from ..conventions import lattice
 
 
@@ -71,6 +72,20 @@ class AbstractTransform(nn.Module, ABC):
         units = torch.eye(self.ndim, dtype=points.dtype, device=points.device)
         return torch.stack([pull(unit.expand_as(points))[0] for unit in units], dim=-2)
 
+    def as_matrix(
+        self, theta: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False
+    ) -> Tensor | None:
+        """theta as affine maps (B, d, d+1), or as projective ones (B, d+1, d+1) whose denominators are positive on the
+        visible side; None for families whose warps are neither."""
+        return None
+
+    def determinant(
+        self, theta: Tensor, points: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False
+    ) -> Tensor:
+        """The determinant of `jacobian`, (B, N): how much of the input an output point stands for. Negative where the
+        warp mirrors, 0 where it collapses."""
+        return torch.linalg.det(self.jacobian(theta, points, image_size=image_size, align_corners=align_corners))
+
     def folds(
         self,
         theta: Tensor,
@@ -84,8 +99,7 @@ class AbstractTransform(nn.Module, ABC):
         theta = self.check_theta(theta)
         size = check_size(size, self.ndim)
         points = self._lattice(theta, size, align_corners)
-        jacobian = self.jacobian(theta, points, image_size=image_size or size, align_corners=align_corners)
-        sign = torch.linalg.det(jacobian).sign()
+        sign = self.determinant(theta, points, image_size=image_size or size, align_corners=align_corners).sign()
         return ~((sign > 0).all(1) | (sign < 0).all(1))
 
     def unmap_points(
@@ -96,16 +110,20 @@ class AbstractTransform(nn.Module, ABC):
         image_size: tuple[int, ...] | None = None,
         align_corners: bool = False,
         tolerance: float = 1e-4,
+        missing: Literal["raise", "nan"] = "raise",
     ) -> Tensor:
         """Input points (B, N, d) to the output points where they appear: the inverse of `map_points`, by Newton's method.
 
         Args:
             tolerance: the largest distance, in normalized units, that is left between `map_points` of the result and
                 `points`.
+            missing: what becomes of points for which it is not reached, because the warp folds there or never reads
+                them: "raise", or "nan" in their place.
 
         Raises:
-            ValueError: where it is not reached: the warp folds there, or never reads the point.
+            ValueError: for such points, unless `missing="nan"`.
         """
+        check_choice("missing", missing, ("raise", "nan"))
         theta = self.check_theta(theta)
         target = self.check_points(theta, points).expand(theta.shape[0], -1, -1)
 
@@ -121,6 +139,8 @@ class AbstractTransform(nn.Module, ABC):
             step = torch.linalg.solve_ex(jacobian, (mapped(found) - target)[..., None])[0][..., 0]
             found = found - step / step.norm(dim=-1, keepdim=True).clamp_min(1.0)  # never more than half the frame
             missed = (mapped(found) - target).detach().norm(dim=-1)
+        if missing == "nan":
+            return torch.where((missed <= tolerance)[..., None], found, torch.nan)
         if bool((~(missed <= tolerance)).any()):
             image, point = (~(missed <= tolerance)).nonzero()[0].tolist()
             raise ValueError(
@@ -140,22 +160,50 @@ class AbstractTransform(nn.Module, ABC):
         """Upright boxes (x0, y0[, z0], x1, y1[, z1]) of the output to the upright boxes (B, N, 2 d) in the input that
         hold what they show: the bounds of a lattice of 9 points an axis in each box."""
         theta = self.check_theta(theta)
+        points = self._points_in(theta, boxes)
+        mapped = self.map_points(theta, points.flatten(1, 2), image_size=image_size, align_corners=align_corners)
+        return _bounds(mapped.unflatten(1, points.shape[1:3]))
+
+    def unmap_boxes(
+        self,
+        theta: Tensor,  # (B, num_params)
+        boxes: Tensor,  # (B, N, 2 d)
+        *,
+        image_size: tuple[int, ...] | None = None,
+        align_corners: bool = False,
+    ) -> Tensor:
+        """Upright boxes of the input to the upright boxes (B, N, 2 d) of the output in which they appear, as
+        `map_boxes`. Raises ValueError where `unmap_points` does."""
+        theta = self.check_theta(theta)
+        points = self._points_in(theta, boxes)
+        found = self.unmap_points(theta, points.flatten(1, 2), image_size=image_size, align_corners=align_corners)
+        return _bounds(found.unflatten(1, points.shape[1:3]))
+
+    def _points_in(self, theta: Tensor, boxes: Tensor) -> Tensor:
+        """A lattice of 9 points an axis in each box, (B, N, 9^d, d)."""
         d = self.ndim
         if not isinstance(boxes, Tensor) or boxes.ndim != 3 or boxes.shape[-1] != 2 * d:
             raise ValueError(f"boxes: expected (B, N, {2 * d}), got {describe(boxes)}")
         t = torch.linspace(0, 1, 9, dtype=theta.dtype, device=theta.device)
         inside = torch.stack(torch.meshgrid([t] * d, indexing="ij"), -1).reshape(-1, d)
         low, high = boxes[:, :, None, :d].to(theta.dtype), boxes[:, :, None, d:].to(theta.dtype)
-        points = (low + (high - low) * inside).flatten(1, 2)
-        mapped = self.map_points(theta, points, image_size=image_size, align_corners=align_corners)
-        mapped = mapped.unflatten(1, (boxes.shape[1], len(inside)))
-        return torch.cat([mapped.amin(2), mapped.amax(2)], dim=-1)
+        return low + (high - low) * inside
 
     def inverse(
         self, theta: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False
     ) -> Tensor:
         """The theta of the inverse warp, in the same family."""
         raise ValueError(f"transform: {type(self).__name__} has no inverse within its family")
+
+    def inverted(
+        self, theta: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False
+    ) -> tuple[AbstractTransform, Tensor]:
+        """The inverse warp, as a family and its theta: the family itself, but for compositions, whose order turns round.
+
+        Raises:
+            ValueError: as `inverse`.
+        """
+        return self, self.inverse(theta, image_size=image_size, align_corners=align_corners)
 
     def forward(self, theta: Tensor, size: tuple[int, ...]) -> Tensor:
         """`grid(theta, size)`."""
@@ -190,3 +238,8 @@ class AbstractTransform(nn.Module, ABC):
         if points.device != theta.device:
             raise ValueError(f"points: expected on the device of theta ({theta.device}), got {points.device}")
         return points.to(theta.dtype)
+
+
+def _bounds(points: Tensor) -> Tensor:
+    """The upright boxes (B, N, 2 d) around points (B, N, M, d)."""
+    return torch.cat([points.amin(2), points.amax(2)], dim=-1)

@@ -5,13 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._checks import check_size
+from ..conventions import compose_matrices
+from ..ops import reference
+from .affine import map_affine
 from .base import AbstractTransform
+from .projective import as_projective, faced_grid, map_projective
+from .rotations import product
 
 
 class Compose(AbstractTransform):
     """`outer @ inner`: the map p -> outer(inner(p)); theta is outer's followed by inner's.
 
-    As warps of an image: first by `outer`, then by `inner`, without the resampling in between.
+    As warps of an image: first by `outer`, then by `inner`, without the resampling in between. Matrices are multiplied,
+    other families follow one another.
 
     Example:
         >>> from stn import Rotation, Translation
@@ -42,9 +49,63 @@ class Compose(AbstractTransform):
         outer, inner = self.check_theta(theta).split([self.outer.num_params, self.inner.num_params], dim=1)
         return outer, inner
 
+    def as_matrix(
+        self, theta: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False
+    ) -> Tensor | None:
+        """The product of the two matrices, or None where one of the two is no matrix family."""
+        outer, inner = self.split(theta)
+        a = self.outer.as_matrix(outer, image_size=image_size, align_corners=align_corners)
+        b = self.inner.as_matrix(inner, image_size=image_size, align_corners=align_corners)
+        if a is None or b is None:
+            return None
+        if a.shape[1] == b.shape[1] == self.ndim:
+            return compose_matrices(a, b)
+        return product(as_projective(a), as_projective(b))
+
     def map_points(
         self, theta: Tensor, points: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False
     ) -> Tensor:
+        theta = self.check_theta(theta)
+        matrix = self.as_matrix(theta, image_size=image_size, align_corners=align_corners)
+        if matrix is not None:
+            points = self.check_points(theta, points)
+            return (map_affine if matrix.shape[1] == self.ndim else map_projective)(matrix, points)
         outer, inner = self.split(theta)
         points = self.inner.map_points(inner, points, image_size=image_size, align_corners=align_corners)
         return self.outer.map_points(outer, points, image_size=image_size, align_corners=align_corners)
+
+    def grid(
+        self,
+        theta: Tensor,
+        size: tuple[int, ...],
+        *,
+        image_size: tuple[int, ...] | None = None,
+        align_corners: bool = False,
+    ) -> Tensor:
+        size = check_size(size, self.ndim)
+        matrix = self.as_matrix(theta, image_size=image_size or size, align_corners=align_corners)
+        if matrix is None:
+            return super().grid(theta, size, image_size=image_size, align_corners=align_corners)
+        grid = reference.affine_grid if matrix.shape[1] == self.ndim else faced_grid
+        return grid(matrix, size, align_corners)
+
+    def inverse(
+        self, theta: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False
+    ) -> Tensor:
+        """Raises ValueError: the order turns round, so the inverse is another family. See `inverted`."""
+        raise ValueError(
+            "transform: the inverse of a composition is another family; `inverted(theta)` gives it with its theta"
+        )
+
+    def inverted(
+        self, theta: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False
+    ) -> tuple[AbstractTransform, Tensor]:
+        """The inverse warp: the inverse of `inner` @ the inverse of `outer`, and its theta.
+
+        Raises:
+            ValueError: where one of the two has no inverse.
+        """
+        outer, inner = self.split(theta)
+        a, theta_a = self.outer.inverted(outer, image_size=image_size, align_corners=align_corners)
+        b, theta_b = self.inner.inverted(inner, image_size=image_size, align_corners=align_corners)
+        return Compose(b, a), torch.cat([theta_b, theta_a], dim=1)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from .._checks import check_flag, check_number, check_size
+from .._checks import check_choice, check_flag, check_number, check_size
 from ..conventions import extent, lattice
 from .base import AbstractTransform
 
@@ -123,6 +124,32 @@ class Polar(AbstractTransform):
         else:
             part = (radius - self.min_radius) / (self.max_radius - self.min_radius)
         return torch.stack([2 * part - 1, (angle / math.pi).remainder(2.0) - 1], dim=-1)
+
+    def unmap_points(
+        self,
+        theta: Tensor,
+        points: Tensor,
+        *,
+        image_size: tuple[int, ...] | None = None,
+        align_corners: bool = False,
+        tolerance: float = 1e-4,
+        missing: Literal["raise", "nan"] = "raise",
+    ) -> Tensor:
+        """`to_polar`: nothing is iterated. No point is missing but, with `log`, the origin.
+
+        Raises:
+            ValueError: for the origin with `log` (`missing="nan"`: NaN).
+        """
+        check_choice("missing", missing, ("raise", "nan"))
+        found = self.to_polar(theta, points, image_size=image_size, align_corners=align_corners)
+        nowhere = found[..., 0].isinf()
+        if missing == "nan":
+            return torch.where(nowhere[..., None], torch.nan, found)
+        if bool(nowhere.any()):
+            raise ValueError(
+                "points: expected points that the warp reaches, but with log=True it never reads the origin"
+            )
+        return found
 
     def _radius(self, x: Tensor) -> Tensor:
         part = (x + 1) / 2

@@ -13,14 +13,24 @@ every padding but `circular` and `reflection` shows background or border, and no
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from .._checks import check_batches, check_bound, check_float_tensor, check_size, coordinate_dtype, describe
+from .._checks import (
+    check_batches,
+    check_bound,
+    check_choice,
+    check_float_tensor,
+    check_size,
+    coordinate_dtype,
+    describe,
+)
 from ..conventions import lattice
 from .affine import _bounded, _unbounded
 from .base import AbstractTransform
+from .rotations import product
 
 _HORIZON = 1e-4  # denominators up to this part of the largest entry of their row are on the horizon
 _FAR = 1 / _HORIZON  # where points on the horizon and behind it are sent
@@ -51,8 +61,12 @@ def projective_grid(theta: Tensor, size: tuple[int, ...], *, align_corners: bool
     Source: Hartley and Zisserman 2004, section 2.3; Jaderberg et al. 2015, section 3.2.
     """
     d = _check_projective("theta", theta)
-    size = check_size(size, d)
-    m = _facing(theta.to(coordinate_dtype(theta)))
+    return faced_grid(facing(theta.to(coordinate_dtype(theta))), check_size(size, d), align_corners)
+
+
+def faced_grid(m: Tensor, size: tuple[int, ...], align_corners: bool) -> Tensor:
+    """`projective_grid` of matrices whose denominators are positive on the visible side."""
+    d = len(size)
     total = m[:, :, d].reshape(-1, *[1] * d, d + 1)
     for axis in reversed(range(d)):  # z, y, x: coarse to fine, only the last sum is of full size
         coordinate = lattice(size[d - 1 - axis], align_corners=align_corners, dtype=m.dtype, device=m.device)
@@ -75,13 +89,17 @@ class AbstractProjectiveTransform(AbstractTransform):
     def from_matrix(self, matrix: Tensor) -> Tensor:
         """The theta of projective maps (B, d+1, d+1), up to a factor, or of affine maps (B, d, d+1)."""
 
+    def as_matrix(
+        self, theta: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False
+    ) -> Tensor:
+        return self.matrix(theta)
+
     def map_points(
         self, theta: Tensor, points: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False
     ) -> Tensor:
         """Output points (B, N, d) to input points. Those on the horizon or behind it go to +-10000 on each axis."""
         points = self.check_points(self.check_theta(theta), points)
-        m = self.matrix(theta)
-        return _divide(_homogeneous(m, points), m)
+        return map_projective(self.matrix(theta), points)
 
     def unmap_points(
         self,
@@ -91,18 +109,22 @@ class AbstractProjectiveTransform(AbstractTransform):
         image_size: tuple[int, ...] | None = None,
         align_corners: bool = False,
         tolerance: float = 1e-4,
+        missing: Literal["raise", "nan"] = "raise",
     ) -> Tensor:
         """Input points (B, N, d) to the output points where they appear, by the inverse matrix: nothing is iterated.
 
         Raises:
-            ValueError: for a singular matrix, or a point that only appears behind the horizon.
+            ValueError: for a singular matrix, or a point that only appears behind the horizon (`missing="nan"`: NaN).
         """
+        check_choice("missing", missing, ("raise", "nan"))
         theta = self.check_theta(theta)
         points = self.check_points(theta, points)
         inverse = _invert(self.matrix(theta))
         h = _homogeneous(inverse, points)
         # The denominator here is one over the denominator of the map, so it is not to be turned to face the centre.
         hidden = h[..., -1] <= _threshold(h, inverse)
+        if missing == "nan":
+            return torch.where(hidden[..., None], torch.nan, _divide(h, inverse))
         if not torch.compiler.is_compiling() and bool(hidden.any()):
             image, point = hidden.nonzero()[0].tolist()
             raise ValueError(
@@ -142,8 +164,7 @@ class AbstractProjectiveTransform(AbstractTransform):
         """
         a, b = self.matrix(a), self.matrix(b)
         check_batches("a", a, "b", b)
-        # Multiply and add rather than matmul, which autocast would run in half precision.
-        return self._from_unturned((a[:, :, :, None] * b[:, None, :, :]).sum(2), "b")
+        return self._from_unturned(product(a, b), "b")
 
     def _from_unturned(self, matrix: Tensor, argument: str) -> Tensor:
         """`from_matrix`, for a matrix whose sign says which side of the horizon is visible."""
@@ -164,11 +185,7 @@ class AbstractProjectiveTransform(AbstractTransform):
             raise ValueError(
                 f"matrix: expected maps (B, {d + 1}, {d + 1}) or (B, {d}, {d + 1}), got shape {tuple(matrix.shape)}"
             )
-        m = matrix.to(coordinate_dtype(matrix))
-        if m.shape[1] == d:
-            last = torch.eye(d + 1, dtype=m.dtype, device=m.device)[d:]
-            m = torch.cat([m, last.expand(m.shape[0], 1, d + 1)], dim=1)
-        return _facing(m)
+        return facing(as_projective(matrix.to(coordinate_dtype(matrix))))
 
 
 class Projective(AbstractProjectiveTransform):
@@ -324,6 +341,20 @@ class Corners(AbstractProjectiveTransform):
         return "" if self.max_shift is None else f"max_shift={self.max_shift:g}"
 
 
+def as_projective(matrix: Tensor) -> Tensor:
+    """Affine maps (B, d, d+1) with their last row, or projective ones (B, d+1, d+1) as they are."""
+    d = matrix.shape[2] - 1
+    if matrix.shape[1] == d + 1:
+        return matrix
+    last = torch.eye(d + 1, dtype=matrix.dtype, device=matrix.device)[d:]
+    return torch.cat([matrix, last.expand(matrix.shape[0], 1, d + 1)], dim=1)
+
+
+def map_projective(matrix: Tensor, points: Tensor) -> Tensor:
+    """Points (B, N, d) through projective maps (B, d+1, d+1) whose denominators are positive on the visible side."""
+    return _divide(_homogeneous(matrix, points), matrix)
+
+
 def _check_projective(argument: str, matrix: Tensor) -> int:
     """The dimension d of projective maps (B, d+1, d+1), or a ValueError."""
     check_float_tensor(argument, matrix, "projective maps (B, d+1, d+1)")
@@ -339,7 +370,7 @@ def _frame_corners(like: Tensor) -> Tensor:
     return torch.tensor([[[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]]], dtype=like.dtype, device=like.device)
 
 
-def _facing(matrix: Tensor) -> Tensor:
+def facing(matrix: Tensor) -> Tensor:
     """The same maps (B, d+1, d+1), signed so that the denominator is positive at the centre."""
     return torch.where(matrix[:, -1:, -1:] < 0, -matrix, matrix)
 
