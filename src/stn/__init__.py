@@ -1,10 +1,11 @@
 """Spatial transformers: networks that learn where to look."""
 
-from . import compat, conventions, functional, models, ops, transforms
+from . import compat, conventions, functional, kernels, models, ops, penalties, transforms
 from .diagnostics import Diagnosis, diagnose
+from .linearized import linearized_sample, linearized_warp
 from .localization import ConvLocalizer, FCLocalizer, identity_head, parameter_groups
 from .module import SpatialTransformer, Warp, spatial_transformer_network
-from .sampling import sample, warp
+from .sampling import sample, valid_mask, warp
 from .transforms import (
     CPAB,
     AbstractTransform,
@@ -24,6 +25,7 @@ from .transforms import (
     Translation,
     VelocityField,
     affine_grid,
+    convert,
     projective_grid,
     thin_plate_spline,
     tps_grid,
@@ -57,17 +59,23 @@ __all__ = [
     "affine_grid",
     "compat",
     "conventions",
+    "convert",
     "diagnose",
     "functional",
     "identity_head",
+    "kernels",
+    "linearized_sample",
+    "linearized_warp",
     "models",
     "ops",
     "parameter_groups",
+    "penalties",
     "projective_grid",
     "sample",
     "spatial_transformer_network",
     "thin_plate_spline",
     "tps_grid",
     "transforms",
+    "valid_mask",
     "warp",
 ]

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ._checks import check_choice, check_flag, check_image, check_number, check_size, describe
+from ._checks import (
+    check_choice,
+    check_flag,
+    check_image,
+    check_number,
+    check_size,
+    coordinate_dtype,
+    describe,
+)
 from .conventions import normalized_to_pixel
-from .sampling import MODES, PADDING_MODES, Fill, Mode, PaddingMode, warp
+from .linearized import linearized_warp
+from .sampling import PADDING_MODES, Fill, Mode, PaddingMode, check_mode, sample, valid_mask, warp
 from .transforms.affine import Affine
-from .transforms.base import AbstractTransform
+from .transforms.base import AbstractTransform, lattice_points
+
+_NOWHERE = 1e4  # where points are sent that the output does not show
 
 
 @dataclass(frozen=True)
@@ -27,14 +39,61 @@ class Warp:
 
     def grid(self) -> Tensor:
         """The sampling positions (B, *size, d), normalized (x, y)."""
-        return self.transform.grid(self.theta, self.size, image_size=self.image_size, align_corners=self.align_corners)
+        return self.transform.grid(self.theta, self.size, **self._frame)
 
     def map_points(self, points: Tensor) -> Tensor:
         """Normalized points (B or 1, N, d) of the output, where they lie in the input."""
         points = points.expand(self.theta.shape[0], -1, -1)
-        return self.transform.map_points(
-            self.theta, points, image_size=self.image_size, align_corners=self.align_corners
+        return self.transform.map_points(self.theta, points, **self._frame)
+
+    def unmap_points(
+        self, points: Tensor, *, tolerance: float = 1e-4, missing: Literal["raise", "nan"] = "raise"
+    ) -> Tensor:
+        """Normalized points (B or 1, N, d) of the input, where they appear in the output."""
+        points = points.expand(self.theta.shape[0], -1, -1)
+        return self.transform.unmap_points(self.theta, points, tolerance=tolerance, missing=missing, **self._frame)
+
+    def map_boxes(self, boxes: Tensor) -> Tensor:
+        """Upright boxes (B or 1, N, 2 d) of the output, the upright boxes of the input that hold them."""
+        return self.transform.map_boxes(self.theta, boxes.expand(self.theta.shape[0], -1, -1), **self._frame)
+
+    def unmap_boxes(self, boxes: Tensor) -> Tensor:
+        """Upright boxes (B or 1, N, 2 d) of the input, the upright boxes of the output that hold them."""
+        return self.transform.unmap_boxes(self.theta, boxes.expand(self.theta.shape[0], -1, -1), **self._frame)
+
+    def mask(self) -> Tensor:
+        """Where the output shows the image rather than padding: (B, 1, *size), as `stn.valid_mask`."""
+        return valid_mask(self.grid())
+
+    def unwarp(
+        self, labels: Tensor, *, mode: Mode = "nearest", padding_mode: PaddingMode = "zeros", fill: Fill = 0.0
+    ) -> Tensor:
+        """What lies in the frame of the output, such as a label mask (B, C, *size), brought back into that of the input.
+
+        Where no output pixel shows the input there is padding. By the numeric inverse: a warp that folds brings back
+        one of its layers.
+
+        Args:
+            labels: (B, C, *size), any float type.
+            mode, padding_mode, fill: as for `stn.sample`.
+
+        Returns:
+            (B, C, *image_size).
+        """
+        lattice = lattice_points(self.theta.to(coordinate_dtype(self.theta)), self.image_size, self.align_corners)
+        found = self.unmap_points(lattice, missing="nan").reshape(-1, *self.image_size, len(self.size))
+        return sample(
+            labels,
+            found.nan_to_num(_NOWHERE),
+            mode=mode,
+            padding_mode=padding_mode,
+            fill=fill,
+            align_corners=self.align_corners,
         )
+
+    @property
+    def _frame(self) -> dict[str, Any]:
+        return {"image_size": self.image_size, "align_corners": self.align_corners}
 
     def outline(self, per_side: int = 1) -> Tensor:
         """The frame of the output as a closed polygon in the input, (B, 4 * per_side + 1, 2) in pixels (x, y)."""
@@ -58,6 +117,9 @@ class SpatialTransformer(nn.Module):
         size: of the output ([D,] H, W); the input's own unless given.
         mode, padding_mode, fill, align_corners: as for `stn.sample`. The padding is "border" unless given: zeros
             paint black corners that a classifier learns.
+        antialias: as for `stn.warp`, for warps that zoom out.
+        gradient: "exact", or "linearized": in training, theta's gradient by multi-sampling, which sees further; see
+            `stn.linearized_warp`. The output is the same.
         theta_grad_scale: factor on the gradient that enters theta, for localizers that train too fast; forward is
             unchanged.
 
@@ -84,6 +146,8 @@ class SpatialTransformer(nn.Module):
         mode: Mode = "bilinear",
         padding_mode: PaddingMode = "border",
         fill: Fill = 0.0,
+        antialias: bool = False,
+        gradient: Literal["exact", "linearized"] = "exact",
         align_corners: bool = False,
         theta_grad_scale: float = 1.0,
     ) -> None:
@@ -92,9 +156,13 @@ class SpatialTransformer(nn.Module):
             raise ValueError(f"localizer: expected a torch.nn.Module, got {describe(localizer)}")
         if transform is not None and not isinstance(transform, AbstractTransform):
             raise ValueError(f"transform: expected a transform such as stn.Affine(), got {describe(transform)}")
-        check_choice("mode", mode, MODES)
+        check_mode(mode)
         check_choice("padding_mode", padding_mode, PADDING_MODES)
         check_flag("align_corners", align_corners)
+        check_flag("antialias", antialias)
+        check_choice("gradient", gradient, ("exact", "linearized"))
+        if antialias and gradient == "linearized":
+            raise ValueError("gradient: expected 'exact' with antialias=True, which smooths the image instead")
         check_number(
             "theta_grad_scale", theta_grad_scale, "a finite number of at least 0", lambda v: 0 <= v < float("inf")
         )
@@ -104,6 +172,8 @@ class SpatialTransformer(nn.Module):
         self.mode: Mode = mode
         self.padding_mode: PaddingMode = padding_mode
         self.fill = fill
+        self.antialias = antialias
+        self.gradient = gradient
         self.align_corners = align_corners
         self.theta_grad_scale = theta_grad_scale
 
@@ -131,19 +201,21 @@ class SpatialTransformer(nn.Module):
         return Warp(output, theta, self.transform, *sizes, self.align_corners)
 
     def _apply_theta(self, image: Tensor, theta: Tensor) -> Tensor:
-        return warp(
-            image,
-            theta,
-            self.size,
-            transform=self.transform,
-            mode=self.mode,
-            padding_mode=self.padding_mode,
-            fill=self.fill,
-            align_corners=self.align_corners,
-        )
+        options: dict[str, Any] = {
+            "transform": self.transform,
+            "mode": self.mode,
+            "padding_mode": self.padding_mode,
+            "fill": self.fill,
+            "align_corners": self.align_corners,
+        }
+        if self.gradient == "linearized" and self.training:
+            return linearized_warp(image, theta, self.size, **options)
+        return warp(image, theta, self.size, antialias=self.antialias, **options)
 
     def extra_repr(self) -> str:
-        return f"size={self.size}, mode={self.mode!r}, padding_mode={self.padding_mode!r}, align_corners={self.align_corners}"
+        shown = f"size={self.size}, mode={self.mode!r}, padding_mode={self.padding_mode!r}, align_corners={self.align_corners}"
+        shown += ", antialias=True" if self.antialias else ""
+        return shown + ("" if self.gradient == "exact" else f", gradient={self.gradient!r}")
 
 
 def spatial_transformer_network(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from . import kernels
 from ._checks import (
     check_batches,
     check_choice,
@@ -18,14 +20,20 @@ from ._checks import (
     coordinate_dtype,
     describe,
 )
+from .antialias import sample_antialiased
+from .conventions import extent
 from .ops import warp as op
-from .transforms.base import AbstractTransform
-from .transforms.projective import faced_grid, facing
+from .transforms.affine import map_affine
+from .transforms.base import AbstractTransform, derivative, lattice_points
+from .transforms.projective import faced_grid, facing, map_projective
 
-MODES = ("bilinear", "nearest", "bicubic")
+MODES = ("bilinear", "nearest", "bicubic", *kernels.NAMED)
 PADDING_MODES = ("zeros", "border", "reflection", "circular", "constant")
 
-Mode = Literal["bilinear", "nearest", "bicubic"]
+Mode = (
+    Literal["bilinear", "nearest", "bicubic", "integer", "lanczos3", "bspline2", "bspline3", "bspline4", "bspline5"]
+    | kernels.Kernel
+)
 PaddingMode = Literal["zeros", "border", "reflection", "circular", "constant"]
 Fill = float | Sequence[float] | Tensor
 
@@ -53,7 +61,9 @@ def sample(
         image: (B, C, H, W), (B, C, D, H, W) or, in 1D, (B, C, W), any float type. Coordinates, weights and sums are float32 (float64
             for a float64 image) whatever its type; the result has its type and memory format.
         grid: (B, Ho, Wo, 2), (B, Do, Ho, Wo, 3) or (B, Wo, 1). A batch of 1 on either side is broadcast.
-        mode: "bilinear" (trilinear on volumes), "nearest" (ties to the even pixel), "bicubic" (Keys, A = -0.75).
+        mode: "bilinear" (trilinear on volumes), "nearest" (ties to the even pixel), "bicubic" (Keys, A = -0.75);
+            slower: "integer" (the paper's: nearest, ties upwards), "lanczos3", "bspline2" to "bspline5" (interpolating
+            splines), or a `stn.kernels.Kernel` of your own.
         fill: for `padding_mode="constant"`: a number, or one per channel.
         align_corners: False: -1 and 1 are the outer edges of the border pixels; True: their centres.
 
@@ -79,10 +89,35 @@ def sample(
         )
     if 0 in grid.shape[1:-1]:
         raise ValueError(f"grid: expected every output size to be at least 1, got shape {tuple(grid.shape)}")
-    background = _check_options(image, mode, padding_mode, fill, align_corners)
+    kernel, background = check_mode(mode), _check_options(image, padding_mode, fill, align_corners)
     batch = check_batches("image", image, "grid", grid)
     image, grid = image.expand(batch, *image.shape[1:]), grid.expand(batch, *grid.shape[1:])
-    return op.sample(image, grid, mode, padding_mode, background, align_corners)
+    return op.sample(image, grid, kernel, padding_mode, background, align_corners)
+
+
+def valid_mask(grid: Tensor) -> Tensor:
+    """Where positions lie within the image: true inside the frame [-1, 1] of every axis.
+
+    What `sample` reads there is the image and not its padding, to the border pixel's outer edge (`align_corners=False`)
+    or centre (True).
+
+    Args:
+        grid: (B, *out, d), normalized.
+
+    Returns:
+        (B, 1, *out), bool; false where a position is not finite.
+
+    Raises:
+        ValueError: for any other shape or type.
+
+    Example:
+        >>> valid_mask(torch.tensor([[[0.5], [1.5]]]))
+        tensor([[[ True, False]]])
+    """
+    check_float_tensor("grid", grid, "positions (B, *out, d)")
+    if grid.ndim not in (3, 4, 5) or grid.shape[-1] != grid.ndim - 2:
+        raise ValueError(f"grid: expected positions (B, *out, d), d = 1 to 3, got shape {tuple(grid.shape)}")
+    return (grid.abs() <= 1).all(-1)[:, None]
 
 
 def warp(
@@ -94,6 +129,7 @@ def warp(
     mode: Mode = "bilinear",
     padding_mode: PaddingMode = "zeros",
     fill: Fill = 0.0,
+    antialias: bool = False,
     align_corners: bool = False,
 ) -> Tensor:
     """Warp `image` by `theta`: each output pixel is read in the image where theta says.
@@ -107,6 +143,9 @@ def warp(
             A batch of 1 on either side is broadcast.
         size: of the output, ([D,] H, W); the image's own unless given.
         mode, padding_mode, fill, align_corners: as for `sample`.
+        antialias: average over what each output pixel stands for in the input, where that is more than a pixel, by the
+            warp's Jacobian: along each axis by its own measure. Several times the cost; nothing changes where the warp
+            does not shrink the image.
 
     Returns:
         (B, C, *size) in the image's type and memory format. NaN where a position is not finite.
@@ -123,7 +162,8 @@ def warp(
     """
     check_image(image)
     d = image.ndim - 2
-    background = _check_options(image, mode, padding_mode, fill, align_corners)
+    kernel, background = check_mode(mode), _check_options(image, padding_mode, fill, align_corners)
+    check_flag("antialias", antialias)
     image_size = tuple(image.shape[2:])
     size = image_size if size is None else check_size(size, d)
     if transform is None:
@@ -141,15 +181,54 @@ def warp(
         matrix = theta if theta.shape[1] == d else facing(theta.to(coordinate_dtype(theta)))
     else:
         matrix = transform.as_matrix(theta, image_size=image_size, align_corners=align_corners)
+    if antialias:
+        return _warp_antialiased(image, theta, matrix, transform, size, kernel, padding_mode, background, align_corners)
     if matrix is not None and matrix.shape[1] == d:
         matrix = matrix.expand(batch, -1, -1)
-        return op.warp_affine(image, matrix, size, mode, padding_mode, background, align_corners)
+        return op.warp_affine(image, matrix, size, kernel, padding_mode, background, align_corners)
     if matrix is not None:
         grid = faced_grid(matrix, size, align_corners)
     else:
         assert transform is not None
         grid = transform.grid(theta, size, image_size=image_size, align_corners=align_corners)
-    return op.sample(image, grid.expand(batch, *grid.shape[1:]), mode, padding_mode, background, align_corners)
+    return op.sample(image, grid.expand(batch, *grid.shape[1:]), kernel, padding_mode, background, align_corners)
+
+
+def _warp_antialiased(
+    image: Tensor,
+    theta: Tensor,
+    matrix: Tensor | None,
+    transform: AbstractTransform | None,
+    size: tuple[int, ...],
+    mode: str | kernels.Kernel,
+    padding_mode: str,
+    background: Tensor | None,
+    align_corners: bool,
+) -> Tensor:
+    d, image_size = len(size), tuple(image.shape[2:])
+    theta = theta.to(coordinate_dtype(image))
+    points = lattice_points(theta, size, align_corners).expand(theta.shape[0], -1, -1)
+    if matrix is not None:
+        mapping = functools.partial(map_affine if matrix.shape[1] == d else map_projective, matrix.to(theta.dtype))
+    else:
+        assert transform is not None
+        mapping = functools.partial(transform.map_points, theta, image_size=image_size, align_corners=align_corners)
+    of_input, of_output = (points.new_tensor(extent(n, align_corners=align_corners)) for n in (image_size, size))
+    # Pixels of the input for a pixel of the output; an axis of one pixel with align_corners has no length.
+    scale = of_input[:, None] / torch.where(of_output == 0, torch.inf, of_output)
+    steps = derivative(lambda p: mapping(p), points) * scale
+    batch = image.shape[0]
+    grid = mapping(points).reshape(-1, *size, d).expand(batch, *size, d)
+    steps = steps.reshape(-1, *size, d, d).expand(batch, *size, d, d)
+    return sample_antialiased(image, grid, steps, mode, padding_mode, background, align_corners)
+
+
+def check_mode(mode: Any) -> str | kernels.Kernel:
+    """The mode as the op takes it: one of torch's own names, or a kernel."""
+    if isinstance(mode, kernels.Kernel):
+        return mode
+    check_choice("mode", mode, MODES)
+    return kernels.NAMED.get(mode, mode)
 
 
 def _check_matrix(theta: Tensor, d: int) -> None:
@@ -165,10 +244,9 @@ def _check_matrix(theta: Tensor, d: int) -> None:
         raise ValueError(f"theta: expected {expected}, got shape {tuple(theta.shape)}{hint}")
 
 
-def _check_options(image: Tensor, mode: str, padding_mode: str, fill: Fill, align_corners: bool) -> Tensor | None:
+def _check_options(image: Tensor, padding_mode: str, fill: Fill, align_corners: bool) -> Tensor | None:
     """The fill per channel (1,) or (C,) for constant padding, None for any other."""
     check_flag("align_corners", align_corners)
-    check_choice("mode", mode, MODES)
     check_choice("padding_mode", padding_mode, PADDING_MODES)
     if padding_mode != "constant":
         if not isinstance(fill, (int, float)) or fill != 0:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..kernels import Kernel
 from . import reference
 
 NAME = "aten"
@@ -21,7 +22,7 @@ def unavailable() -> str | None:
     return None
 
 
-def supports(ndim: int, mode: str, padding_mode: str, device: torch.device) -> bool:
+def supports(ndim: int, mode: str | Kernel, padding_mode: str, device: torch.device) -> bool:
     return padding_mode != "circular" and mode in _MODES and (ndim < 3 or mode != "bicubic")
 
 
@@ -40,7 +41,12 @@ def warp_affine(
 
 
 def sample(
-    image: Tensor, grid: Tensor, mode: str, padding_mode: str, fill: Tensor | None, align_corners: bool
+    image: Tensor,
+    grid: Tensor,
+    mode: str,
+    padding_mode: str,
+    fill: Tensor | None,
+    align_corners: bool,
 ) -> Tensor:
     """As `reference.sample`."""
     poison = torch.stack([0 * axis for axis in grid.detach().unbind(-1)]).sum(0)
@@ -54,7 +60,12 @@ def _tame(positions: Tensor) -> Tensor:
 
 
 def _sample(
-    image: Tensor, grid: Tensor, mode: str, padding_mode: str, fill: Tensor | None, align_corners: bool
+    image: Tensor,
+    grid: Tensor,
+    mode: str,
+    padding_mode: str,
+    fill: Tensor | None,
+    align_corners: bool,
 ) -> Tensor:
     # Half-precision images are widened: torch's own half-precision kernels for the CPU read out of bounds on images of
     # more than 32767 pixels (torch 2.13).

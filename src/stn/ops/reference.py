@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..conventions import lattice
+from ..kernels import Kernel
 
 NAME = "reference"
 CUBIC_A = -0.75  # Keys' parameter, the value torch's bicubic has
@@ -30,7 +31,7 @@ def unavailable() -> str | None:
     return None
 
 
-def supports(ndim: int, mode: str, padding_mode: str, device: torch.device) -> bool:
+def supports(ndim: int, mode: str | Kernel, padding_mode: str, device: torch.device) -> bool:
     return True
 
 
@@ -50,7 +51,7 @@ def warp_affine(
     image: Tensor,
     matrix: Tensor,
     size: tuple[int, ...],
-    mode: str,
+    mode: str | Kernel,
     padding_mode: str,
     fill: Tensor | None,
     align_corners: bool,
@@ -59,12 +60,22 @@ def warp_affine(
 
 
 def sample(
-    image: Tensor, grid: Tensor, mode: str, padding_mode: str, fill: Tensor | None, align_corners: bool
+    image: Tensor,
+    grid: Tensor,
+    mode: str | Kernel,
+    padding_mode: str,
+    fill: Tensor | None,
+    align_corners: bool,
 ) -> Tensor:
     """image (B, C, *in) read at grid (B, *out, d) -> (B, C, *out), in the grid's float type."""
+    sizes, margin = image.shape[2:], 0
+    image = image.to(grid.dtype)
+    if isinstance(mode, Kernel) and mode.prefilter:
+        image, margin = _prefilter(image, mode, padding_mode, fill, align_corners)
+        padding_mode, fill = ("border" if margin else padding_mode), None
     batch, channels, *in_size = image.shape
     out_size = grid.shape[1:-1]
-    flat = image.to(grid.dtype).flatten(2)  # (B, C, N_in)
+    flat = image.flatten(2)  # (B, C, N_in)
     points = grid.flatten(1, -2)  # (B, N_out, d)
     stride = [math.prod(in_size[axis + 1 :]) for axis in range(len(in_size))]
 
@@ -72,9 +83,10 @@ def sample(
     taps: list[tuple[Tensor, Tensor, Tensor | None]] = []
     for axis, n in enumerate(in_size):
         normalized = points[..., len(in_size) - 1 - axis]  # x is the last axis of the image
-        position = normalized * ((n - 1) / 2) + (n - 1) / 2 if align_corners else ((normalized + 1) * n - 1) / 2
-        position = position.clamp(-_FAR, _FAR) + 0 * normalized.detach()  # NaN where it is not finite
-        new = [(*_pad(tap, n, padding_mode, align_corners), weight) for tap, weight in _axis_taps(position, mode)]
+        m = sizes[axis]
+        position = normalized * ((m - 1) / 2) + (m - 1) / 2 if align_corners else ((normalized + 1) * m - 1) / 2
+        position = position.clamp(-_FAR, _FAR) + margin + 0 * normalized.detach()  # NaN where it is not finite
+        new = [(*pad(tap, n, padding_mode, align_corners), weight) for tap, weight in _axis_taps(position, mode)]
         if not taps:
             taps = [(index * stride[axis], weight, inside) for index, inside, weight in new]
         else:
@@ -98,8 +110,10 @@ def sample(
     return out.reshape(batch, channels, *out_size)
 
 
-def _axis_taps(position: Tensor, mode: str) -> list[tuple[Tensor, Tensor]]:
+def _axis_taps(position: Tensor, mode: str | Kernel) -> list[tuple[Tensor, Tensor]]:
     """The integer positions that are read along one axis, with their weights."""
+    if isinstance(mode, Kernel):
+        return mode.taps(position)
     if mode == "nearest":
         nearest = position.round()
         # A gradient of zero to the position, and NaN where the position is NaN.
@@ -110,6 +124,33 @@ def _axis_taps(position: Tensor, mode: str) -> list[tuple[Tensor, Tensor]]:
     if mode == "bilinear":
         return [(first, 1 - t), (first + 1, t)]
     return [(first + k - 1, _cubic(t - (k - 1))) for k in range(4)]
+
+
+def _prefilter(
+    image: Tensor, kernel: Kernel, padding_mode: str, fill: Tensor | None, align_corners: bool
+) -> tuple[Tensor, int]:
+    """The coefficients of an image, and how many more there are on each side of it.
+
+    The image goes on for ever as its padding says, and the filter that makes its coefficients is as good as finite. A
+    reflected or repeated image has reflected or repeated coefficients. The others are different beyond the border:
+    there the image is widened by what the filter reaches; from there on they are constant.
+    """
+    response = kernel.inverse_response().to(image)
+    reach = len(response) // 2
+    margin = 0 if padding_mode in ("reflection", "circular") else reach
+    for axis in range(2, image.ndim):
+        n = image.shape[axis]
+        tap = torch.arange(-margin - reach, n + margin + reach, device=image.device)
+        index, inside = pad(tap, n, padding_mode, align_corners)
+        rows = image.movedim(axis, -1)[..., index]
+        if inside is not None:
+            # Along the axes that are done the margin is background as well, filtered: the same.
+            background = 0.0 if fill is None else fill.to(image).reshape(1, -1, *[1] * (image.ndim - 2))
+            rows = torch.where(inside, rows, background)
+        with torch.autocast(image.device.type, enabled=False):
+            filtered = torch.nn.functional.conv1d(rows.reshape(-1, 1, rows.shape[-1]), response[None, None])
+        image = filtered.reshape(*rows.shape[:-1], -1).movedim(-1, axis)
+    return image, margin
 
 
 def _cubic(x: Tensor) -> Tensor:
@@ -123,7 +164,7 @@ def _to_index(position: Tensor) -> Tensor:
     return position.detach().nan_to_num(0.0).long()
 
 
-def _pad(tap: Tensor, n: int, padding_mode: str, align_corners: bool) -> tuple[Tensor, Tensor | None]:
+def pad(tap: Tensor, n: int, padding_mode: str, align_corners: bool) -> tuple[Tensor, Tensor | None]:
     """The pixel that an integer position stands for, and whether it is inside (None: always)."""
     if padding_mode in ("zeros", "constant"):
         return tap.clamp(0, n - 1), (tap >= 0) & (tap < n)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .._checks import check_choice
+from ..kernels import Kernel
 from . import aten, reference
 
 KERNELS = (aten, reference)
@@ -50,13 +51,13 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def which_backend(
-    ndim: int, mode: str = "bilinear", padding_mode: str = "zeros", device: torch.device | str = "cpu"
+    ndim: int, mode: str | Kernel = "bilinear", padding_mode: str = "zeros", device: torch.device | str = "cpu"
 ) -> str:
     """The name of the kernel that runs this case."""
     return str(_select(ndim, mode, padding_mode, torch.device(device)).NAME)
 
 
-def _select(ndim: int, mode: str, padding_mode: str, device: torch.device):  # type: ignore[no-untyped-def]  # a module
+def _select(ndim: int, mode: str | Kernel, padding_mode: str, device: torch.device):  # type: ignore[no-untyped-def]  # a module
     for kernel in KERNELS:
         if (
             _forced in (None, kernel.NAME)
@@ -70,7 +71,12 @@ def _select(ndim: int, mode: str, padding_mode: str, device: torch.device):  # t
 
 
 def sample(
-    image: Tensor, grid: Tensor, mode: str, padding_mode: str, fill: Tensor | None, align_corners: bool
+    image: Tensor,
+    grid: Tensor,
+    mode: str | Kernel,
+    padding_mode: str,
+    fill: Tensor | None,
+    align_corners: bool,
 ) -> Tensor:
     """image (B, C, *in) at grid (B, *out, d), equal batches; the result has the image's type and memory format."""
     kernel = _select(image.ndim - 2, mode, padding_mode, image.device)
@@ -82,7 +88,7 @@ def warp_affine(
     image: Tensor,
     matrix: Tensor,
     size: tuple[int, ...],
-    mode: str,
+    mode: str | Kernel,
     padding_mode: str,
     fill: Tensor | None,
     align_corners: bool,

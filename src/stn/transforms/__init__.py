@@ -9,6 +9,7 @@ from .affine import Affine, Attention, Crop, Rigid, Rotation, Similarity, Transl
 from .base import AbstractTransform
 from .bspline import BSpline
 from .compose import Compose
+from .convert import convert
 from .cpab import CPAB
 from .flow import DisplacementField
 from .polar import Polar
@@ -69,6 +70,7 @@ __all__ = [
     "VelocityField",
     "affine_grid",
     "by_name",
+    "convert",
     "projective_grid",
     "thin_plate_spline",
     "tps_grid",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -68,9 +69,7 @@ class AbstractTransform(nn.Module, ABC):
         def mapped(points: Tensor) -> Tensor:
             return self.map_points(theta, points, image_size=image_size, align_corners=align_corners)
 
-        _, pull, *_ = torch.func.vjp(mapped, points)
-        units = torch.eye(self.ndim, dtype=points.dtype, device=points.device)
-        return torch.stack([pull(unit.expand_as(points))[0] for unit in units], dim=-2)
+        return derivative(mapped, points)
 
     def as_matrix(
         self, theta: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False
@@ -216,9 +215,7 @@ class AbstractTransform(nn.Module, ABC):
 
     def _lattice(self, theta: Tensor, size: tuple[int, ...], align_corners: bool) -> Tensor:
         """The pixel centres of an output, (B, N, d)."""
-        axes = [lattice(n, align_corners=align_corners, dtype=theta.dtype, device=theta.device) for n in size]
-        points = torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], dim=-1).reshape(1, -1, self.ndim)
-        return points.expand(theta.shape[0], -1, -1)
+        return lattice_points(theta, size, align_corners).expand(theta.shape[0], -1, -1)
 
     def check_theta(self, theta: Tensor) -> Tensor:
         """theta as float32 or float64 (B, num_params), or a ValueError that says the right width."""
@@ -238,6 +235,19 @@ class AbstractTransform(nn.Module, ABC):
         if points.device != theta.device:
             raise ValueError(f"points: expected on the device of theta ({theta.device}), got {points.device}")
         return points.to(theta.dtype)
+
+
+def derivative(function: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
+    """The derivative (B, N, d, d) of a function of points (B, N, d) that maps each by itself, one row an output."""
+    _, pull, *_ = torch.func.vjp(function, points)
+    units = torch.eye(points.shape[-1], dtype=points.dtype, device=points.device)
+    return torch.stack([pull(unit.expand_as(points))[0] for unit in units], dim=-2)
+
+
+def lattice_points(like: Tensor, size: tuple[int, ...], align_corners: bool) -> Tensor:
+    """The pixel centres of an output, (1, N, d)."""
+    axes = [lattice(n, align_corners=align_corners, dtype=like.dtype, device=like.device) for n in size]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], dim=-1).reshape(1, -1, len(size))
 
 
 def _bounds(points: Tensor) -> Tensor:

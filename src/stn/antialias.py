@@ -1,0 +1,118 @@
+"""Sampling that does not alias: each output pixel averages what it stands for in the input.
+
+The warp's Jacobian says how far a step of one output pixel along each axis of the output goes in the input. Where that
+is more than a pixel, the image is read at several points of a parallelogram (in 3D a parallelepiped) of that shape and
+averaged with a tent; and where it is so large that these points would miss pixels in between, it is read in smaller,
+smoothed copies of the image. All of it is differentiable in theta; a warp that shrinks nothing gives what it gives
+without, to rounding.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .kernels import Kernel
+from .ops import reference
+from .ops import warp as op
+
+_POINTS = {1: 8, 2: 4, 3: 3}  # read along each axis of an output pixel
+_LEVELS = 8  # copies at most, each half the size of the one before
+
+
+def sample_antialiased(
+    image: Tensor,  # (B, C, *in)
+    grid: Tensor,  # (B, *out, d)
+    jacobian: Tensor,  # (B, *out, d, d)
+    mode: str | Kernel,
+    padding_mode: str,
+    fill: Tensor | None,
+    align_corners: bool,
+) -> Tensor:
+    """`ops.warp.sample`, averaged over each output pixel.
+
+    jacobian has in its columns the steps in the input, in pixels (x, y[, z]), for one pixel of the output.
+    """
+    d = image.ndim - 2
+    size, kind = image.shape[2:], image.dtype
+    image = image.to(grid.dtype)
+    points = _POINTS[d]
+    # The image's own kernel is a pixel wide already, so a step of length s is widened by s - 1/s, and one of up to a
+    # pixel not at all. That has a finite slope everywhere, where the exact root of s^2 - 1 has not.
+    squared = jacobian.square().sum(-2)  # (B, *out, d)
+    widening = (1 - 1 / squared.clamp_min(1.0)).masked_fill(squared.isnan(), torch.nan)
+    axes = jacobian * widening[..., None, :]
+    gap = (axes.square().sum(-2).amax(-1)) * (2 / points) ** 2  # squared, between neighbouring points, in pixels
+    last = min(_LEVELS, max(math.ceil(math.log2(max(size))), 0))
+    level = (0.5 * gap.clamp_min(1.0).log2()).clamp_max(last)  # (B, *out)
+    half = image.new_tensor([n / 2 for n in reversed(size)], dtype=grid.dtype)
+    centre = grid
+    if align_corners:
+        centre = grid * grid.new_tensor([(n - 1) / n for n in reversed(size)])
+
+    out = torch.zeros((), dtype=image.dtype, device=image.device)
+    copy = image
+    for number in range(_needed(level, last) + 1):
+        if number:
+            copy = _halve(copy, padding_mode, fill)
+        share = (1 - (level - number).abs()).clamp_min(0.0)[:, None]
+        # A copy covers its pixels times 2^number, which is more than the image where that does not go into its size.
+        cover = centre.new_tensor(
+            [n / (m * 2**number) for n, m in zip(reversed(size), reversed(copy.shape[2:]), strict=True)]
+        )
+        total = torch.zeros((), dtype=image.dtype, device=image.device)
+        for offset, weight in _tent(points, d):
+            moved = (axes * axes.new_tensor(offset)).sum(-1) / half
+            if number:
+                position = (centre + moved + 1) * cover - 1
+                value = op.sample(copy, position, "bilinear", padding_mode, fill, False)
+            else:
+                stretch = (n / (n - 1) if n > 1 else 1.0 for n in reversed(size)) if align_corners else [1.0] * d
+                value = op.sample(
+                    image, grid + moved * grid.new_tensor(list(stretch)), mode, padding_mode, fill, align_corners
+                )
+            total = total + weight * value
+        out = out + share * total
+    return out.to(kind)
+
+
+def _tent(points: int, d: int) -> list[tuple[list[float], float]]:
+    """Offsets within (-1, 1)^d and their weights, which sum to 1."""
+    line = [(2 * k + 1 - points) / points for k in range(points)]
+    weights = [1 - abs(x) for x in line]
+    corner: list[tuple[list[float], float]] = [([], 1.0)]
+    for _ in range(d):
+        corner = [
+            ([*at, x], so_far * w / sum(weights)) for at, so_far in corner for x, w in zip(line, weights, strict=True)
+        ]
+    return corner
+
+
+def _needed(level: Tensor, last: int) -> int:
+    """The last copy that any pixel reads; all of them where it would take a host synchronization to know."""
+    if level.device.type != "cpu" or torch.compiler.is_compiling():
+        return last
+    try:
+        return math.ceil(float(level.detach().nan_to_num(0.0).amax())) if level.numel() else 0
+    except RuntimeError:  # under vmap there is no number to be had
+        return last
+
+
+def _halve(image: Tensor, padding_mode: str, fill: Tensor | None) -> Tensor:
+    """An image of half the size, smoothed by 1 3 3 1 along each axis; its pixel i covers the pixels 2i and 2i + 1."""
+    for axis in range(2, image.ndim):
+        n = image.shape[axis]
+        total = torch.zeros((), dtype=image.dtype, device=image.device)
+        for offset, weight in ((-1, 1 / 8), (0, 3 / 8), (1, 3 / 8), (2, 1 / 8)):
+            tap = torch.arange(offset, n + n % 2 + offset, 2, device=image.device)
+            index, inside = reference.pad(tap, n, padding_mode, False)
+            value = image.index_select(axis, index)
+            if inside is not None:
+                background = 0.0 if fill is None else fill.to(image).reshape(1, -1, *[1] * (image.ndim - 2))
+                inside = inside.reshape(-1, *[1] * (image.ndim - 1 - axis))
+                value = torch.where(inside, value, background)
+            total = total + weight * value
+        image = total
+    return image

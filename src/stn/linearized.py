@@ -1,0 +1,205 @@
+"""Linearized multi-sampling: the values of `sample`, with a gradient that sees further than the next pixel.
+
+The gradient of linear interpolation is the difference of the two nearest pixels: noise on a textured image, and zero
+where the thing to move towards is a few pixels away. Here the gradient of each output pixel is the slope of a plane
+fitted to the image at random positions around the one that is read.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._checks import check_batches, check_image, check_number, check_size, coordinate_dtype, describe
+from .sampling import Fill, Mode, PaddingMode, _check_matrix, sample
+from .transforms.affine import affine_grid
+from .transforms.base import AbstractTransform
+from .transforms.projective import projective_grid
+
+_RIDGE = (
+    1e-4  # for each sample, of the squared spread: nothing to a plane that is held, and samples on a line hold none
+)
+
+
+def linearized_sample(
+    image: Tensor,  # (B, C, [[D,] H,] W)
+    grid: Tensor,  # (B, *out, d)
+    *,
+    samples: int = 8,
+    spread: float = 1.0,
+    generator: torch.Generator | None = None,
+    mode: Mode = "bilinear",
+    padding_mode: PaddingMode = "zeros",
+    fill: Fill = 0.0,
+    align_corners: bool = False,
+) -> Tensor:
+    """`sample(image, grid)`, with another gradient to the grid.
+
+    The value is exactly that of `sample`, and so is the gradient to the image. The gradient to the grid is, for each
+    output pixel and channel, the slope of the plane of least squares through the image at the position itself and at
+    `samples` positions around it, which are drawn anew at each call and for each pixel: the mean over the pixels, which
+    is what reaches theta, then varies least. So `mode="nearest"` has a gradient, too. The slope is a constant: there is
+    no second derivative by the grid. Where no gradient to the grid is asked for, nothing is drawn and nothing is spent;
+    where it is, the image is read `samples` times more.
+
+    Args:
+        image, grid, mode, padding_mode, fill, align_corners: as for `sample`.
+        samples: positions around each, at least d + 1. More, less noise.
+        spread: their standard deviation along each axis, in pixels of the image: about as far as things are to be moved
+            at once, and no less than the step from one output pixel to the next, where the output is coarser.
+        generator: for the positions, on the device of the grid; torch's global one unless given.
+
+    Returns:
+        (B, C, *out), as `sample`. A position that is not finite passes no gradient.
+
+    Raises:
+        ValueError: for options out of range, and as `sample` does.
+
+    Example:
+        >>> image = torch.arange(16.0).expand(1, 1, 16, 16)  # brighter by 1 from pixel to pixel, by 8 per unit
+        >>> grid = torch.zeros(1, 1, 1, 2, requires_grad=True)
+        >>> linearized_sample(image, grid).sum().backward()
+        >>> [round(slope, 1) + 0.0 for slope in grid.grad.flatten().tolist()]
+        [8.0, 0.0]
+
+    Source: Jiang et al. 2019, "Linearized Multi-Sampling for Differentiable Image Transformation".
+    """
+    options: dict[str, Any] = {"mode": mode, "padding_mode": padding_mode, "fill": fill, "align_corners": align_corners}
+    check_number("spread", spread, "a finite number of pixels above 0", lambda v: 0 < v < math.inf)
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise ValueError(f"generator: expected None or a torch.Generator, got {describe(generator)}")
+    value = sample(image, grid.detach() if isinstance(grid, Tensor) else grid, **options)
+    d = grid.shape[-1]
+    check_number("samples", samples, f"an int of at least {d + 1}", lambda n: isinstance(n, int) and n > d)
+    if not (torch.is_grad_enabled() and grid.requires_grad):
+        return value
+    grid = grid.to(coordinate_dtype(image, grid)).expand(value.shape[0], *grid.shape[1:])
+    pixel = [2 / max(n - align_corners, 1) for n in reversed(image.shape[2:])]
+    offset = spread * torch.tensor(pixel, dtype=grid.dtype, device=grid.device)
+    with torch.no_grad(), torch.autocast(grid.device.type, enabled=False):
+        slope = _slope(image.to(grid.dtype), grid, samples, offset, generator, options)
+    out: Tensor = _WithSlope.apply(value, grid, slope)
+    return out
+
+
+def linearized_warp(
+    image: Tensor,  # (B, C, [[D,] H,] W)
+    theta: Tensor,  # (B, d, d+1), (B, d+1, d+1), or (B, num_params) of `transform`
+    size: tuple[int, ...] | None = None,
+    *,
+    transform: AbstractTransform | None = None,
+    samples: int = 8,
+    spread: float = 1.0,
+    generator: torch.Generator | None = None,
+    mode: Mode = "bilinear",
+    padding_mode: PaddingMode = "zeros",
+    fill: Fill = 0.0,
+    align_corners: bool = False,
+) -> Tensor:
+    """`stn.warp(image, theta)` with the gradient to theta of `linearized_sample`.
+
+    Args:
+        image, theta, size, transform, mode, padding_mode, fill, align_corners: as for `stn.warp`.
+        samples, spread, generator: as for `linearized_sample`.
+
+    Returns:
+        (B, C, *size): what `sample` reads at the transform's grid.
+
+    Raises:
+        ValueError: as both do.
+
+    Example:
+        >>> import stn
+        >>> image = torch.rand(1, 1, 8, 8)
+        >>> theta = torch.zeros(1, 2, requires_grad=True)
+        >>> out = linearized_warp(image, theta, transform=stn.Translation(), spread=3.0)
+        >>> torch.equal(out, stn.warp(image, theta, transform=stn.Translation()))
+        True
+    """
+    check_image(image)
+    d = image.ndim - 2
+    image_size = tuple(image.shape[2:])
+    size = image_size if size is None else check_size(size, d)
+    if transform is None:
+        _check_matrix(theta, d)
+        to_grid = affine_grid if theta.shape[1] == d else projective_grid
+        grid = to_grid(theta, size, align_corners=align_corners)
+    elif not isinstance(transform, AbstractTransform):
+        raise ValueError(f"transform: expected a transform such as stn.Affine(), got {describe(transform)}")
+    elif transform.ndim != d:
+        raise ValueError(f"transform: expected one in {d}D for an image of shape {tuple(image.shape)}, got {transform}")
+    else:
+        grid = transform.grid(theta, size, image_size=image_size, align_corners=align_corners)
+    check_batches("image", image, "theta", theta)
+    return linearized_sample(
+        image,
+        grid,
+        samples=samples,
+        spread=spread,
+        generator=generator,
+        mode=mode,
+        padding_mode=padding_mode,
+        fill=fill,
+        align_corners=align_corners,
+    )
+
+
+class _WithSlope(torch.autograd.Function):
+    """value (B, C, *out), whose derivative by grid (B, *out, d) is slope (d, B, C, *out)."""
+
+    @staticmethod
+    def forward(value: Tensor, grid: Tensor, slope: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[2])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        (slope,) = ctx.saved_tensors
+        return grad, (grad * slope).sum(2).movedim(0, -1), None
+
+
+def _slope(
+    image: Tensor,
+    grid: Tensor,
+    samples: int,
+    offset: Tensor,  # (d,), the standard deviation of the positions
+    generator: torch.Generator | None,
+    options: dict[str, Any],
+) -> Tensor:
+    """The derivative by position of the plane of least squares, (d, B, C, *out)."""
+    batch, *out, d = grid.shape
+    centre = sample(image, grid, **options)
+    # Sums over the samples of u, u u', the change of the value from the centre, and both together. The centre itself
+    # has zeros for all of them, and only counts.
+    first, second = grid.new_zeros(d, batch, *out), grid.new_zeros(d, d, batch, *out)
+    change, both = torch.zeros_like(centre), centre.new_zeros(d, *centre.shape)
+    for _ in range(samples):
+        u = torch.randn(d, batch, *out, generator=generator, dtype=grid.dtype, device=grid.device)
+        changed = sample(image, grid + u.movedim(0, -1) * offset, **options) - centre
+        first += u
+        second.addcmul_(u[:, None], u)
+        change += changed
+        both.addcmul_(changed, u[:, :, None])
+    mean = first / (samples + 1)
+    ridge = _RIDGE * samples * torch.eye(d, dtype=grid.dtype, device=grid.device)
+    gram = second - first[:, None] * mean + ridge.reshape(d, d, *[1] * (d + 1))
+    adjugate = _adjugate(gram)
+    determinant = (gram[0] * adjugate[0]).sum(0)  # both are symmetric
+    right = both - change * mean[:, :, None]
+    slope = (adjugate[:, :, :, None] * right).sum(1) / (determinant[:, None] * offset.reshape(d, *[1] * (d + 2)))
+    return torch.where(grid.isfinite().all(-1)[:, None], slope, 0.0)
+
+
+def _adjugate(m: Tensor) -> Tensor:
+    """Of symmetric matrices (d, d, ...) with d up to 3: the determinant times the inverse, without factorizations."""
+    if len(m) == 1:
+        return torch.ones_like(m)
+    if len(m) == 2:
+        return torch.stack([torch.stack([m[1, 1], -m[0, 1]]), torch.stack([-m[0, 1], m[0, 0]])])
+    return torch.linalg.cross(m.roll(-1, 0), m.roll(-2, 0), dim=1)

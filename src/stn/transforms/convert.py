@@ -1,0 +1,110 @@
+"""From one family to another, where both can say the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._checks import describe
+from ..conventions import lattice
+from .affine import AbstractMatrixTransform, _unbounded
+from .base import AbstractTransform, lattice_points
+from .bspline import BSpline
+from .flow import DisplacementField
+from .projective import AbstractProjectiveTransform, as_projective
+from .tps import ThinPlateSpline
+
+_CHECKED = 13  # points along each axis on which both are compared
+
+
+def convert(
+    theta: Tensor,  # (B, source.num_params)
+    source: AbstractTransform,
+    target: AbstractTransform,
+    *,
+    image_size: tuple[int, ...] | None = None,
+    align_corners: bool = False,
+) -> Tensor:
+    """The theta of `target` for the very warp that theta is for `source`; an error where it is not exactly the same.
+
+    Any matrix family goes into any other that has the matrix, and an affine map into thin plate splines, B-splines and
+    displacement fields of any lattice; a spline or a field goes into another one that holds it, a finer one say. The
+    result is compared with the source on a lattice that covers the frame, so what comes back is right there to float32's
+    last digits. Beyond the frame splines and fields may go on differently.
+
+    Args:
+        target: any affine or projective family, `ThinPlateSpline`, `BSpline` or `DisplacementField`.
+        image_size: ([D,] H, W) of the image that is read, where either family is true to the aspect.
+
+    Returns:
+        (B, target.num_params).
+
+    Raises:
+        ValueError: where `target` cannot express the warp, or only beyond its bounds.
+
+    Example:
+        >>> import stn
+        >>> turn = torch.tensor([[0.5]])
+        >>> convert(turn, stn.Rotation(), stn.Affine()).round(decimals=2)
+        tensor([[ 0.8800, -0.4800,  0.0000,  0.4800,  0.8800,  0.0000]])
+    """
+    for argument, value in (("source", source), ("target", target)):
+        if not isinstance(value, AbstractTransform):
+            raise ValueError(f"{argument}: expected a transform such as stn.Affine(), got {describe(value)}")
+    if source.ndim != target.ndim:
+        raise ValueError(f"target: expected a family in {source.ndim}D as the source, got {target}")
+    theta = source.check_theta(theta)
+    options: Any = {"image_size": image_size, "align_corners": align_corners}
+    result = _express(theta.double(), source, target, **options).to(theta.dtype)
+    points = lattice_points(theta.double(), (_CHECKED,) * source.ndim, True).expand(len(theta), -1, -1)
+    wanted = source.map_points(theta.double(), points, **options)
+    got = target.map_points(result.double(), points, **options)
+    tolerance = 1e-4 if theta.dtype == torch.float32 else 1e-9
+    missed = ~((got - wanted).abs() <= tolerance * (1 + wanted.abs()))
+    if bool(missed.any()):
+        raise _cannot(source, target, f"; that at index {int(missed.nonzero()[0, 0])} is not")
+    return result
+
+
+def _cannot(source: AbstractTransform, target: AbstractTransform, more: str = "") -> ValueError:
+    return ValueError(f"target: expected a family that can express these warps of {source}, got {target}{more}")
+
+
+def _express(
+    theta: Tensor,
+    source: AbstractTransform,
+    target: AbstractTransform,
+    *,
+    image_size: tuple[int, ...] | None,
+    align_corners: bool,
+) -> Tensor:
+    """The theta of `target` that agrees with the source wherever `target` is free to."""
+    d = source.ndim
+
+    def displacement(points: Tensor) -> Tensor:  # (N, d) -> (B, N, d)
+        points = points.to(theta)[None].expand(len(theta), -1, -1)
+        return source.map_points(theta, points, image_size=image_size, align_corners=align_corners) - points
+
+    if isinstance(target, (AbstractMatrixTransform, AbstractProjectiveTransform)):
+        matrix = source.as_matrix(theta, image_size=image_size, align_corners=align_corners)
+        if matrix is None:
+            raise _cannot(source, target)
+        if isinstance(target, AbstractProjectiveTransform):
+            return target.from_matrix(as_projective(matrix))
+        return target.from_matrix(matrix[:, :d], image_size=image_size, align_corners=align_corners)
+    if isinstance(target, ThinPlateSpline):
+        points = target.control_points.to(theta)
+        return target.from_points(points + displacement(points))
+    if isinstance(target, DisplacementField):
+        at_points = displacement(lattice_points(theta, target.size, True)[0])
+        return _unbounded(at_points.flatten(1), target.max_offset, "max_offset")
+    if isinstance(target, BSpline):
+        # A cubic spline whose coefficients are a linear function is that function; so it is for the first level.
+        axes = [lattice(n, align_corners=True, dtype=theta.dtype, device=theta.device) for n in target.lattice]
+        axes = [torch.cat([2 * a[:1] - a[1:2], a, 2 * a[-1:] - a[-2:-1]]) for a in axes]
+        points = torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], dim=-1).reshape(-1, d)
+        first = _unbounded(displacement(points).flatten(1), target.max_offset, "max_offset")
+        return torch.nn.functional.pad(first, (0, target.num_params - first.shape[1]))
+    raise _cannot(source, target)
