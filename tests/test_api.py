@@ -222,7 +222,7 @@ def test_conventions():
         refuses("points", lambda bad, f=function: f(bad, (4,)), points)
     refuses("size", conventions.extent, (), (0, 4), (4, 4, 4, 4), 4, None)
     refuses("n", conventions.lattice, 0, -1, 2.0, "4", None, True)
-    not_matrices = (matrix[0], matrix.int(), None, torch.zeros(1, 6), torch.zeros(1, 3, 3), torch.zeros(1, 4, 5))
+    not_matrices = (matrix[0], matrix.int(), None, torch.zeros(1, 6), torch.zeros(1, 4, 5))
     for function, argument in ((conventions.theta_from_pixel, "matrix"), (conventions.theta_to_pixel, "theta")):
         refuses(argument, lambda bad, f=function: f(bad, (4, 4), (4, 4)), *not_matrices)
         refuses("in_size", lambda bad, f=function: f(matrix, bad, (4, 4)), (4, 4, 4), (0, 4), 4)

@@ -1,4 +1,4 @@
-"""The frame, and the roads into it from every peer: against torch, SciPy and the oracle."""
+"""The frame, and the roads into it from every peer: against the oracle. The peers themselves are in `peers`."""
 
 from __future__ import annotations
 
@@ -10,27 +10,21 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import ndimage
-from torch.nn import functional as F
 
 import stn
 from stn import conventions as frame
 
-SIZES = {2: ((7, 10), (5, 6)), 3: ((4, 6, 5), (3, 5, 7))}
-# SciPy's words for the paddings; its reflections are two modes where torch's depend on align_corners
-SCIPY_MODES = {
-    "constant": "grid-constant",
-    "border": "nearest",
-    "circular": "grid-wrap",
-    ("reflection", False): "reflect",
-    ("reflection", True): "mirror",
-}
+SIZES = {1: ((9,), (6,)), 2: ((7, 10), (5, 6)), 3: ((4, 6, 5), (3, 5, 7))}
 
 
-def random_matrix(d, batch=3, spread=0.4):
-    """Pixel maps near the identity, (B, d, d+1), with shifts of a few pixels."""
+def random_matrix(d, batch=3, spread=0.25, projective=False):
+    """Pixel maps near the identity, (B, d, d+1) or (B, d+1, d+1), with shifts of a few pixels."""
     linear = torch.eye(d, dtype=torch.float64) + spread * torch.randn(batch, d, d, dtype=torch.float64)
-    return torch.cat([linear, 2 * torch.randn(batch, d, 1, dtype=torch.float64)], dim=2)
+    matrix = torch.cat([linear, 2 * torch.randn(batch, d, 1, dtype=torch.float64)], dim=2)
+    if not projective:
+        return matrix
+    last = torch.cat([0.02 * torch.randn(batch, 1, d), torch.full((batch, 1, 1), 0.9)], dim=2)
+    return torch.cat([matrix, last.double()], dim=1)
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
@@ -48,7 +42,7 @@ def test_lattice(n, align_corners):
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
-@pytest.mark.parametrize("size", [(4, 9), (3, 5, 2)])
+@pytest.mark.parametrize("size", [(5,), (4, 9), (3, 5, 2)])
 def test_pixels_and_normalized_coordinates(size, align_corners):
     points = 10 * torch.randn(5, 6, len(size), dtype=torch.float64)
     normalized = frame.pixel_to_normalized(points, size, align_corners=align_corners)
@@ -73,15 +67,17 @@ def test_an_axis_of_one_pixel_lies_at_zero():
     assert frame.normalized_to_pixel(torch.tensor([[0.5, 0.0]]), (3, 1), align_corners=True).tolist() == [[0.0, 1.0]]
 
 
-OPTIONS = list(itertools.product(("pull", "push"), ("xy", "ij"), (False, True), (2, 3)))
+OPTIONS = list(itertools.product(("pull", "push"), ("xy", "ij"), (False, True), (1, 2, 3)))
 
 
+@pytest.mark.parametrize("projective", [False, True], ids=["affine", "projective"])
 @pytest.mark.parametrize(("direction", "order", "align_corners", "d"), OPTIONS)
-def test_round_trip(direction, order, align_corners, d):
+def test_round_trip(direction, order, align_corners, d, projective):
     in_size, out_size = SIZES[d]
     options = {"direction": direction, "order": order, "align_corners": align_corners}
-    matrix = random_matrix(d)
+    matrix = random_matrix(d, projective=projective)
     theta = frame.theta_from_pixel(matrix, in_size, out_size, **options)
+    assert theta.shape == matrix.shape
     back = frame.theta_to_pixel(theta, in_size, out_size, **options)
     torch.testing.assert_close(back, matrix, rtol=1e-10, atol=1e-10)
     single = frame.theta_from_pixel(matrix.float(), in_size, out_size, **options)
@@ -89,44 +85,48 @@ def test_round_trip(direction, order, align_corners, d):
     torch.testing.assert_close(single.double(), theta, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("projective", [False, True], ids=["affine", "projective"])
 @pytest.mark.parametrize(("direction", "order", "align_corners", "d"), OPTIONS)
-def test_theta_from_pixel_says_the_same_of_a_point(direction, order, align_corners, d):
+def test_theta_from_pixel_says_the_same_of_a_point(direction, order, align_corners, d, projective):
     """Followed through pixels by hand: an output pixel, the peer's matrix, an input pixel."""
     in_size, out_size = SIZES[d]
     options = {"direction": direction, "order": order, "align_corners": align_corners}
-    matrix = random_matrix(d, batch=1)
+    matrix = random_matrix(d, batch=1, projective=projective)
     theta = frame.theta_from_pixel(matrix, in_size, out_size, **options)[0].numpy()
-    m = np.vstack([matrix[0].numpy(), np.eye(d + 1)[-1]])
+    m = matrix[0].numpy()
+    if not projective:
+        m, theta = (np.vstack([a, np.eye(d + 1)[-1]]) for a in (m, theta))
     if direction == "push":
         m = np.linalg.inv(m)
+
+    def follow(a, point):
+        h = a @ [*point, 1.0]
+        return h[:d] / h[d]
+
     for pixel in ([0.0] * d, [1.0, 2.0, 0.5][:d]):  # (x, y[, z]) of the output
-        wanted = (m @ [*pixel[::-1], 1.0])[:d][::-1] if order == "ij" else (m @ [*pixel, 1.0])[:d]
+        wanted = follow(m, pixel[::-1])[::-1] if order == "ij" else follow(m, pixel)
         normalized = [oracle.normalize(p, n, align_corners) for p, n in zip(pixel, reversed(out_size), strict=True)]
-        mapped = theta @ [*normalized, 1.0]
+        mapped = follow(theta, normalized)
         got = [oracle.unnormalize(v, n, align_corners) for v, n in zip(mapped, reversed(in_size), strict=True)]
         np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("d", [2, 3])
 @pytest.mark.parametrize("align_corners", [False, True])
-@pytest.mark.parametrize("padding_mode", ["constant", "border", "circular", "reflection"])
-def test_warp_agrees_with_scipy(padding_mode, align_corners, d):
-    """`ndimage.affine_transform`: (row, column), output -> input, pixels; another convention altogether."""
-    in_size, out_size = SIZES[d]
-    image = np.random.default_rng(0).standard_normal(in_size)
-    matrix = random_matrix(d, batch=1)
-    mode = SCIPY_MODES.get(padding_mode) or SCIPY_MODES[padding_mode, align_corners]
-    fill = 0.7 if padding_mode == "constant" else 0.0
-    wanted = ndimage.affine_transform(
-        image, matrix[0, :, :d].numpy(), matrix[0, :, d].numpy(), output_shape=out_size, order=1, mode=mode, cval=fill
-    )
-    theta = frame.theta_from_pixel(matrix, in_size, out_size, order="ij", align_corners=align_corners)
-    out = stn.warp(
-        torch.from_numpy(image)[None, None], theta, out_size,
-        padding_mode=padding_mode, fill=fill, align_corners=align_corners,
-    )  # fmt: skip
-    assert wanted.std() > 0.1
-    np.testing.assert_allclose(out[0, 0].numpy(), wanted, rtol=0, atol=1e-10)
+@pytest.mark.parametrize("d", [1, 2, 3])
+def test_an_affine_map_is_a_projective_one(d, align_corners):
+    """Whichever way it is written down, the numbers are the same; the identity is exact at every size."""
+    matrix = random_matrix(d)
+    square = torch.eye(d + 1, dtype=torch.float64).repeat(3, 1, 1)
+    square[:, :d] = matrix
+    for convert in (frame.theta_from_pixel, frame.theta_to_pixel):
+        for direction in ("pull", "push"):
+            options = {"direction": direction, "align_corners": align_corners}
+            wanted, got = (convert(m, *SIZES[d], **options) for m in (matrix, square))
+            torch.testing.assert_close(got[:, :d], wanted, rtol=0, atol=1e-12)
+            torch.testing.assert_close(got[:, d:], square[:, d:], rtol=0, atol=1e-15)
+    for n in range(2, 200):
+        for eye in (torch.eye(d, d + 1)[None], torch.eye(d + 1)[None]):
+            assert torch.equal(frame.theta_from_pixel(eye, (n,) * d, (n,) * d, align_corners=align_corners), eye)
 
 
 def test_push_is_what_opencv_and_kornia_mean():
@@ -140,36 +140,27 @@ def test_push_is_what_opencv_and_kornia_mean():
     assert divmod(int(out.argmax()), 8) == (4, 4)
 
 
-@pytest.mark.parametrize("align_corners", [False, True])
-@pytest.mark.parametrize("d", [2, 3])
-@pytest.mark.parametrize("padding_mode", ["zeros", "border", "reflection"])
-def test_warp_agrees_with_torch(padding_mode, d, align_corners):
-    in_size, out_size = SIZES[d]
-    image = torch.randn(2, 3, *in_size, dtype=torch.float64)
-    theta = torch.eye(d, d + 1, dtype=torch.float64) + 0.3 * torch.randn(2, d, d + 1, dtype=torch.float64)
-    grid = F.affine_grid(theta, [2, 3, *out_size], align_corners=align_corners)
-    torch.testing.assert_close(stn.affine_grid(theta, out_size, align_corners=align_corners), grid, rtol=0, atol=1e-14)
-    wanted = F.grid_sample(image, grid, "bilinear", padding_mode, align_corners)
-    for backend in stn.ops.backends():
-        with stn.ops.use_backend(backend):
-            opts = {"padding_mode": padding_mode, "align_corners": align_corners}
-            torch.testing.assert_close(stn.warp(image, theta, out_size, **opts), wanted, rtol=0, atol=1e-12)
-            torch.testing.assert_close(stn.sample(image, grid, **opts), wanted, rtol=0, atol=1e-12)
-
-
 @pytest.mark.parametrize("to", [False, True])
+@pytest.mark.parametrize("projective", [False, True], ids=["affine", "projective"])
 @pytest.mark.parametrize("d", [2, 3])
-def test_change_align_corners(d, to):
+def test_change_align_corners(d, projective, to):
     """The same pixels are read, in the other convention; and there and back is nothing."""
     in_size, out_size = SIZES[d]
     image = torch.randn(2, 2, *in_size, dtype=torch.float64)
-    theta = torch.eye(d, d + 1, dtype=torch.float64) + 0.3 * torch.randn(2, d, d + 1, dtype=torch.float64)
+    rows = d + 1 if projective else d
+    theta = torch.eye(rows, d + 1, dtype=torch.float64) + 0.15 * torch.randn(2, rows, d + 1, dtype=torch.float64)
     changed = frame.change_align_corners(theta, in_size, out_size, to=to)
     assert float((changed - theta).abs().max()) > 1e-2
     before = stn.warp(image, theta, out_size, align_corners=not to)
     torch.testing.assert_close(stn.warp(image, changed, out_size, align_corners=to), before, rtol=0, atol=1e-12)
     back = frame.change_align_corners(changed, in_size, out_size, to=not to)
     torch.testing.assert_close(back, theta, rtol=0, atol=1e-12)
+
+
+def test_change_align_corners_in_1d():
+    """Either way pixels 0.5 and 1 of a row of two are read."""
+    theta = torch.tensor([[[0.5, 0.25]]])
+    assert frame.change_align_corners(theta, (2,), (2,), to=True).tolist() == [[[0.5, 0.5]]]
 
 
 @given(entries=st.lists(st.floats(-2, 2), min_size=12, max_size=12))
@@ -184,27 +175,59 @@ def test_invert_and_compose(entries):
     torch.testing.assert_close(apply(frame.invert_matrix(a), apply(a, point)), point[:2], rtol=1e-9, atol=1e-9)
 
 
-def test_invert_and_compose_in_3d():
-    a, b = random_matrix(3, spread=0.2), random_matrix(3, spread=0.2)
-    identity = torch.eye(3, 4, dtype=torch.float64).expand(3, -1, -1)
+@pytest.mark.parametrize("d", [1, 2, 3])
+def test_invert_and_compose_in_other_dimensions(d):
+    a, b = random_matrix(d, spread=0.2), random_matrix(d, spread=0.2)
+    identity = torch.eye(d, d + 1, dtype=torch.float64).expand(3, -1, -1)
     torch.testing.assert_close(frame.compose_matrices(a, frame.invert_matrix(a)), identity, rtol=0, atol=1e-9)
-    square = torch.eye(4, dtype=torch.float64).repeat(2, 3, 1, 1)
-    square[:, :, :3] = torch.stack([a, b])
-    torch.testing.assert_close(frame.compose_matrices(a, b), (square[0] @ square[1])[:, :3], rtol=0, atol=1e-12)
+    square = torch.eye(d + 1, dtype=torch.float64).repeat(2, 3, 1, 1)
+    square[:, :, :d] = torch.stack([a, b])
+    torch.testing.assert_close(frame.compose_matrices(a, b), (square[0] @ square[1])[:, :d], rtol=0, atol=1e-12)
 
 
-def test_matrix_algebra_is_differentiable_and_full_precision_under_autocast():
-    matrix = random_matrix(2).requires_grad_()
+@pytest.mark.parametrize("d", [1, 2, 3])
+def test_invert_and_compose_projective_maps(d):
+    a, b = random_matrix(d, projective=True), random_matrix(d, projective=True)
+    torch.testing.assert_close(frame.compose_matrices(a, b), a @ b, rtol=0, atol=1e-12)
+    torch.testing.assert_close(frame.invert_matrix(a) @ a, torch.eye(d + 1).double().expand(3, -1, -1))
+    affine = random_matrix(d)
+    square = torch.eye(d + 1, dtype=torch.float64).repeat(3, 1, 1)
+    square[:, :d] = affine
+    torch.testing.assert_close(frame.compose_matrices(a, affine), a @ square, rtol=0, atol=1e-12)
+    torch.testing.assert_close(frame.compose_matrices(affine, a), square @ a, rtol=0, atol=1e-12)
+    assert frame.compose_matrices(a[:1], b).shape == (3, d + 1, d + 1)
+
+
+def test_what_is_a_matrix():
+    """Shape alone tells the families and the dimensions apart."""
+    for d in (1, 2, 3):
+        assert frame.check_matrix("m", torch.zeros(5, d, d + 1)) == d
+        assert frame.check_matrix("m", torch.zeros(5, d + 1, d + 1), projective=True) == d
+        with pytest.raises(ValueError, match=rf"^m: expected affine maps .* got shape \(5, {d + 1}, {d + 1}\)"):
+            frame.check_matrix("m", torch.zeros(5, d + 1, d + 1))
+    for bad in ((2, 3), (1, 1, 1), (1, 3, 2), (1, 1, 3), (1, 2, 4), (1, 4, 5), (1, 5, 5), (1, 0, 1), (1, 2, 3, 1)):
+        with pytest.raises(ValueError, match=r"^m: expected affine .* or projective maps"):
+            frame.check_matrix("m", torch.zeros(bad), projective=True)
+    for a, b in ((torch.eye(2, 3), torch.eye(2)), (torch.eye(3), torch.eye(3, 4)), (torch.eye(3), torch.eye(4))):
+        with pytest.raises(ValueError, match=r"^b: expected maps in 2D as a"):
+            frame.compose_matrices(a[None], b[None])
+
+
+@pytest.mark.parametrize("projective", [False, True], ids=["affine", "projective"])
+def test_matrix_algebra_is_differentiable_and_full_precision_under_autocast(projective):
+    matrix = random_matrix(2, projective=projective).requires_grad_()
     assert torch.autograd.gradcheck(frame.invert_matrix, matrix)
-    single = random_matrix(2).float()
+    assert torch.autograd.gradcheck(lambda m: frame.theta_from_pixel(m, (4, 5), (3, 7), direction="push"), matrix)
+    single = random_matrix(2, projective=projective).float()
     plain = frame.compose_matrices(single, single), frame.invert_matrix(single)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         cast = frame.compose_matrices(single, single), frame.invert_matrix(single)
     assert all(torch.equal(a, b) for a, b in zip(plain, cast, strict=True))
 
 
-def test_a_singular_matrix_has_no_inverse():
-    matrix = torch.eye(2, 3).repeat(3, 1, 1)
+@pytest.mark.parametrize("rows", [2, 3], ids=["affine", "projective"])
+def test_a_singular_matrix_has_no_inverse(rows):
+    matrix = torch.eye(rows, 3).repeat(3, 1, 1)
     matrix[1, 1] = matrix[1, 0]
     with pytest.raises(ValueError, match=r"matrix: .*singular.* at index 1"):
         frame.invert_matrix(matrix)

@@ -8,16 +8,22 @@ Coming from a peer, with `theta_from_pixel(matrix, in_size, out_size, ...)`:
 
 | peer | its matrix | arguments |
 |---|---|---|
-| OpenCV `warpAffine` | source -> destination, pixels (x, y) | `direction="push"` |
+| torch `affine_grid` and `grid_sample` | output -> input, normalized (x, y[, z]) | none: it is a theta |
+| OpenCV `warpAffine`, `warpPerspective` | source -> destination, pixels (x, y) | `direction="push"` |
 | OpenCV with `WARP_INVERSE_MAP` | destination -> source | default |
-| kornia `warp_affine` | source -> destination, pixels (x, y) | `direction="push"` |
-| scikit-image `warp(image, inverse_map=...)` | output -> input, pixels (x, y) | default |
-| SciPy `ndimage.affine_transform` | output -> input, (row, column) | `order="ij"`, matrix and offset side by side |
+| kornia `warp_affine`, `warp_perspective` | source -> destination, pixels (x, y) | `direction="push"` |
+| kornia `warp_affine3d` | source -> destination, pixels (x, y, z) | `direction="push"` |
+| scikit-image `warp(image, inverse_map)` | output -> input, pixels (x, y) | default, the transform's `params` |
+| SciPy `ndimage.affine_transform` | output -> input, array indices | `order="ij"`, matrix and offset side by side |
 | Keras `ops.image.affine_transform` | output -> input, pixels (x, y) | default, its first six numbers as (2, 3) |
 | dm_pix `affine_transform` | output -> input, (row, column) | `order="ij"`, without the channel axis |
 
-Torch7's grid is (y, x): flip the last axis. Code that feeds `linspace(-1, 1)` to a half-pixel sampler is repaired by
-`change_align_corners`.
+Four pairs of points (OpenCV, kornia `get_perspective_transform`; Keras `perspective_transform`) give a matrix of the
+same kind; where the second four are the output's corners, the first four, normalized, are `Corners.corners`. Positions
+in pixels are a grid after `pixel_to_normalized`: `remap` of OpenCV, and of kornia with `align_corners=True`, has x, y
+apart; SciPy `map_coordinates` has array indices, so flip them. The matrices of kornia are in pixels, so its default
+`align_corners=True` shows what ours does, but for reflections. Torch7's grid is (y, x): flip the last axis. Code that
+feeds `linspace(-1, 1)` to a half-pixel sampler is repaired by `change_align_corners`.
 """
 
 from __future__ import annotations
@@ -54,7 +60,7 @@ def pixel_to_normalized(points: Tensor, size: Size, *, align_corners: bool = Fal
 
     Args:
         points: (..., d), ordered (x, y[, z]), in pixels.
-        size: ([D,] H, W) of the image they lie in.
+        size: ([[D,] H,] W) of the image they lie in.
 
     Along an axis of one pixel with `align_corners=True` every pixel coordinate lies at 0.
 
@@ -92,7 +98,7 @@ def _half_and_centre(like: Tensor, size: Size, align_corners: bool) -> tuple[Ten
 
 
 def theta_from_pixel(
-    matrix: Tensor,  # (B, d, d+1)
+    matrix: Tensor,  # (B, d, d+1) or (B, d+1, d+1)
     in_size: Size,
     out_size: Size,
     *,
@@ -100,11 +106,12 @@ def theta_from_pixel(
     order: Literal["xy", "ij"] = "xy",
     align_corners: bool = False,
 ) -> Tensor:
-    """A peer's affine matrix on pixel coordinates, as this package's theta (B, d, d+1).
+    """A peer's affine or projective matrix on pixel coordinates, as this package's theta of the same shape.
 
     Args:
-        matrix: (B, d, d+1), acting on pixel coordinates whose integers are pixel centres.
-        in_size, out_size: ([D,] H, W) of the image that is read and of the one that is made.
+        matrix: (B, d, d+1), or (B, d+1, d+1) for a projective map, d of 1, 2 or 3, acting on pixel coordinates whose
+            integers are pixel centres.
+        in_size, out_size: ([[D,] H,] W) of the image that is read and of the one that is made.
         direction: "pull" if the matrix maps output pixels to input pixels, "push" if input to output.
         order: "xy" if it acts on (x, y[, z]), "ij" if on array indices ([slice,] row, column).
 
@@ -120,20 +127,21 @@ def theta_from_pixel(
     d = _check_conversion("matrix", matrix, in_size, out_size, direction, order)
     m = matrix.to(torch.float64)
     if order == "ij":
-        m = _reverse_axes(m)
+        m = _reverse_axes(m, d)
     if direction == "push":
         m = invert_matrix(m)
     half_in, mid_in = _half_and_centre(m, in_size, align_corners)
     half_out, mid_out = _half_and_centre(m, out_size, align_corners)
-    linear, shift = m[:, :, :d], m[:, :, d]
-    shift = shift + (linear * mid_out).sum(-1) - mid_in
-    per_axis = torch.where(half_in == 0, torch.inf, half_in)
-    theta = torch.cat([linear * half_out / per_axis[:, None], (shift / per_axis)[:, :, None]], dim=-1)
-    return theta.to(coordinate_dtype(matrix))
+    m = as_projective(m)
+    shift = m[:, :, d:] + (m[:, :, :d] * mid_out).sum(-1, keepdim=True)
+    m = torch.cat([m[:, :, :d] * half_out, shift], dim=2)
+    per_axis = torch.where(half_in == 0, torch.inf, half_in)[:, None]
+    m = torch.cat([(m[:, :d] - mid_in[:, None] * m[:, d:]) / per_axis, m[:, d:]], dim=1)
+    return m[:, : matrix.shape[1]].to(coordinate_dtype(matrix))
 
 
 def theta_to_pixel(
-    theta: Tensor,  # (B, d, d+1)
+    theta: Tensor,  # (B, d, d+1) or (B, d+1, d+1)
     in_size: Size,
     out_size: Size,
     *,
@@ -141,7 +149,9 @@ def theta_to_pixel(
     order: Literal["xy", "ij"] = "xy",
     align_corners: bool = False,
 ) -> Tensor:
-    """This package's theta (B, d, d+1) as a matrix on pixel coordinates; the inverse of `theta_from_pixel`.
+    """This package's theta as a matrix on pixel coordinates of the same shape; the inverse of `theta_from_pixel`.
+
+    A projective matrix is whole only up to a factor, and its last entry need not be 1.
 
     Raises:
         ValueError: for a wrong shape, an unknown choice, a singular matrix with `direction="push"`, or an output
@@ -153,18 +163,19 @@ def theta_to_pixel(
         raise ValueError(f"out_size: expected no axis of one pixel with align_corners=True, got {tuple(out_size)}")
     half_in, mid_in = _half_and_centre(m, in_size, align_corners)
     half_out, mid_out = _half_and_centre(m, out_size, align_corners)
-    linear = m[:, :, :d] * half_in[:, None] / half_out
-    shift = m[:, :, d] * half_in + mid_in - (linear * mid_out).sum(-1)
-    m = torch.cat([linear, shift[:, :, None]], dim=-1)
+    m = as_projective(m)
+    m = torch.cat([m[:, :d] * half_in[:, None] + mid_in[:, None] * m[:, d:], m[:, d:]], dim=1)
+    linear = m[:, :, :d] / half_out
+    m = torch.cat([linear, m[:, :, d:] - (linear * mid_out).sum(-1, keepdim=True)], dim=2)[:, : theta.shape[1]]
     if direction == "push":
         m = invert_matrix(m)
     if order == "ij":
-        m = _reverse_axes(m)
+        m = _reverse_axes(m, d)
     return m.to(coordinate_dtype(theta))
 
 
 def change_align_corners(theta: Tensor, in_size: Size, out_size: Size, *, to: bool) -> Tensor:
-    """theta (B, d, d+1) made for one pixel convention, as the theta that does the same in the other.
+    """An affine or projective theta made for one pixel convention, as the theta that does the same in the other.
 
     Args:
         to: the `align_corners` that the result is for; `theta` is for the opposite.
@@ -174,7 +185,7 @@ def change_align_corners(theta: Tensor, in_size: Size, out_size: Size, *, to: bo
 
 
 def invert_matrix(matrix: Tensor) -> Tensor:
-    """The inverse of affine maps (B, d, d+1), differentiable.
+    """The inverse of affine maps (B, d, d+1) or projective maps (B, d+1, d+1), differentiable.
 
     Raises:
         ValueError: where a matrix is singular (eager only: a compiled graph gives infinities or NaN).
@@ -184,36 +195,52 @@ def invert_matrix(matrix: Tensor) -> Tensor:
         tensor([[[ 0.5000,  0.0000, -0.5000],
                  [ 0.0000,  0.2500, -0.5000]]])
     """
-    d = check_matrix("matrix", matrix)
+    d = check_matrix("matrix", matrix, projective=True)
     m = matrix.to(coordinate_dtype(matrix))
-    linear, singular = torch.linalg.inv_ex(m[:, :, :d])
+    affine = m.shape[1] == d
+    inverse, singular = torch.linalg.inv_ex(m[:, :, :d] if affine else m)
     if not torch.compiler.is_compiling() and bool((singular != 0).any()):
         raise ValueError(f"matrix: expected invertible maps, got a singular one at index {int(singular.nonzero()[0])}")
-    shift = -(linear * m[:, None, :, d]).sum(-1, keepdim=True)
-    return torch.cat([linear, shift], dim=-1)
+    if not affine:
+        return inverse
+    shift = -(inverse * m[:, None, :, d]).sum(-1, keepdim=True)
+    return torch.cat([inverse, shift], dim=-1)
 
 
 def compose_matrices(a: Tensor, b: Tensor) -> Tensor:
-    """`a @ b` of affine maps (B, d, d+1): the map p -> a(b(p)). As warps: the image is warped by `a`, then by `b`."""
-    d = check_matrix("a", a)
-    if check_matrix("b", b) != d:
-        raise ValueError(f"b: expected (B, {d}, {d + 1}) as a, got shape {tuple(b.shape)}")
+    """The map p -> a(b(p)) of affine maps (B, d, d+1), projective maps (B, d+1, d+1), or one of each.
+
+    As warps: the image is warped by `a`, then by `b`. The result is affine where both are, else projective.
+    """
+    d = check_matrix("a", a, projective=True)
+    if check_matrix("b", b, projective=True) != d:
+        raise ValueError(f"b: expected maps in {d}D as a, got shape {tuple(b.shape)}")
     check_batches("a", a, "b", b)
+    rows = max(a.shape[1], b.shape[1])
     # Multiply and add rather than matmul, which autocast would run in half precision.
-    product = (a[:, :, :d, None] * b[:, None, :, :]).sum(2)
-    return product + torch.nn.functional.pad(a[:, :, d:], (d, 0))
+    product = (as_projective(a)[:, :, :, None] * as_projective(b)[:, None, :, :]).sum(2)
+    return product[:, :rows]
 
 
-def check_matrix(argument: str, matrix: Tensor) -> int:
-    """The dimension d of affine maps (B, d, d+1), or a ValueError."""
-    check_float_tensor(argument, matrix, "affine maps (B, d, d+1)")
-    if matrix.ndim != 3 or matrix.shape[1] not in (2, 3) or matrix.shape[2] != matrix.shape[1] + 1:
-        raise ValueError(f"{argument}: expected affine maps (B, 2, 3) or (B, 3, 4), got shape {tuple(matrix.shape)}")
-    return matrix.shape[1]
+def as_projective(matrix: Tensor) -> Tensor:
+    """Affine maps (B, d, d+1) with their last row, (B, d+1, d+1); projective ones as they are."""
+    d = matrix.shape[2] - 1
+    last = torch.eye(d + 1, dtype=matrix.dtype, device=matrix.device)[matrix.shape[1] :]
+    return torch.cat([matrix, last.expand(matrix.shape[0], -1, -1)], dim=1)
+
+
+def check_matrix(argument: str, matrix: Tensor, *, projective: bool = False) -> int:
+    """The dimension d of affine maps (B, d, d+1), with `projective` also of (B, d+1, d+1), or a ValueError."""
+    expected = "affine maps (B, d, d+1)" + projective * " or projective maps (B, d+1, d+1)"
+    check_float_tensor(argument, matrix, expected)
+    d = matrix.shape[-1] - 1 if matrix.ndim == 3 else 0
+    if d not in (1, 2, 3) or matrix.shape[1] not in ((d, d + 1) if projective else (d,)):
+        raise ValueError(f"{argument}: expected {expected} with d of 1, 2 or 3, got shape {tuple(matrix.shape)}")
+    return d
 
 
 def _check_conversion(argument: str, matrix: Tensor, in_size: Size, out_size: Size, direction: str, order: str) -> int:
-    d = check_matrix(argument, matrix)
+    d = check_matrix(argument, matrix, projective=True)
     check_size(in_size, d, "in_size")
     check_size(out_size, d, "out_size")
     check_choice("direction", direction, ("pull", "push"))
@@ -221,6 +248,6 @@ def _check_conversion(argument: str, matrix: Tensor, in_size: Size, out_size: Si
     return d
 
 
-def _reverse_axes(matrix: Tensor) -> Tensor:
-    d = matrix.shape[1]
-    return torch.cat([matrix[:, :, :d].flip(1, 2), matrix[:, :, d:].flip(1)], dim=-1)
+def _reverse_axes(matrix: Tensor, d: int) -> Tensor:
+    matrix = torch.cat([matrix[:, :d].flip(1), matrix[:, d:]], dim=1)
+    return torch.cat([matrix[:, :, :d].flip(2), matrix[:, :, d:]], dim=2)

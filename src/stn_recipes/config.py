@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 Transformer = Literal[
-    "affine", "similarity", "rigid", "attention", "crop", "translation", "rotation", "projective", "corners", "tps", "none"
+    "affine", "similarity", "rigid", "attention", "crop", "translation", "rotation", "projective", "corners", "tps",
+    "bspline", "displacement", "velocity", "cpab", "polar", "none",
 ]  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from .projective import Corners, Projective, projective_grid
 from .tps import ThinPlateSpline, thin_plate_spline, tps_grid
 from .velocity import VelocityField
 
-# The families that need no options.
+# Every family by name; without options each is one in 2D.
 TRANSFORMS: dict[str, type[AbstractTransform]] = {
     "affine": Affine,
     "similarity": Similarity,
@@ -29,6 +29,11 @@ TRANSFORMS: dict[str, type[AbstractTransform]] = {
     "projective": Projective,
     "corners": Corners,
     "tps": ThinPlateSpline,
+    "bspline": BSpline,
+    "displacement": DisplacementField,
+    "velocity": VelocityField,
+    "cpab": CPAB,
+    "polar": Polar,
 }
 
 

@@ -83,7 +83,14 @@ class AbstractTransform(nn.Module, ABC):
     ) -> Tensor:
         """The determinant of `jacobian`, (B, N): how much of the input an output point stands for. Negative where the
         warp mirrors, 0 where it collapses."""
-        return torch.linalg.det(self.jacobian(theta, points, image_size=image_size, align_corners=align_corners))
+        jacobian = self.jacobian(theta, points, image_size=image_size, align_corners=align_corners)
+        # Written out: exact, with a gradient where it is singular, and no small factorizations.
+        first, *others = jacobian.unbind(-2)
+        if self.ndim == 1:
+            return first[..., 0]
+        if self.ndim == 2:
+            return first[..., 0] * others[0][..., 1] - first[..., 1] * others[0][..., 0]
+        return (first * torch.linalg.cross(*others)).sum(-1)
 
     def folds(
         self,

@@ -151,7 +151,7 @@ class BSpline(AbstractTransform):
     Source: Rueckert et al. 1999; several levels: Lee et al. 1997, Schnabel et al. 2001.
     """
 
-    def __init__(self, lattice: tuple[int, ...], *, levels: int = 1, max_offset: float | None = None) -> None:
+    def __init__(self, lattice: tuple[int, ...] = (4, 4), *, levels: int = 1, max_offset: float | None = None) -> None:
         super().__init__()
         if not isinstance(lattice, (tuple, list)) or len(lattice) not in (2, 3):
             raise ValueError(f"lattice: expected (ny, nx) or (nz, ny, nx), got {describe(lattice)}")

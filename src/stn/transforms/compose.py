@@ -10,8 +10,7 @@ from ..conventions import compose_matrices
 from ..ops import reference
 from .affine import map_affine
 from .base import AbstractTransform
-from .projective import as_projective, faced_grid, map_projective
-from .rotations import product
+from .projective import faced_grid, map_projective
 
 
 class Compose(AbstractTransform):
@@ -56,11 +55,7 @@ class Compose(AbstractTransform):
         outer, inner = self.split(theta)
         a = self.outer.as_matrix(outer, image_size=image_size, align_corners=align_corners)
         b = self.inner.as_matrix(inner, image_size=image_size, align_corners=align_corners)
-        if a is None or b is None:
-            return None
-        if a.shape[1] == b.shape[1] == self.ndim:
-            return compose_matrices(a, b)
-        return product(as_projective(a), as_projective(b))
+        return None if a is None or b is None else compose_matrices(a, b)
 
     def map_points(
         self, theta: Tensor, points: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from .._checks import describe
-from ..conventions import lattice
+from ..conventions import as_projective, lattice
 from .affine import AbstractMatrixTransform, _unbounded
 from .base import AbstractTransform, lattice_points
 from .bspline import BSpline
 from .flow import DisplacementField
-from .projective import AbstractProjectiveTransform, as_projective
+from .projective import AbstractProjectiveTransform
 from .tps import ThinPlateSpline
 
 _CHECKED = 13  # points along each axis on which both are compared

@@ -192,7 +192,7 @@ class CPAB(AbstractTransform):
 
     def __init__(
         self,
-        tessellation: tuple[int, ...],
+        tessellation: tuple[int, ...] = (3, 3),
         *,
         zero_boundary: bool = True,
         volume_preserving: bool = False,

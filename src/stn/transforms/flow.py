@@ -138,7 +138,7 @@ class DisplacementField(AbstractField):
         40
     """
 
-    def __init__(self, size: tuple[int, ...], *, max_offset: float | None = None) -> None:
+    def __init__(self, size: tuple[int, ...] = (8, 8), *, max_offset: float | None = None) -> None:
         super().__init__(size)
         check_bound("max_offset", max_offset)
         self.max_offset = max_offset

@@ -27,7 +27,7 @@ from .._checks import (
     coordinate_dtype,
     describe,
 )
-from ..conventions import lattice
+from ..conventions import as_projective, lattice
 from .affine import _bounded, _unbounded
 from .base import AbstractTransform
 from .rotations import product
@@ -339,15 +339,6 @@ class Corners(AbstractProjectiveTransform):
 
     def extra_repr(self) -> str:
         return "" if self.max_shift is None else f"max_shift={self.max_shift:g}"
-
-
-def as_projective(matrix: Tensor) -> Tensor:
-    """Affine maps (B, d, d+1) with their last row, or projective ones (B, d+1, d+1) as they are."""
-    d = matrix.shape[2] - 1
-    if matrix.shape[1] == d + 1:
-        return matrix
-    last = torch.eye(d + 1, dtype=matrix.dtype, device=matrix.device)[d:]
-    return torch.cat([matrix, last.expand(matrix.shape[0], 1, d + 1)], dim=1)
 
 
 def map_projective(matrix: Tensor, points: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ class VelocityField(AbstractField):
     Source: Arsigny et al. 2006, Ashburner 2007.
     """
 
-    def __init__(self, size: tuple[int, ...], *, steps: int = 7) -> None:
+    def __init__(self, size: tuple[int, ...] = (8, 8), *, steps: int = 7) -> None:
         super().__init__(size)
         _check_steps(steps)
         self.steps = steps
