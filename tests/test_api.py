@@ -17,6 +17,9 @@ PUBLIC = {
     "Rotation", "Similarity", "SpatialTransformer", "Translation", "Warp", "affine_grid", "compat", "conventions",
     "diagnose", "functional", "identity_head", "models", "ops", "parameter_groups", "sample",
     "spatial_transformer_network", "transforms", "warp",
+    "BSpline", "CPAB", "Corners", "DisplacementField", "IterativeTransformer", "ParallelTransformers", "Polar", "Projective",
+    "RecurrentLocalizer", "SharedLocalizer", "ThinPlateSpline", "VelocityField", "convert", "kernels", "linearized_sample",
+    "linearized_warp", "penalties", "projective_grid", "thin_plate_spline", "tps_grid", "valid_mask", "window_starts",
 }  # fmt: skip
 
 IMAGE = torch.rand(2, 3, 5, 6)
@@ -58,6 +61,23 @@ POSITIONAL = {
     stn.spatial_transformer_network: ["input_fmap", "theta", "out_dims"],
     compat.spatial_transformer_network: ["input_fmap", "theta", "out_dims"],
     stn.SpatialTransformer: ["localizer", "transform", "size"],
+    stn.ParallelTransformers: ["localizer", "transform", "size"],
+    stn.IterativeTransformer: ["localizer", "transform", "size"],
+    stn.RecurrentLocalizer: ["encoder", "in_features", "transform"],
+    stn.SharedLocalizer: ["features", "head"],
+    stn.window_starts: ["transform", "lattice"],
+    stn.linearized_sample: ["image", "grid"],
+    stn.linearized_warp: ["image", "theta", "size"],
+    stn.valid_mask: ["grid"],
+    stn.convert: ["theta", "source", "target"],
+    stn.projective_grid: ["theta", "size"],
+    stn.tps_grid: ["theta", "control_points", "size"],
+    stn.thin_plate_spline: ["source", "target"],
+    stn.Projective: ["ndim"], stn.Corners: [], stn.ThinPlateSpline: ["control_points"], stn.BSpline: ["lattice"],
+    stn.DisplacementField: ["size"], stn.VelocityField: ["size"], stn.CPAB: ["tessellation"], stn.Polar: [],
+    stn.kernels.Kernel: ["function", "radius", "normalize", "prefilter"], stn.kernels.cubic: ["a"],
+    stn.kernels.lanczos: ["radius"], stn.kernels.bspline: ["order"],
+    stn.penalties.Penalty: [],
     stn.ConvLocalizer: ["in_channels", "transform"],
     stn.FCLocalizer: ["in_features", "transform"],
     stn.identity_head: ["in_features", "transform"],
@@ -89,7 +109,7 @@ def test_options_are_keyword_only(function):
 
 
 @pytest.mark.parametrize("function", [
-    stn.sample, stn.warp, stn.affine_grid, stn.spatial_transformer_network, stn.SpatialTransformer,
+    stn.sample, stn.warp, stn.affine_grid, stn.spatial_transformer_network, stn.module.AbstractTransformer,
     conventions.theta_from_pixel, conventions.lattice, conventions.extent,
 ])  # fmt: skip
 def test_align_corners_is_false_everywhere(function):
@@ -235,6 +255,24 @@ def test_conventions():
     refuses("b", lambda bad: conventions.compose_matrices(matrix, bad), *not_matrices, torch.zeros(1, 3, 4))
     two = matrix.repeat(2, 1, 1)
     refuses("b", lambda bad: conventions.compose_matrices(two, bad), matrix.repeat(3, 1, 1), two.to("meta"))
+
+
+def test_valid_mask():
+    refuses("grid", stn.valid_mask, GRID[0, 0], GRID[..., :1], GRID.long(), None, torch.zeros(2, 4, 4, 3))
+    grid = torch.tensor([[[-1.0], [1.0], [1.01], [float("nan")]]])
+    assert stn.valid_mask(grid).tolist() == [[[True, True, False, False]]]
+
+
+def test_antialias():
+    refuses("antialias", lambda bad: stn.warp(IMAGE, THETA, antialias=bad), 1, None, "yes")
+    localizer = stn.FCLocalizer(90, stn.Affine())
+    refuses("antialias", lambda bad: stn.SpatialTransformer(localizer, antialias=bad), 1, None)
+    refuses("gradient", lambda bad: stn.SpatialTransformer(localizer, gradient=bad), "linear", None)
+    refuses("gradient", lambda bad: stn.SpatialTransformer(localizer, gradient=bad, antialias=True), "linearized")
+    signal = torch.rand(2, 3, 30)
+    refuses("image", lambda bad: stn.SpatialTransformer(localizer)(bad), signal, VOLUME)
+    with pytest.raises(ValueError, match=r"theta: .*a picture needs its batch"):
+        stn.warp(IMAGE[0], THETA)
 
 
 def test_backends():

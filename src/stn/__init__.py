@@ -3,8 +3,17 @@
 from . import compat, conventions, functional, kernels, models, ops, penalties, transforms
 from .diagnostics import Diagnosis, diagnose
 from .linearized import linearized_sample, linearized_warp
-from .localization import ConvLocalizer, FCLocalizer, identity_head, parameter_groups
+from .localization import (
+    ConvLocalizer,
+    FCLocalizer,
+    RecurrentLocalizer,
+    SharedLocalizer,
+    identity_head,
+    parameter_groups,
+    window_starts,
+)
 from .module import SpatialTransformer, Warp, spatial_transformer_network
+from .placement import IterativeTransformer, ParallelTransformers
 from .sampling import sample, valid_mask, warp
 from .transforms import (
     CPAB,
@@ -46,10 +55,14 @@ __all__ = [
     "Diagnosis",
     "DisplacementField",
     "FCLocalizer",
+    "IterativeTransformer",
+    "ParallelTransformers",
     "Polar",
     "Projective",
+    "RecurrentLocalizer",
     "Rigid",
     "Rotation",
+    "SharedLocalizer",
     "Similarity",
     "SpatialTransformer",
     "ThinPlateSpline",
@@ -78,4 +91,5 @@ __all__ = [
     "transforms",
     "valid_mask",
     "warp",
+    "window_starts",
 ]

@@ -37,6 +37,11 @@ def check_flag(argument: str, value: Any) -> None:
         raise ValueError(f"{argument}: expected True or False, got {describe(value)}")
 
 
+def check_count(argument: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{argument}: expected a positive int, got {describe(value)}")
+
+
 def check_number(argument: str, value: Any, expected: str, ok: Callable[[float], bool]) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not ok(value):
         raise ValueError(f"{argument}: expected {expected}, got {describe(value)}")

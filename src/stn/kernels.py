@@ -13,12 +13,12 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from ._checks import check_number, describe
+from ._checks import check_flag, check_number, describe
 
 _NEGLIGIBLE = 1e-13  # of a prefilter's impulse response: the rest is cut off
 
@@ -30,13 +30,14 @@ class Kernel:
     Args:
         function: the kernel, elementwise, on signed distances x - m in pixels. Where it is not differentiable, neither
             is the warp.
-        radius: it is taken as 0 where |x - m| is `radius` or more. A multiple of 1/2, at least 1/2.
+        radius: it is taken as 0 beyond -radius <= x - m < radius. A multiple of 1/2, at least 1/2.
         normalize: divide the weights of each axis by their sum, for kernels whose sums vary (Lanczos).
         prefilter: turn the image into the coefficients with which the kernel interpolates it, first: the kernel has to
             be a symmetric one whose integer samples can be inverted, such as a B-spline.
 
     Raises:
-        ValueError: for a function that cannot be called, and for any other radius.
+        ValueError: for a function that cannot be called, any other radius, flags that are none, and for `prefilter` of
+            a kernel without an inverse.
 
     Example:
         >>> import stn
@@ -52,6 +53,9 @@ class Kernel:
     radius: float
     normalize: bool = False
     prefilter: bool = False
+    # The filter that turns an image into the kernel's coefficients, from its centre on to one side. Numbers, computed
+    # once: compilers and inference mode take them as they are.
+    response: tuple[float, ...] = field(init=False, repr=False, compare=False, default=())
 
     def __post_init__(self) -> None:
         if not callable(self.function):
@@ -59,6 +63,10 @@ class Kernel:
         check_number(
             "radius", self.radius, "a multiple of 1/2, from 1/2 to 64", lambda r: 0.5 <= r <= 64 and (2 * r) % 1 == 0
         )
+        check_flag("normalize", self.normalize)
+        check_flag("prefilter", self.prefilter)
+        if self.prefilter:
+            object.__setattr__(self, "response", _inverse_response(self))
 
     def taps(self, position: Tensor) -> list[tuple[Tensor, Tensor]]:
         """The pixels that a position in pixels reads along one axis, with their weights."""
@@ -70,10 +78,6 @@ class Kernel:
             total = torch.stack(weights).sum(0)
             weights = [weight / total for weight in weights]
         return [(index + k, weight) for k, weight in enumerate(weights)]
-
-    def inverse_response(self) -> Tensor:
-        """The filter (2 n + 1,) that turns an image into the kernel's coefficients, float64; n is what it reaches."""
-        return _inverse_response(self)
 
 
 def cubic(a: float = -0.5) -> Kernel:
@@ -120,42 +124,60 @@ def _integer(t: Tensor) -> Tensor:
     return torch.ones_like(t)
 
 
+def _distance(t: Tensor) -> Tensor:
+    # Not abs(), whose slope at 0 is 0: the second derivative of a smooth kernel would vanish there.
+    return torch.where(t < 0, -t, t)
+
+
+def _sinc(t: Tensor) -> Tensor:
+    # Not torch's, whose second derivative at 0 is NaN, and wrong in float32 around it.
+    square = (math.pi * t).square()
+    small = square < 0.25
+    x = torch.where(small, torch.ones_like(t), math.pi * t)
+    series = torch.ones_like(t)
+    for k in range(7, 0, -1):
+        series = 1 - square * series / (2 * k * (2 * k + 1))
+    return torch.where(small, series, x.sin() / x)
+
+
 def _cubic(t: Tensor, a: float) -> Tensor:
-    t = t.abs()
+    t = _distance(t)
     near = ((a + 2) * t - (a + 3)) * t * t + 1
     far = ((t - 5) * t + 8) * t * a - 4 * a
     return torch.where(t <= 1, near, torch.where(t < 2, far, 0 * t))
 
 
 def _lanczos(t: Tensor, radius: int) -> Tensor:
-    inside = torch.sinc(t) * torch.sinc(t / radius)
+    inside = _sinc(t) * _sinc(t / radius)
     return torch.where(t.abs() < radius, inside, 0 * t)
 
 
 def _bspline(t: Tensor, order: int) -> Tensor:
     # Truncated powers, counted from the end of the support: there are few where the spline is small.
-    u = (order + 1) / 2 - t.abs()
+    u = (order + 1) / 2 - _distance(t)
     terms = [(-1) ** k * math.comb(order + 1, k) * (u - k).clamp_min(0.0) ** order for k in range((order + 1) // 2 + 1)]
     return torch.stack(terms).sum(0) / math.factorial(order)
+
+
+def _inverse_response(kernel: Kernel) -> tuple[float, ...]:
+    period = 512
+    # On the CPU whatever the default device is.
+    samples = torch.zeros(period, dtype=torch.float64, device="cpu")
+    for index, weight in kernel.taps(torch.zeros((), dtype=torch.float64, device="cpu")):
+        samples[int(index) % period] = weight.detach()
+    spectrum = torch.fft.fft(samples)
+    response = torch.fft.ifft(1 / spectrum.real).real[: period // 2]
+    relevant = response.abs() > _NEGLIGIBLE * response.abs().max()
+    symmetric = bool((spectrum.imag.abs() <= 1e-12 * spectrum.abs().max()).all())
+    if not symmetric or not bool(response.isfinite().all()) or bool(relevant[-1]):
+        raise ValueError(
+            f"prefilter: expected False, or a symmetric kernel whose samples at the pixels can be inverted, got samples "
+            f"{samples.roll(period // 2)[period // 2 - 2 : period // 2 + 3].tolist()} at -2 to 2"
+        )
+    return tuple(response[: int(relevant.nonzero().max()) + 1].tolist())
 
 
 # What the named modes stand for, beyond torch's own.
 NAMED = {"integer": Kernel(_integer, radius=0.5), "lanczos3": lanczos(3)} | {
     f"bspline{order}": bspline(order) for order in (2, 3, 4, 5)
 }
-
-
-@functools.lru_cache
-def _inverse_response(kernel: Kernel) -> Tensor:
-    period = 512
-    reach = math.ceil(kernel.radius)
-    # On the CPU whatever the default device is.
-    samples = kernel.function(torch.arange(-reach, reach + 1, dtype=torch.float64, device="cpu"))
-    around = torch.zeros(period, dtype=torch.float64, device="cpu")
-    around[torch.arange(-reach, reach + 1) % period] = samples
-    spectrum = torch.fft.fft(around).real
-    if float(spectrum.abs().min()) < 1e-6:
-        raise ValueError("mode: expected a kernel whose samples at the pixels can be inverted, for prefilter=True")
-    response = torch.fft.ifft(1 / spectrum).real
-    keep = int((response[: period // 2].abs() > _NEGLIGIBLE).nonzero().max())
-    return torch.cat([response[1 : keep + 1].flip(0), response[: keep + 1]])

@@ -79,7 +79,7 @@ def linearized_sample(
     grid = grid.to(coordinate_dtype(image, grid)).expand(value.shape[0], *grid.shape[1:])
     pixel = [2 / max(n - align_corners, 1) for n in reversed(image.shape[2:])]
     offset = spread * torch.tensor(pixel, dtype=grid.dtype, device=grid.device)
-    with torch.no_grad(), torch.autocast(grid.device.type, enabled=False):
+    with torch.no_grad():
         slope = _slope(image.to(grid.dtype), grid, samples, offset, generator, options)
     out: Tensor = _WithSlope.apply(value, grid, slope)
     return out

@@ -8,34 +8,265 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from ._checks import check_choice, check_number, describe
-from .localization import ConvLocalizer, FCLocalizer, features_out
-from .module import SpatialTransformer
+from ._checks import check_choice, check_count, check_flag, check_number, describe
+from .localization import ConvLocalizer, FCLocalizer, SharedLocalizer, check_widths, features_out
+from .module import SpatialTransformer, Warp
+from .placement import IterativeTransformer
 from .sampling import PADDING_MODES, PaddingMode
 from .transforms import AbstractTransform, Affine, by_name
 
 Shape = tuple[int, int, int]  # (C, H, W)
+Transformers = Literal["multi", "single", "none"]
+TRANSFORMERS = ("multi", "single", "none")
 PAPER_PARAMETERS = 400_000  # "about 400k" for every network on distorted MNIST in Jaderberg et al. 2015
 
 
 class TransformerClassifier(nn.Module):
-    """A transformer (None in a control), an average pool of its output, and the classifier that sees the result."""
+    """A transformer (None in a control), an average pool of its output, and the classifier that sees the result.
 
-    def __init__(self, transformer: SpatialTransformer | None, classifier: nn.Module, pool: int = 1) -> None:
+    Args:
+        transformer: None for a control.
+        classifier: image -> logits.
+        pool: factor of the average pool.
+        feed_theta: the classifier's last layer sees theta beside the hidden features, so that what was undone is not
+            lost. The classifier is then an `nn.Sequential` that ends with an `nn.Linear`, which is replaced by a wider
+            one.
+
+    Shape: (B, C, H, W) -> (B, classes).
+
+    Raises:
+        ValueError: for bad arguments.
+    """
+
+    def __init__(
+        self,
+        transformer: SpatialTransformer | None,
+        classifier: nn.Module,
+        pool: int = 1,
+        *,
+        feed_theta: bool = False,
+    ) -> None:
         super().__init__()
+        check_flag("feed_theta", feed_theta)
+        if feed_theta:
+            if transformer is None:
+                raise ValueError("feed_theta: expected False without a transformer, got True")
+            classifier = _FedClassifier(classifier, transformer.transform.num_params)
         self.transformer = transformer
         self.pool = nn.AvgPool2d(pool) if pool > 1 else nn.Identity()
         self.classifier = classifier
 
     def forward(self, image: Tensor) -> Tensor:
-        if self.transformer is not None:
-            image = self.transformer(image)
-        logits: Tensor = self.classifier(self.pool(image))
+        return self.look(image)[0]
+
+    def look(self, image: Tensor) -> tuple[Tensor, Warp | None]:
+        """The logits, and what the transformer did to the image (None in a control)."""
+        if self.transformer is None:
+            return self.classifier(self.pool(image)), None
+        warp = self.transformer.warp(image)
+        theta = [warp.theta] if isinstance(self.classifier, _FedClassifier) else []
+        return self.classifier(self.pool(warp.output), *theta), warp
+
+
+class _FedClassifier(nn.Module):
+    """A classifier whose last layer sees theta beside the hidden features."""
+
+    def __init__(self, classifier: nn.Module, num_params: int) -> None:
+        super().__init__()
+        last = classifier[-1] if isinstance(classifier, nn.Sequential) and len(classifier) else None
+        if not isinstance(classifier, nn.Sequential) or not isinstance(last, nn.Linear):
+            raise ValueError(
+                f"classifier: expected an nn.Sequential that ends with an nn.Linear, to feed theta to, got "
+                f"{type(classifier).__name__}"
+            )
+        self.features = classifier[:-1]
+        self.last = nn.Linear(last.in_features + num_params, last.out_features)
+
+    def forward(self, image: Tensor, theta: Tensor) -> Tensor:
+        features = self.features(image)
+        logits: Tensor = self.last(torch.cat([features, theta.to(features.dtype)], dim=1))
         return logits
+
+
+class SharedClassifier(nn.Module):
+    """A classifier that looks through its own first layers: they are the localizer's too, and the image is warped in
+    front of them, again and again.
+
+    Warping feature maps cannot undo what warps the image, but a localizer on the image alone sees little. So the
+    localizer goes as deep as the features that it shares, and it is always the input that is warped.
+
+    Args:
+        features: the shared layers, image -> features. The same module for the localizer and the classifier.
+        head: features -> theta; end it with `stn.identity_head`.
+        classifier: features -> logits.
+        transform: the family of warps; `stn.Affine()` unless given.
+        iterations: how often the localizer looks and corrects; 1 to 4 in the source.
+        padding_mode, theta_grad_scale: of the transformer.
+
+    Shape: what `features` takes -> what `classifier` gives. The transformer is `.transformer`, an
+    `IterativeTransformer`. Batch norm in the features counts every look in its statistics.
+
+    Raises:
+        ValueError: for bad arguments, or a head of the wrong output width.
+
+    Example:
+        >>> from stn import Rotation, identity_head, parameter_groups
+        >>> features = nn.Sequential(nn.Conv2d(1, 8, 5), nn.ReLU(), nn.MaxPool2d(4))  # (B, 8, 6, 6)
+        >>> head = nn.Sequential(nn.Flatten(), identity_head(8 * 6 * 6, Rotation()))
+        >>> model = SharedClassifier(features, head, nn.Sequential(nn.Flatten(), nn.Linear(8 * 6 * 6, 10)), Rotation())
+        >>> model(torch.randn(2, 1, 28, 28)).shape
+        torch.Size([2, 10])
+        >>> model.transformer.warp(torch.randn(2, 1, 28, 28)).theta.shape
+        torch.Size([2, 1])
+
+    Source: Finnveden, Jansson and Lindeberg 2020.
+    """
+
+    def __init__(
+        self,
+        features: nn.Module,
+        head: nn.Module,
+        classifier: nn.Module,
+        transform: AbstractTransform | None = None,
+        *,
+        iterations: int = 2,
+        padding_mode: PaddingMode = "border",
+        theta_grad_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if not isinstance(classifier, nn.Module):
+            raise ValueError(f"classifier: expected a torch.nn.Module, got {describe(classifier)}")
+        self.transformer = IterativeTransformer(
+            SharedLocalizer(features, head),
+            transform,
+            iterations=iterations,
+            padding_mode=padding_mode,
+            theta_grad_scale=theta_grad_scale,
+        )
+        self.classifier = classifier
+
+    @property
+    def features(self) -> nn.Module:
+        """The shared layers. They are registered once, in the localizer, so that each weight has one name."""
+        localizer = self.transformer.localizers[0]
+        assert isinstance(localizer, SharedLocalizer)
+        return localizer.features
+
+    def forward(self, image: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(self.features(self.transformer(image)))
+        return logits
+
+
+class SequenceClassifier(nn.Module):
+    """Reads several digits at once: layers, with transformers among them, and one set of logits a digit.
+
+    Shape: (B, C, H, W) -> (B, digits, classes).
+    """
+
+    def __init__(self, features: nn.Sequential, in_features: int, digits: int, classes: int) -> None:
+        super().__init__()
+        self.features = features
+        self.digits, self.classes = digits, classes
+        self.head = nn.Linear(in_features, digits * classes)
+
+    def forward(self, image: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.features(image))
+        return logits.unflatten(1, (self.digits, self.classes))
+
+    def warps(self, image: Tensor) -> tuple[Warp, ...]:
+        """What each transformer did, in order of depth: to the image the first, to feature maps the others."""
+        warps = []
+        for layer in self.features:
+            if isinstance(layer, SpatialTransformer):
+                warps.append(layer.warp(image))
+                image = warps[-1].output
+            else:
+                image = layer(image)
+        return tuple(warps)
+
+
+def svhn(
+    transformers: Transformers = "multi",
+    *,
+    in_shape: Shape = (3, 64, 64),
+    digits: int = 5,
+    num_classes: int = 11,
+    channels: Sequence[int] = (48, 64, 128, 160, 192, 192, 192, 192),
+    hidden: Sequence[int] = (3072, 3072, 3072),
+    dropout: float = 0.5,
+    padding_mode: PaddingMode = "border",
+    theta_grad_scale: float = 1.0,
+) -> SequenceClassifier:
+    """The paper's network for house numbers: 5x5 convolutions, with affine transformers at increasing depth.
+
+    A max-pool follows the first, third, fifth and seventh convolution; dropout, every layer but the first.
+
+    Args:
+        transformers: "multi", one before each of the first four convolutions, on feature maps but for the first, each
+            with a localizer of two fully connected layers of 32; "single", one before them all, with a convolutional
+            localizer; "none", the control.
+        in_shape: (C, H, W) of the images.
+        digits, num_classes: how many digits, and logits for each: "no digit" is a class, too.
+        channels, hidden: widths of the convolutions and of the fully connected layers.
+        dropout: probability.
+        padding_mode, theta_grad_scale: of the transformers.
+
+    Raises:
+        ValueError: for bad arguments, or an image too small for the pools.
+
+    Example:
+        >>> model = svhn(in_shape=(3, 32, 32), channels=(8, 8, 8, 8), hidden=(32,))
+        >>> images = torch.randn(2, 3, 32, 32)
+        >>> model(images).shape
+        torch.Size([2, 5, 11])
+        >>> [tuple(warp.output.shape[1:]) for warp in model.warps(images)]
+        [(3, 32, 32), (8, 16, 16), (8, 16, 16), (8, 8, 8)]
+
+    Source: Jaderberg et al. 2015, section 4.2.
+    """
+    check_choice("transformers", transformers, TRANSFORMERS)
+    c, h, w = _check_shape(in_shape)
+    for argument, count in (("digits", digits), ("num_classes", num_classes)):
+        check_count(argument, count)
+    for argument, widths in (("channels", channels), ("hidden", hidden)):
+        check_widths(argument, widths)
+    check_number("dropout", dropout, "a probability in [0, 1)", lambda v: 0 <= v < 1)
+    pools = (len(channels) + 1) // 2
+    if min(h, w) < 2**pools:
+        raise ValueError(f"in_shape: expected at least {2**pools} pixels a side for {pools} pools, got {in_shape!r}")
+
+    def transformer() -> SpatialTransformer:
+        localizer = (
+            FCLocalizer(c * h * w, Affine(), hidden=(32, 32))
+            if transformers == "multi"
+            else ConvLocalizer(
+                c, Affine(), image_size=(h, w), channels=(32, 32), kernel_sizes=(5, 5), hidden=(32, 32),
+                same_padding=True, last_pool=False,
+            )
+        )  # fmt: skip
+        return SpatialTransformer(localizer, Affine(), padding_mode=padding_mode, theta_grad_scale=theta_grad_scale)
+
+    layers: list[nn.Module] = []
+    for i, out in enumerate(channels):
+        if i < {"none": 0, "single": 1, "multi": 4}[transformers]:
+            layers.append(transformer())
+        layers += [nn.Conv2d(c, out, 5, padding=2), nn.ReLU()]
+        layers += [nn.Dropout(dropout)] if i else []
+        c = out
+        if i % 2 == 0:
+            layers.append(nn.MaxPool2d(2))
+            h, w = h // 2, w // 2
+    layers.append(nn.Flatten())
+    width = c * h * w
+    for units in hidden:
+        layers += [nn.Linear(width, units), nn.ReLU(), nn.Dropout(dropout)]
+        width = units
+    return SequenceClassifier(nn.Sequential(*layers), width, digits, num_classes)
 
 
 def lenet(in_shape: Shape, classes: int, *, maps: tuple[int, int], hidden: int, dropout: float) -> nn.Module:
@@ -183,6 +414,7 @@ def create(
     theta_grad_scale: float = 1.0,
     pool: int = 1,
     widen: bool = True,
+    feed_theta: bool = False,
 ) -> TransformerClassifier:
     """A network of the literature, with random weights and its transformer at the identity.
 
@@ -198,6 +430,8 @@ def create(
             and TC); a control sees the whole image.
         widen: False leaves a control as wide as the classifier behind the transformer, with fewer parameters: it
             tells what the transformer brings from what its parameters bring.
+        feed_theta: the classifier's last layer sees theta beside the hidden features. A control has no theta; it is
+            widened for the parameters that this takes.
 
     Raises:
         ValueError: for an unknown name or transform, or an image too small for the layers.
@@ -209,11 +443,11 @@ def create(
     """
     check_choice("name", name, NETWORKS)
     check_choice("padding_mode", padding_mode, PADDING_MODES)
+    check_flag("feed_theta", feed_theta)
     network = NETWORKS[name]
     shape = network.in_shape if in_shape is None else _check_shape(in_shape)
     for argument, value in (("num_classes", num_classes), ("pool", pool)):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{argument}: expected a positive int, got {describe(value)}")
+        check_count(argument, value)
     probability = network.dropout if dropout is None else dropout
     check_number("dropout", probability, "a probability in [0, 1)", lambda v: 0 <= v < 1)
     if isinstance(transform, str):
@@ -224,7 +458,8 @@ def create(
             network.localizer(shape, transform), transform, padding_mode=padding_mode, theta_grad_scale=theta_grad_scale
         )
         seen = (shape[0], shape[1] // pool, shape[2] // pool)
-        return TransformerClassifier(transformer, network.classifier(seen, num_classes, width, probability), pool)
+        classifier = network.classifier(seen, num_classes, width, probability)
+        return TransformerClassifier(transformer, classifier, pool, feed_theta=feed_theta)
 
     def build_control(width: int) -> TransformerClassifier:
         return TransformerClassifier(None, network.control(shape, num_classes, width, probability))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -107,7 +108,108 @@ class Warp:
         return normalized_to_pixel(self.map_points(frame[None]), self.image_size, align_corners=self.align_corners)
 
 
-class SpatialTransformer(nn.Module):
+class ReadOptions(TypedDict, total=False):
+    """How a transformer reads the image; see `SpatialTransformer`."""
+
+    mode: Mode
+    padding_mode: PaddingMode
+    fill: Fill
+    antialias: bool
+    gradient: Literal["exact", "linearized"]
+    align_corners: bool
+    theta_grad_scale: float
+
+
+class AbstractTransformer(nn.Module, ABC):
+    """What all transformers have in common: the family of their warps, and how they read the image."""
+
+    def __init__(
+        self,
+        transform: AbstractTransform | None,
+        size: tuple[int, ...] | None,
+        *,
+        mode: Mode = "bilinear",
+        padding_mode: PaddingMode = "border",
+        fill: Fill = 0.0,
+        antialias: bool = False,
+        gradient: Literal["exact", "linearized"] = "exact",
+        align_corners: bool = False,
+        theta_grad_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if transform is not None and not isinstance(transform, AbstractTransform):
+            raise ValueError(f"transform: expected a transform such as stn.Affine(), got {describe(transform)}")
+        check_mode(mode)
+        check_choice("padding_mode", padding_mode, PADDING_MODES)
+        check_flag("align_corners", align_corners)
+        check_flag("antialias", antialias)
+        check_choice("gradient", gradient, ("exact", "linearized"))
+        if antialias and gradient == "linearized":
+            raise ValueError("gradient: expected 'exact' with antialias=True, which smooths the image instead")
+        check_number(
+            "theta_grad_scale", theta_grad_scale, "a finite number of at least 0", lambda v: 0 <= v < float("inf")
+        )
+        self.transform = Affine() if transform is None else transform
+        self.size = None if size is None else check_size(size, self.transform.ndim)
+        self.mode: Mode = mode
+        self.padding_mode: PaddingMode = padding_mode
+        self.fill = fill
+        self.antialias = antialias
+        self.gradient = gradient
+        self.align_corners = align_corners
+        self.theta_grad_scale = theta_grad_scale
+
+    @abstractmethod
+    def forward(self, image: Tensor) -> Tensor | list[Tensor]:
+        """The warped image or images."""
+
+    def _predict(self, localizer: nn.Module, image: Tensor, count: int = 1) -> Tensor:
+        """What a localizer says, (B, count * num_params)."""
+        check_image(image)
+        if image.ndim - 2 != self.transform.ndim:
+            raise ValueError(
+                f"image: expected one in {self.transform.ndim}D, as {type(self.transform).__name__}, got shape "
+                f"{tuple(image.shape)}"
+            )
+        theta = localizer(image)
+        wanted = (image.shape[0], count * self.transform.num_params)
+        if not isinstance(theta, Tensor) or tuple(theta.shape) != wanted:
+            times = f"{count} times " if count > 1 else ""
+            raise ValueError(
+                f"localizer: expected an output of shape {wanted} for {times}{type(self.transform).__name__}, "
+                f"got {describe(theta)}"
+            )
+        if self.theta_grad_scale != 1.0:
+            theta = theta.detach() + self.theta_grad_scale * (theta - theta.detach())
+        return theta
+
+    def _warp(self, image: Tensor, theta: Tensor, transform: AbstractTransform, size: tuple[int, ...] | None) -> Warp:
+        options: dict[str, Any] = {
+            "transform": transform,
+            "mode": self.mode,
+            "padding_mode": self.padding_mode,
+            "fill": self.fill,
+            "align_corners": self.align_corners,
+        }
+        if self.gradient == "linearized" and self.training:
+            output = linearized_warp(image, theta, size, **options)
+        else:
+            output = warp(image, theta, size, antialias=self.antialias, **options)
+        return Warp(output, theta, transform, tuple(image.shape[2:]), tuple(output.shape[2:]), self.align_corners)
+
+    def extra_repr(self) -> str:
+        shown = [f"{name}={getattr(self, name)!r}" for name in ("size", "mode", "padding_mode", "align_corners")]
+        shown += ["antialias=True"] if self.antialias else []
+        return ", ".join(shown + ([] if self.gradient == "exact" else [f"gradient={self.gradient!r}"]))
+
+
+def check_localizer(localizer: Any) -> nn.Module:
+    if not isinstance(localizer, nn.Module):
+        raise ValueError(f"localizer: expected a torch.nn.Module, got {describe(localizer)}")
+    return localizer
+
+
+class SpatialTransformer(AbstractTransformer):
     """Looks at an image, decides how to warp it, and warps it.
 
     Args:
@@ -142,80 +244,21 @@ class SpatialTransformer(nn.Module):
         localizer: nn.Module,
         transform: AbstractTransform | None = None,
         size: tuple[int, ...] | None = None,
-        *,
-        mode: Mode = "bilinear",
-        padding_mode: PaddingMode = "border",
-        fill: Fill = 0.0,
-        antialias: bool = False,
-        gradient: Literal["exact", "linearized"] = "exact",
-        align_corners: bool = False,
-        theta_grad_scale: float = 1.0,
+        **options: Unpack[ReadOptions],
     ) -> None:
-        super().__init__()
-        if not isinstance(localizer, nn.Module):
-            raise ValueError(f"localizer: expected a torch.nn.Module, got {describe(localizer)}")
-        if transform is not None and not isinstance(transform, AbstractTransform):
-            raise ValueError(f"transform: expected a transform such as stn.Affine(), got {describe(transform)}")
-        check_mode(mode)
-        check_choice("padding_mode", padding_mode, PADDING_MODES)
-        check_flag("align_corners", align_corners)
-        check_flag("antialias", antialias)
-        check_choice("gradient", gradient, ("exact", "linearized"))
-        if antialias and gradient == "linearized":
-            raise ValueError("gradient: expected 'exact' with antialias=True, which smooths the image instead")
-        check_number(
-            "theta_grad_scale", theta_grad_scale, "a finite number of at least 0", lambda v: 0 <= v < float("inf")
-        )
-        self.localizer = localizer
-        self.transform = Affine() if transform is None else transform
-        self.size = None if size is None else check_size(size, self.transform.ndim)
-        self.mode: Mode = mode
-        self.padding_mode: PaddingMode = padding_mode
-        self.fill = fill
-        self.antialias = antialias
-        self.gradient = gradient
-        self.align_corners = align_corners
-        self.theta_grad_scale = theta_grad_scale
+        super().__init__(transform, size, **options)
+        self.localizer = check_localizer(localizer)
 
     def theta(self, image: Tensor) -> Tensor:
         """The localizer's parameters for a batch of images: (B, num_params)."""
-        check_image(image)
-        theta = self.localizer(image)
-        wanted = (image.shape[0], self.transform.num_params)
-        if not isinstance(theta, Tensor) or tuple(theta.shape) != wanted:
-            raise ValueError(
-                f"localizer: expected an output of shape {wanted} for {type(self.transform).__name__}, got {describe(theta)}"
-            )
-        if self.theta_grad_scale != 1.0:
-            theta = theta.detach() + self.theta_grad_scale * (theta - theta.detach())
-        return theta
+        return self._predict(self.localizer, image)
 
     def forward(self, image: Tensor) -> Tensor:
-        return self._apply_theta(image, self.theta(image))
+        return self.warp(image).output
 
     def warp(self, image: Tensor) -> Warp:
         """As `forward`, with theta and what it takes to map points and draw the sampled frame."""
-        theta = self.theta(image)
-        output = self._apply_theta(image, theta)
-        sizes = tuple(image.shape[2:]), tuple(output.shape[2:])
-        return Warp(output, theta, self.transform, *sizes, self.align_corners)
-
-    def _apply_theta(self, image: Tensor, theta: Tensor) -> Tensor:
-        options: dict[str, Any] = {
-            "transform": self.transform,
-            "mode": self.mode,
-            "padding_mode": self.padding_mode,
-            "fill": self.fill,
-            "align_corners": self.align_corners,
-        }
-        if self.gradient == "linearized" and self.training:
-            return linearized_warp(image, theta, self.size, **options)
-        return warp(image, theta, self.size, antialias=self.antialias, **options)
-
-    def extra_repr(self) -> str:
-        shown = f"size={self.size}, mode={self.mode!r}, padding_mode={self.padding_mode!r}, align_corners={self.align_corners}"
-        shown += ", antialias=True" if self.antialias else ""
-        return shown + ("" if self.gradient == "exact" else f", gradient={self.gradient!r}")
+        return self._warp(image, self.theta(image), self.transform, self.size)
 
 
 def spatial_transformer_network(

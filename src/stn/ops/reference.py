@@ -135,21 +135,23 @@ def _prefilter(
     reflected or repeated image has reflected or repeated coefficients. The others are different beyond the border:
     there the image is widened by what the filter reaches; from there on they are constant.
     """
-    response = kernel.inverse_response().to(image)
-    reach = len(response) // 2
+    reach = len(kernel.response) - 1
     margin = 0 if padding_mode in ("reflection", "circular") else reach
+    background = 0.0 if fill is None else fill.to(image).reshape(1, -1, *[1] * (image.ndim - 2))
     for axis in range(2, image.ndim):
         n = image.shape[axis]
         tap = torch.arange(-margin - reach, n + margin + reach, device=image.device)
         index, inside = pad(tap, n, padding_mode, align_corners)
-        rows = image.movedim(axis, -1)[..., index]
+        rows = image.index_select(axis, index)
         if inside is not None:
-            # Along the axes that are done the margin is background as well, filtered: the same.
-            background = 0.0 if fill is None else fill.to(image).reshape(1, -1, *[1] * (image.ndim - 2))
-            rows = torch.where(inside, rows, background)
-        with torch.autocast(image.device.type, enabled=False):
-            filtered = torch.nn.functional.conv1d(rows.reshape(-1, 1, rows.shape[-1]), response[None, None])
-        image = filtered.reshape(*rows.shape[:-1], -1).movedim(-1, axis)
+            rows = torch.where(inside.reshape(-1, *[1] * (image.ndim - 1 - axis)), rows, background)
+        # Not conv1d, which autocast and GPUs run with too few digits.
+        image = kernel.response[0] * rows.narrow(axis, reach, n + 2 * margin)
+        for k, weight in enumerate(kernel.response[1:], 1):
+            both = [rows.narrow(axis, start, n + 2 * margin) for start in (reach - k, reach + k)]
+            image = torch.add(image, both[0] + both[1], alpha=weight)
+        # What the background is along the next axis.
+        background = background * (2 * sum(kernel.response) - kernel.response[0])
     return image, margin
 
 
