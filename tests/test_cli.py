@@ -69,6 +69,8 @@ def test_train_help_shows_the_recipes_own_defaults(capsys: pytest.CaptureFixture
         (["train", "digits", "--epochs", "0"], 1, "epochs"),
         (["train", "digits", "--batch-size", "0"], 1, "batch_size"),
         (["train", "digits", "--lr", "-1"], 1, "lr"),
+        (["train", "digits", "--penalties", '{"fould": 1.0}'], 1, "did you mean 'fold'?"),
+        (["train", "digits", "--penalties", '{"fold": -1.0}'], 1, "fold"),
         (["train", "images"], 1, "data_dir"),
         (["train", "digits", "--transformer", "none", "--control"], 1, "control"),
         (["train", "digits", "--devices", "0"], 1, "devices"),

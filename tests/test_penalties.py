@@ -312,8 +312,8 @@ def test_autocast_and_modes():
         assert torch.equal(penalty(warp), wanted)
     with torch.inference_mode():
         assert torch.equal(penalty(warp), wanted)
-    half = stn.Warp(warp.output, warp.theta.half(), warp.transform, warp.image_size, warp.size, False)
-    assert penalty(half).dtype == torch.float32
+    half = warp.theta.half()
+    assert torch.equal(penalty(warped(half, warp.transform)), penalty(warped(half.float(), warp.transform)))
 
 
 @pytest.mark.parametrize(("transform", "names"), [

@@ -65,6 +65,28 @@ def test_a_run_holds_what_it_promises(trained: Path) -> None:
     assert not torch.equal(theta[3], theta[0])
 
 
+def test_penalties_theta_and_antialiasing_reach_the_network() -> None:
+    config = replace(SMALL, penalties={"identity": 2.0}, feed_theta=True, antialias=True)
+    task = tasks.Classification(tasks.make_model(config, (1, 28, 28), 10), config)
+    transformer = task.model.transformer
+    assert transformer is not None
+    assert transformer.antialias
+    with torch.no_grad():
+        transformer.localizer.head[-1].bias += 0.25  # six entries: shifts by 0.25, turns and scales
+    images, labels = torch.rand(4, 1, 28, 28), torch.arange(4)
+    task.log = lambda *_, **__: None  # type: ignore[method-assign]
+    task.eval()  # no dropout, so that the two losses differ by the penalty alone
+    with_penalty, plain = task._measure("train", (images, labels)), task._measure("val", (images, labels))
+    wanted = 2.0 * stn.penalties.identity(transformer.warp(images))
+    assert float(wanted) > 0.1
+    torch.testing.assert_close(with_penalty - plain, wanted)
+
+
+def test_a_run_of_four_steps(tmp_path: Path) -> None:
+    """Of which torch's one-cycle schedule is undefined."""
+    tasks.train(replace(SMALL, limit_train=100, batch_size=25, epochs=1, val_fraction=0.05, out=str(tmp_path / "run")))
+
+
 def test_evaluate_repeats_the_result(trained: Path) -> None:
     for folder in (trained, trained / "control"):
         run = tasks.load_run(folder)

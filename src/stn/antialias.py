@@ -2,9 +2,10 @@
 
 The warp's Jacobian says how far a step of one output pixel along each axis of the output goes in the input. Where that
 is more than a pixel, the image is read at several points of a parallelogram (in 3D a parallelepiped) of that shape and
-averaged with a tent; and where it is so large that these points would miss pixels in between, it is read in smaller,
-smoothed copies of the image. All of it is differentiable in theta; a warp that shrinks nothing gives what it gives
-without, to rounding.
+averaged with a tent. The points are those of a lattice that is even both over the whole and along each side, so a long
+and thin parallelogram is followed with all of them; where they are still too far apart they read smaller, smoothed
+copies of the image. All of it is differentiable in theta; a warp that shrinks nothing gives what it gives without, to
+rounding.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from .kernels import Kernel
 from .ops import reference
 from .ops import warp as op
 
-_POINTS = {1: 8, 2: 4, 3: 3}  # read along each axis of an output pixel
+# Rank-1 lattices of 8, 16 and 32 points, the ones with the largest distances: point k has the coordinates g k modulo
+# their number, for each g.
+_LATTICES = {1: (8, (1,)), 2: (16, (1, 13)), 3: (32, (1, 29, 23))}
 _LEVELS = 8  # copies at most, each half the size of the one before
 
 
@@ -38,19 +41,18 @@ def sample_antialiased(
     d = image.ndim - 2
     size, kind = image.shape[2:], image.dtype
     image = image.to(grid.dtype)
-    points = _POINTS[d]
     # The image's own kernel is a pixel wide already, so a step of length s is widened by s - 1/s, and one of up to a
     # pixel not at all. That has a finite slope everywhere, where the exact root of s^2 - 1 has not.
     squared = jacobian.square().sum(-2)  # (B, *out, d)
     widening = (1 - 1 / squared.clamp_min(1.0)).masked_fill(squared.isnan(), torch.nan)
     axes = jacobian * widening[..., None, :]
-    gap = (axes.square().sum(-2).amax(-1)) * (2 / points) ** 2  # squared, between neighbouring points, in pixels
     last = min(_LEVELS, max(math.ceil(math.log2(max(size))), 0))
-    level = (0.5 * gap.clamp_min(1.0).log2()).clamp_max(last)  # (B, *out)
+    level = (0.5 * _gap(axes, _LATTICES[d][0]).clamp_min(1.0).log2()).clamp_max(last)  # (B, *out)
     half = image.new_tensor([n / 2 for n in reversed(size)], dtype=grid.dtype)
-    centre = grid
+    centre, mirror = grid, grid.new_ones(d)  # in units of half the image; where a reflection turns round
     if align_corners:
         centre = grid * grid.new_tensor([(n - 1) / n for n in reversed(size)])
+        mirror = grid.new_tensor([(n - 1) / n if n > 1 else 1.0 for n in reversed(size)])
 
     out = torch.zeros((), dtype=image.dtype, device=image.device)
     copy = image
@@ -63,31 +65,54 @@ def sample_antialiased(
             [n / (m * 2**number) for n, m in zip(reversed(size), reversed(copy.shape[2:]), strict=True)]
         )
         total = torch.zeros((), dtype=image.dtype, device=image.device)
-        for offset, weight in _tent(points, d):
+        for offset in _tent(d):
             moved = (axes * axes.new_tensor(offset)).sum(-1) / half
             if number:
-                position = (centre + moved + 1) * cover - 1
+                position = (_within(centre + moved, padding_mode, mirror) + 1) * cover - 1
                 value = op.sample(copy, position, "bilinear", padding_mode, fill, False)
             else:
                 stretch = (n / (n - 1) if n > 1 else 1.0 for n in reversed(size)) if align_corners else [1.0] * d
                 value = op.sample(
                     image, grid + moved * grid.new_tensor(list(stretch)), mode, padding_mode, fill, align_corners
                 )
-            total = total + weight * value
+            total = total + value
         out = out + share * total
-    return out.to(kind)
+    return (out / _LATTICES[d][0]).to(kind)
 
 
-def _tent(points: int, d: int) -> list[tuple[list[float], float]]:
-    """Offsets within (-1, 1)^d and their weights, which sum to 1."""
-    line = [(2 * k + 1 - points) / points for k in range(points)]
-    weights = [1 - abs(x) for x in line]
-    corner: list[tuple[list[float], float]] = [([], 1.0)]
-    for _ in range(d):
-        corner = [
-            ([*at, x], so_far * w / sum(weights)) for at, so_far in corner for x, w in zip(line, weights, strict=True)
-        ]
-    return corner
+def _gap(axes: Tensor, points: int) -> Tensor:
+    """How far apart the points are, in pixels, squared: of the longest side, the largest face or the whole, each
+    shared among all of them, that which leaves the widest gap."""
+    gap = axes.square().sum(-2).amax(-1) * (2 / points) ** 2
+    columns = axes.unbind(-1)
+    if len(columns) == 2:
+        a, b = columns
+        gap = torch.maximum(gap, (a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]).abs() * 4 / points)
+    if len(columns) == 3:
+        a, b, c = columns
+        faces = [torch.linalg.cross(p, q).square().sum(-1) for p, q in ((a, b), (b, c), (c, a))]
+        gap = torch.maximum(gap, torch.stack(faces).amax(0).clamp_min(1e-6).sqrt() * 4 / points)
+        volume = (torch.linalg.cross(a, b) * c).sum(-1).abs() * 8 / points
+        gap = torch.maximum(gap, volume.clamp_min(1e-6) ** (2 / 3))
+    return gap
+
+
+def _tent(d: int) -> list[list[float]]:
+    """Offsets within (-1, 1)^d, as dense as a tent along each axis, and the same on both sides of 0."""
+    points, generators = _LATTICES[d]
+    shares = [[((g * k + (g - 1) // 2) % points + 0.5) / points for g in generators] for k in range(points)]
+    return [[math.copysign(1 - math.sqrt(1 - abs(2 * u - 1)), u - 0.5) for u in row] for row in shares]
+
+
+def _within(position: Tensor, padding_mode: str, mirror: Tensor) -> Tensor:
+    """Positions outside as those inside the image that they stand for: a smaller copy covers more than the image, so
+    it neither repeats nor turns round where the image does."""
+    if padding_mode == "circular":
+        return (position + 1).remainder(2) - 1
+    if padding_mode == "reflection":
+        turned = (position + mirror).remainder(4 * mirror)
+        return torch.minimum(turned, 4 * mirror - turned) - mirror
+    return position
 
 
 def _needed(level: Tensor, last: int) -> int:

@@ -414,6 +414,8 @@ def create(
     theta_grad_scale: float = 1.0,
     pool: int = 1,
     widen: bool = True,
+    antialias: bool = False,
+    gradient: Literal["exact", "linearized"] = "exact",
     feed_theta: bool = False,
 ) -> TransformerClassifier:
     """A network of the literature, with random weights and its transformer at the identity.
@@ -430,6 +432,7 @@ def create(
             and TC); a control sees the whole image.
         widen: False leaves a control as wide as the classifier behind the transformer, with fewer parameters: it
             tells what the transformer brings from what its parameters bring.
+        antialias, gradient: of the transformer, as for `SpatialTransformer`.
         feed_theta: the classifier's last layer sees theta beside the hidden features. A control has no theta; it is
             widened for the parameters that this takes.
 
@@ -455,8 +458,9 @@ def create(
 
     def build(transform: AbstractTransform, width: int) -> TransformerClassifier:
         transformer = SpatialTransformer(
-            network.localizer(shape, transform), transform, padding_mode=padding_mode, theta_grad_scale=theta_grad_scale
-        )
+            network.localizer(shape, transform), transform, padding_mode=padding_mode, antialias=antialias,
+            gradient=gradient, theta_grad_scale=theta_grad_scale,
+        )  # fmt: skip
         seen = (shape[0], shape[1] // pool, shape[2] // pool)
         classifier = network.classifier(seen, num_classes, width, probability)
         return TransformerClassifier(transformer, classifier, pool, feed_theta=feed_theta)

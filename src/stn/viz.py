@@ -24,6 +24,7 @@ from .module import Warp
 from .transforms.affine import AbstractConstrained, AbstractMatrixTransform, Affine
 from .transforms.base import AbstractTransform
 from .transforms.compose import Compose
+from .transforms.polar import Polar
 from .transforms.projective import Corners
 
 if TYPE_CHECKING:
@@ -160,6 +161,8 @@ def theta_names(transform: AbstractTransform) -> list[str]:
     if isinstance(transform, Corners):
         corners = ("top left", "top right", "bottom right", "bottom left")
         return [f"{corner} {axis}" for corner in corners for axis in axes]
+    if isinstance(transform, Polar):
+        return ["origin x", "origin y"]
     if isinstance(transform, Compose):
         parts = {"outer": transform.outer, "inner": transform.inner}
         return [f"{part} {name}" for part, member in parts.items() for name in theta_names(member)]

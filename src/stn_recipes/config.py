@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from stn.penalties import Penalty
 
 Transformer = Literal[
     "affine", "similarity", "rigid", "attention", "crop", "translation", "rotation", "projective", "corners", "tps",
@@ -32,6 +34,10 @@ class TrainConfig:
         pool: average-pool the transformer's output by this factor.
         dropout: probability; the network's own if not given.
         theta_grad_scale: factor on the gradient that enters theta.
+        antialias: average over what each output pixel stands for, where the transformer zooms out.
+        gradient: of theta: exact, or linearized (multi-sampling, which sees further).
+        feed_theta: the classifier's last layer sees theta, too.
+        penalties: weights of stn.penalties in the loss by name, such as '{"fold": 1.0, "scale": 0.1}'.
         epochs: passes over the training set.
         batch_size: images per step and device.
         optimizer: sgd (Nesterov momentum 0.9) or adamw.
@@ -72,6 +78,10 @@ class TrainConfig:
     widen: bool = True
     dropout: float | None = None
     theta_grad_scale: float = 1.0
+    antialias: bool = False
+    gradient: Literal["exact", "linearized"] = "exact"
+    feed_theta: bool = False
+    penalties: dict[str, float] = field(default_factory=dict)
     epochs: int = 20
     batch_size: int = 128
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -108,5 +118,11 @@ class TrainConfig:
         for name in ("val_fraction", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected a number in [0, 1), got {getattr(self, name)!r}")
+        self.penalty()  # refuses unknown names and weights below 0
         if self.devices == 0:
             raise ValueError("devices: expected at least 1, got 0")
+
+    def penalty(self) -> Penalty | None:
+        """The weighted sum that `penalties` names, or None."""
+        weights: dict[str, Any] = dict(self.penalties)
+        return Penalty(**weights) if weights else None

@@ -395,12 +395,9 @@ def _outcome(model: TransformerClassifier, data: Any, renormalize: Any = None) -
     for images, truth in _batches(data):
         if renormalize is not None:
             images = renormalize(images)
-        if model.transformer is not None:
-            warp = model.transformer.warp(images)
+        logits, warp = model.look(images)
+        if warp is not None:
             theta.append(warp.theta.float())
-            logits = model.classifier(model.pool(warp.output))
-        else:
-            logits = model(images)
         top = logits.float().softmax(1).max(1)
         labels.append(truth)
         predicted.append(top.indices)

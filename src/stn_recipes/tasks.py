@@ -95,6 +95,9 @@ def make_model(config: TrainConfig, in_shape: tuple[int, int, int], num_classes:
             dropout=config.dropout,
             padding_mode=config.padding_mode,
             theta_grad_scale=config.theta_grad_scale,
+            antialias=config.antialias,
+            gradient=config.gradient,
+            feed_theta=config.feed_theta,
             pool=config.pool,
             widen=config.widen,
         )
@@ -108,14 +111,16 @@ class Classification(LightningModule):
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         self.model = model.to(memory_format=self.memory_format)  # type: ignore[call-overload]
         self.config = config
+        self.penalty = config.penalty()
         self.means = torch.nn.ModuleDict(
             {f"{stage}_{name}": MeanMetric() for stage in ("train", "val", "test") for name in ("loss", "accuracy")}
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        images = images.contiguous(memory_format=self.memory_format)
-        logits: Tensor = self.model(images)
-        return logits
+        return self.look(images)[0]
+
+    def look(self, images: Tensor) -> tuple[Tensor, stn.Warp | None]:
+        return self.model.look(images.contiguous(memory_format=self.memory_format))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         return self._measure("train", batch, self.config.label_smoothing)
@@ -128,7 +133,7 @@ class Classification(LightningModule):
 
     def _measure(self, stage: str, batch: tuple[Tensor, Tensor], label_smoothing: float = 0.0) -> Tensor:
         images, labels = batch
-        logits = self(images)
+        logits, warp = self.look(images)
         loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
         accuracy = (logits.argmax(1) == labels).float().mean()
         for name, value in (("loss", loss.detach()), ("accuracy", accuracy)):
@@ -137,6 +142,8 @@ class Classification(LightningModule):
             assert isinstance(mean, MeanMetric)
             mean.update(value, weight=len(labels))
             self.log(f"{stage}_{name}", mean, on_step=False, on_epoch=True)
+        if stage == "train" and self.penalty is not None and warp is not None:
+            loss = loss + self.penalty(warp)
         return loss
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
@@ -158,7 +165,7 @@ class Classification(LightningModule):
             scheduler = torch.optim.lr_scheduler.OneCycleLR(
                 optimizer,
                 max_lr=[group["lr"] for group in groups],
-                total_steps=steps,
+                total_steps=max(steps, 8),  # of 4 steps the way up is none, and torch divides by its length
                 pct_start=0.25,
                 div_factor=10.0,
                 final_div_factor=100.0,

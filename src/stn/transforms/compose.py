@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -80,7 +82,10 @@ class Compose(AbstractTransform):
         size = check_size(size, self.ndim)
         matrix = self.as_matrix(theta, image_size=image_size or size, align_corners=align_corners)
         if matrix is None:
-            return super().grid(theta, size, image_size=image_size, align_corners=align_corners)
+            outer, inner = self.split(theta)
+            options: Any = {"image_size": image_size or size, "align_corners": align_corners}
+            points = self.inner.grid(inner, size, **options).flatten(1, -2)
+            return self.outer.map_points(outer, points, **options).reshape(-1, *size, self.ndim)
         grid = reference.affine_grid if matrix.shape[1] == self.ndim else faced_grid
         return grid(matrix, size, align_corners)
 

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._checks import describe
+from .._checks import check_flag, check_size, describe
 from ..conventions import as_projective, lattice
 from .affine import AbstractMatrixTransform, _unbounded
 from .base import AbstractTransform, lattice_points
-from .bspline import BSpline
+from .bspline import BSpline, _basis_matrix
 from .flow import DisplacementField
 from .projective import AbstractProjectiveTransform
 from .tps import ThinPlateSpline
@@ -56,12 +56,16 @@ def convert(
     if source.ndim != target.ndim:
         raise ValueError(f"target: expected a family in {source.ndim}D as the source, got {target}")
     theta = source.check_theta(theta)
+    dtype, theta = theta.dtype, theta.double()
+    check_flag("align_corners", align_corners)
+    if image_size is not None:
+        image_size = check_size(image_size, source.ndim, "image_size")
     options: Any = {"image_size": image_size, "align_corners": align_corners}
-    result = _express(theta.double(), source, target, **options).to(theta.dtype)
-    points = lattice_points(theta.double(), (_CHECKED,) * source.ndim, True).expand(len(theta), -1, -1)
-    wanted = source.map_points(theta.double(), points, **options)
+    result = _express(theta, source, target, dtype, **options).to(dtype)
+    points = lattice_points(theta, (_CHECKED,) * source.ndim, True).expand(len(theta), -1, -1)
+    wanted = source.map_points(theta, points, **options)
     got = target.map_points(result.double(), points, **options)
-    tolerance = 1e-4 if theta.dtype == torch.float32 else 1e-9
+    tolerance = 1e-4 if dtype == torch.float32 else 1e-9
     missed = ~((got - wanted).abs() <= tolerance * (1 + wanted.abs()))
     if bool(missed.any()):
         raise _cannot(source, target, f"; that at index {int(missed.nonzero()[0, 0])} is not")
@@ -76,6 +80,7 @@ def _express(
     theta: Tensor,
     source: AbstractTransform,
     target: AbstractTransform,
+    dtype: torch.dtype,
     *,
     image_size: tuple[int, ...] | None,
     align_corners: bool,
@@ -91,8 +96,11 @@ def _express(
         matrix = source.as_matrix(theta, image_size=image_size, align_corners=align_corners)
         if matrix is None:
             raise _cannot(source, target)
+        matrix = matrix.to(dtype)  # which says how exactly the matrix has to be one of the family
         if isinstance(target, AbstractProjectiveTransform):
             return target.from_matrix(as_projective(matrix))
+        if matrix.shape[1] > d:  # a projective map that is affine has a last row 0 ... 0 w
+            matrix = matrix / matrix[:, -1:, -1:]
         return target.from_matrix(matrix[:, :d], image_size=image_size, align_corners=align_corners)
     if isinstance(target, ThinPlateSpline):
         points = target.control_points.to(theta)
@@ -101,10 +109,15 @@ def _express(
         at_points = displacement(lattice_points(theta, target.size, True)[0])
         return _unbounded(at_points.flatten(1), target.max_offset, "max_offset")
     if isinstance(target, BSpline):
-        # A cubic spline whose coefficients are a linear function is that function; so it is for the first level.
-        axes = [lattice(n, align_corners=True, dtype=theta.dtype, device=theta.device) for n in target.lattice]
-        axes = [torch.cat([2 * a[:1] - a[1:2], a, 2 * a[-1:] - a[-2:-1]]) for a in axes]
-        points = torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], dim=-1).reshape(-1, d)
-        first = _unbounded(displacement(points).flatten(1), target.max_offset, "max_offset")
-        return torch.nn.functional.pad(first, (0, target.num_params - first.shape[1]))
+        # The finest level holds the others. As many points as it has coefficients: those on the frame, and one more
+        # next to each end.
+        axes = [lattice(n - 2, align_corners=True, dtype=theta.dtype, device=theta.device) for n in target.shapes[-1]]
+        axes = [torch.cat([a, a[:1] + (a[1] - a[0]) / 3, a[-1:] - (a[1] - a[0]) / 3]) for a in axes]
+        points = torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], dim=-1)
+        field = displacement(points.reshape(-1, d)).reshape(-1, *points.shape)
+        for axis, at in enumerate(axes, start=1):
+            rows = field.movedim(axis, -1)[..., None]
+            field = torch.linalg.solve(_basis_matrix(at, len(at) - 3), rows)[..., 0].movedim(-1, axis)
+        last = _unbounded(field.flatten(1), target.max_offset, "max_offset")
+        return torch.nn.functional.pad(last, (target.num_params - last.shape[1], 0))
     raise _cannot(source, target)
