@@ -216,3 +216,11 @@ def test_wrong_arguments():
         BSpline((3, 3)).inverse(torch.zeros(1, 50))
     with pytest.raises(TypeError):
         BSpline((3, 3), 2)
+
+
+def test_the_bending_energy_compiles() -> None:
+    family = BSpline((3, 3))
+    theta = torch.randn(2, family.num_params)
+    torch.compiler.reset()
+    compiled = torch.compile(family.bending_energy, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(theta), family.bending_energy(theta))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import numpy as np
@@ -13,6 +12,9 @@ from .._checks import check_bound, check_float_tensor, check_number, check_size,
 from ..conventions import lattice
 from .affine import _bounded
 from .base import AbstractTransform
+
+# Gauss and Legendre's, exact up to degree 7; squares of cubics have 6. As lists, which a compiler takes.
+_NODES, _WEIGHTS = (values.tolist() for values in np.polynomial.legendre.leggauss(4))
 
 
 def bspline_displacement(coefficients: Tensor, points: Tensor) -> Tensor:
@@ -117,7 +119,7 @@ def bspline_bending_energy(coefficients: Tensor) -> Tensor:
     matrices = [_quadrature_matrices(n - 3, field) for n in field.shape[1:-1]]
     total = field.new_zeros(field.shape[0])
     with torch.autocast(field.device.type, enabled=False):
-        for first, second in itertools.combinations_with_replacement(range(d), 2):
+        for first, second in [(i, j) for i in range(d) for j in range(i, d)]:
             values = field
             for axis in range(d):
                 order = (axis == first) + (axis == second)
@@ -248,9 +250,8 @@ def _basis_matrix(x: Tensor, spans: int, derivative: int = 0) -> Tensor:
 def _quadrature_matrices(spans: int, like: Tensor) -> list[Tensor]:
     """Every basis function, its first and its second derivative where Gauss and Legendre look, times the root of their
     weights: the sum of squares is the integral over [-1, 1]."""
-    nodes, weights = np.polynomial.legendre.leggauss(4)  # exact up to degree 7, and squares of cubics have 6
-    t = torch.as_tensor((nodes + 1) / 2, dtype=torch.float64)
-    root = torch.as_tensor(np.sqrt(weights / spans), dtype=torch.float64).repeat(spans)
+    t = (torch.tensor(_NODES, dtype=torch.float64) + 1) / 2
+    root = (torch.tensor(_WEIGHTS, dtype=torch.float64) / spans).sqrt().repeat(spans)
     x = ((torch.arange(spans, dtype=torch.float64)[:, None] + t) * (2 / spans) - 1).flatten()
     return [(root[:, None] * _basis_matrix(x, spans, derivative)).to(like) for derivative in range(3)]
 

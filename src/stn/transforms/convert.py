@@ -16,7 +16,8 @@ from .flow import DisplacementField
 from .projective import AbstractProjectiveTransform
 from .tps import ThinPlateSpline
 
-_CHECKED = 13  # points along each axis on which both are compared
+_CHECKED = 200  # points, at least, on which both are compared
+_GROWTH = {1: 1.6180339887498949, 2: 1.3247179572447461, 3: 1.2207440846057596}  # x^(d + 1) = x + 1
 
 
 def convert(
@@ -31,7 +32,7 @@ def convert(
 
     Any matrix family goes into any other that has the matrix, and an affine map into thin plate splines, B-splines and
     displacement fields of any lattice; a spline or a field goes into another one that holds it, a finer one say. The
-    result is compared with the source on a lattice that covers the frame, so what comes back is right there to float32's
+    result is compared with the source on points all over the frame, so what comes back is right there to float32's
     last digits. Beyond the frame splines and fields may go on differently.
 
     Args:
@@ -62,7 +63,8 @@ def convert(
         image_size = check_size(image_size, source.ndim, "image_size")
     options: Any = {"image_size": image_size, "align_corners": align_corners}
     result = _express(theta, source, target, dtype, **options).to(dtype)
-    points = lattice_points(theta, (_CHECKED,) * source.ndim, True).expand(len(theta), -1, -1)
+    points = _spread(_CHECKED + 4 * (source.num_params + target.num_params), source.ndim)
+    points = points.to(theta).expand(len(theta), -1, -1)
     wanted = source.map_points(theta, points, **options)
     got = target.map_points(result.double(), points, **options)
     tolerance = 1e-4 if dtype == torch.float32 else 1e-9
@@ -70,6 +72,15 @@ def convert(
     if bool(missed.any()):
         raise _cannot(source, target, f"; that at index {int(missed.nonzero()[0, 0])} is not")
     return result
+
+
+def _spread(n: int, d: int) -> Tensor:
+    """Points (1, n, d) all over the frame, evenly, on no lattice: a field agrees with any other on its own points.
+
+    Source: the additive recurrence of Roberts 2018.
+    """
+    steps = torch.tensor([_GROWTH[d] ** -(k + 1) for k in range(d)], dtype=torch.float64)
+    return 2 * (torch.arange(n, dtype=torch.float64)[None, :, None] * steps).remainder(1.0) - 1
 
 
 def _cannot(source: AbstractTransform, target: AbstractTransform, more: str = "") -> ValueError:
