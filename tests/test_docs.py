@@ -82,7 +82,19 @@ def public(module):
     return {name: getattr(module, name) for name in names}
 
 
-PAGES = ["stn", "stn.functional", "stn.transforms", "stn.ops", "stn.conventions", "stn.compat", "stn.models"]
+PAGES = [
+    "stn",
+    "stn.functional",
+    "stn.kernels",
+    "stn.linearized",
+    "stn.penalties",
+    "stn.placement",
+    "stn.transforms",
+    "stn.ops",
+    "stn.conventions",
+    "stn.compat",
+    "stn.models",
+]
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if not name.rpartition(".")[2].startswith("_")])

@@ -29,7 +29,7 @@ def linearized_sample(
     grid: Tensor,  # (B, *out, d)
     *,
     samples: int = 8,
-    spread: float = 1.0,
+    spread: float = 2.0,
     generator: torch.Generator | None = None,
     mode: Mode = "bilinear",
     padding_mode: PaddingMode = "zeros",
@@ -92,7 +92,7 @@ def linearized_warp(
     *,
     transform: AbstractTransform | None = None,
     samples: int = 8,
-    spread: float = 1.0,
+    spread: float = 2.0,
     generator: torch.Generator | None = None,
     mode: Mode = "bilinear",
     padding_mode: PaddingMode = "zeros",
