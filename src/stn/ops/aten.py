@@ -39,6 +39,36 @@ def warp_affine(
     return _sample(image, grid, mode, padding_mode, fill, align_corners) + poison.reshape(-1, *[1] * (image.ndim - 1))
 
 
+def warp_projective(
+    image: Tensor,
+    matrix: Tensor,
+    size: tuple[int, ...],
+    mode: str,
+    padding_mode: str,
+    fill: Tensor | None,
+    align_corners: bool,
+) -> Tensor:
+    from ..transforms.projective import projective_grid  # which imports the families, and they import this package
+
+    grid = projective_grid(matrix, size, align_corners=align_corners)
+    return sample(image, grid, mode, padding_mode, fill, align_corners)
+
+
+def warp_basis(
+    image: Tensor,
+    basis: Tensor,
+    coefficients: Tensor,
+    size: tuple[int, ...],
+    mode: str,
+    padding_mode: str,
+    fill: Tensor | None,
+    align_corners: bool,
+) -> Tensor:
+    dtype = torch.float64 if image.dtype == torch.float64 else torch.float32
+    grid = reference.basis_grid(basis, coefficients, size, dtype)
+    return sample(image, grid, mode, padding_mode, fill, align_corners)
+
+
 def sample(
     image: Tensor, grid: Tensor, mode: str, padding_mode: str, fill: Tensor | None, align_corners: bool
 ) -> Tensor:

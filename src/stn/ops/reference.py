@@ -58,6 +58,41 @@ def warp_affine(
     return sample(image, affine_grid(matrix, size, align_corners), mode, padding_mode, fill, align_corners)
 
 
+def warp_projective(
+    image: Tensor,
+    matrix: Tensor,
+    size: tuple[int, ...],
+    mode: str,
+    padding_mode: str,
+    fill: Tensor | None,
+    align_corners: bool,
+) -> Tensor:
+    from ..transforms.projective import projective_grid  # which imports the families, and they import this file
+
+    grid = projective_grid(matrix, size, align_corners=align_corners)
+    return sample(image, grid, mode, padding_mode, fill, align_corners)
+
+
+def basis_grid(basis: Tensor, coefficients: Tensor, size: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """basis (N, K) @ coefficients (B, K, d), in float64 because large terms may cancel, as a grid (B, *size, d)."""
+    grid = torch.einsum("nk,bkd->bnd", basis.to(torch.float64), coefficients.to(torch.float64))
+    return grid.to(dtype, memory_format=torch.contiguous_format).unflatten(1, size)
+
+
+def warp_basis(
+    image: Tensor,
+    basis: Tensor,
+    coefficients: Tensor,
+    size: tuple[int, ...],
+    mode: str,
+    padding_mode: str,
+    fill: Tensor | None,
+    align_corners: bool,
+) -> Tensor:
+    dtype = torch.float64 if image.dtype == torch.float64 else torch.float32
+    return sample(image, basis_grid(basis, coefficients, size, dtype), mode, padding_mode, fill, align_corners)
+
+
 def sample(
     image: Tensor, grid: Tensor, mode: str, padding_mode: str, fill: Tensor | None, align_corners: bool
 ) -> Tensor:

@@ -1,7 +1,7 @@
 """The one op that carries the work: which kernel runs, and the types around it.
 
-A kernel is a module with `NAME`, `unavailable()` (the reason, or None), `supports(...)`, `sample(...)` and
-`warp_affine(...)`. To add one, write the file and put it into `KERNELS`: the first that is available and supports the
+A kernel is a module with `NAME`, `unavailable()` (the reason, or None), `supports(...)`, `sample(...)`,
+`warp_affine(...)`, `warp_projective(...)` and `warp_basis(...)`. To add one, write the file and put it into `KERNELS`: the first that is available and supports the
 case runs.
 """
 
@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from .._checks import check_choice
-from . import aten, reference
+from . import aten, cpu, reference
 
-KERNELS = (aten, reference)
+KERNELS = (cpu, aten, reference)
 
 _forced: str | None = None
 
@@ -90,6 +90,40 @@ def warp_affine(
     """`sample` at the affine grid of matrix (B, d, d+1) without the caller ever seeing a grid."""
     kernel = _select(image.ndim - 2, mode, padding_mode, image.device)
     out = kernel.warp_affine(image, matrix.to(_working_dtype(image)), size, mode, padding_mode, fill, align_corners)
+    return _as_image(out, image)
+
+
+def warp_projective(
+    image: Tensor,
+    matrix: Tensor,
+    size: tuple[int, ...],
+    mode: str,
+    padding_mode: str,
+    fill: Tensor | None,
+    align_corners: bool,
+) -> Tensor:
+    """`sample` at the projective grid of matrix (B, d+1, d+1), whose last entry is not negative."""
+    kernel = _select(image.ndim - 2, mode, padding_mode, image.device)
+    out = kernel.warp_projective(image, matrix.to(_working_dtype(image)), size, mode, padding_mode, fill, align_corners)
+    return _as_image(out, image)
+
+
+def warp_basis(
+    image: Tensor,
+    basis: Tensor,
+    coefficients: Tensor,
+    size: tuple[int, ...],
+    mode: str,
+    padding_mode: str,
+    fill: Tensor | None,
+    align_corners: bool,
+) -> Tensor:
+    """`sample` at the grid basis (N, K) @ coefficients (B, K, d), the N pixels of `size` row by row.
+
+    Summed in float64. A basis whose pixels are adjacent in memory, (K, N) transposed, is read as it is.
+    """
+    kernel = _select(image.ndim - 2, mode, padding_mode, image.device)
+    out = kernel.warp_basis(image, basis, coefficients, size, mode, padding_mode, fill, align_corners)
     return _as_image(out, image)
 
 
