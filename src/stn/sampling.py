@@ -21,7 +21,8 @@ from ._checks import (
 from .ops import warp as op
 from .transforms.affine import AbstractMatrixTransform
 from .transforms.base import AbstractTransform
-from .transforms.projective import projective_grid
+from .transforms.projective import AbstractProjectiveTransform, facing
+from .transforms.tps import ThinPlateSpline
 
 MODES = ("bilinear", "nearest", "bicubic")
 PADDING_MODES = ("zeros", "border", "reflection", "circular", "constant")
@@ -142,10 +143,16 @@ def warp(
     if transform is None and theta.shape[1] == d:
         matrix = theta.expand(batch, -1, -1)
         return op.warp_affine(image, matrix, size, mode, padding_mode, background, align_corners)
+    if isinstance(transform, AbstractProjectiveTransform):
+        theta, transform = transform.matrix(theta), None
     if transform is None:
-        grid = projective_grid(theta, size, align_corners=align_corners)
-    else:
-        grid = transform.grid(theta, size, image_size=image_size, align_corners=align_corners)
+        matrix = facing(theta).expand(batch, -1, -1)
+        return op.warp_projective(image, matrix, size, mode, padding_mode, background, align_corners)
+    if isinstance(transform, ThinPlateSpline):
+        basis, coefficients = transform.basis(size, align_corners=align_corners), transform.coefficients(theta)
+        coefficients = coefficients.expand(batch, -1, -1)
+        return op.warp_basis(image, basis, coefficients, size, mode, padding_mode, background, align_corners)
+    grid = transform.grid(theta, size, image_size=image_size, align_corners=align_corners)
     return op.sample(image, grid.expand(batch, *grid.shape[1:]), mode, padding_mode, background, align_corners)
 
 

@@ -3,10 +3,12 @@
 A program makes one tile of the output, TILE_X by TILE_Y pixels of one slice of one image, for some of its channels,
 LANES at a time: where to read is worked out once for all of them and never stored.
 
-Positions of affine and projective maps start from the tile's first pixel in float64, a few operations a program and
-not a pixel, because consumer cards have one float64 unit for 64 of float32. From there they go in float32 steps,
-and relative to a whole number of pixels near by, so that they are exact to the digits of the tile and not to those of
-the image. The sums that make the gradient of a matrix or of coefficients are taken per program, written out and added
+Positions of affine and projective maps go in steps from the tile's first pixel, whose position is worked out in pairs
+of float32 (the second what rounding took from the first; consumer cards have one float64 unit for 64 of float32), and
+are kept relative to a whole number of pixels near by: they are exact to the digits of the tile, not to those of the
+image. Compilers may not contract products and sums here (`enable_fp_fusion`); what is to be fused says so.
+
+ The sums that make the gradient of a matrix or of coefficients are taken per program, written out and added
 up in one order: the same bits every time. So is the gradient of a grid, which nothing adds to.
 
 The gradient of the image adds up atomically, in whatever order the card has it. Under
@@ -18,7 +20,7 @@ Derivatives of derivatives, forward mode and the transforms of `torch.func` go b
 """
 
 # mypy: allow-untyped-defs, disable-error-code="assignment"
-# ruff: noqa: RUF005 (Triton knows sums of tuples, not stars)
+# ruff: noqa: RUF005, SIM300 (Triton knows sums of tuples and no stars; its types are no constants)
 from __future__ import annotations
 
 import functools
@@ -40,7 +42,7 @@ NAME = "triton"
 _TAPS = {"nearest": 1, "bilinear": 2, "bicubic": 4}
 _PADDINGS = ("zeros", "border", "reflection", "circular", "constant")
 _LARGEST_AXIS = 2**30  # pixels are counted in int32 along an axis, and in int64 in memory
-_TILE = 1024  # pixels times channels that a program holds at once: 8 for each of its 128 threads
+_PIXELS = 256  # of a tile: 2 for each of its 128 threads, in 64 registers in 2D; half as many where more are needed
 _PROGRAMS = 1024  # fill the largest cards; channels are divided among programs until there are as many
 _HORIZON = 1e-4  # as transforms/projective.py: what is nearer to the horizon is sent 1 / _HORIZON away
 
@@ -177,37 +179,49 @@ def _pixel(start, ahead, strides, FIRST: tl.constexpr, NDIM: tl.constexpr):
 
 
 @_jit
-def _line(row, stride, gain, rates, centred, NDIM: tl.constexpr):
-    """A row of a matrix, in float64, times `gain`: its value at the tile's first pixel, its steps from pixel to pixel,
-    and whether it is finite."""
-    entry = tl.load(row + NDIM * stride).to(tl.float64)
-    value = entry * gain
-    finite = tl.abs(entry) < float("inf")
-    steps = ()
-    for axis in tl.static_range(NDIM):
-        entry = tl.load(row + axis * stride).to(tl.float64)
-        finite = finite & (tl.abs(entry) < float("inf"))
-        step = entry * gain * rates[axis]
-        value += step * centred[axis]
-        steps = steps + (step,)
-    return value, steps, finite
-
-
-@_jit
-def _rate(n, ALIGN: tl.constexpr):
-    """Normalized units from one output pixel to the next, in float64: 2 / n. Two steps of Newton's method are several
-    times fewer operations than a division."""
-    pixels = tl.maximum(n - ALIGN, 1)
-    exact = tl.cast(pixels, tl.float64)
-    rate = (1.0 / tl.cast(pixels, tl.float32)).to(tl.float64)
-    rate = rate * (2.0 - exact * rate)
-    return 2.0 * (rate * (2.0 - exact * rate))
-
-
-@_jit
 def _normalized(pixel, n, ALIGN: tl.constexpr, WORK: tl.constexpr):
-    """The normalized coordinate of an output pixel."""
-    return (tl.cast(pixel, WORK) - 0.5 * tl.cast(n - 1, WORK)) * _rate(n, ALIGN).to(WORK)
+    """The normalized coordinate of an output pixel, and what rounding took from it."""
+    steps = tl.cast(2 * pixel + 1 - n, WORK)
+    pixels = tl.cast(tl.maximum(n - ALIGN, 1), WORK)
+    high = steps / pixels
+    return high, tl.fma(-high, pixels, steps) / pixels
+
+
+@_jit
+def _ratio(a, b, WORK: tl.constexpr):
+    """a / max(b, 1), rounded to nearest: exactly 1 from a size to itself."""
+    a = tl.cast(a, WORK)
+    b = tl.cast(tl.maximum(b, 1), WORK)
+    return a / b if WORK == tl.float64 else tl.div_rn(a, b)
+
+
+@_jit
+def _line(row, stride, unit, here, here_low, NDIM: tl.constexpr, WORK: tl.constexpr):
+    """A row of a matrix times `unit`, applied to a point: the value, what rounding took from it, the entries without
+    the last, and whether all are finite."""
+    entry = tl.load(row + NDIM * stride)
+    finite = tl.abs(entry) < float("inf")
+    value = _bounded(entry * unit, 1e28)
+    low = 0.0 * value
+    entries = ()
+    for axis in tl.static_range(NDIM):
+        entry = tl.load(row + axis * stride)
+        finite = finite & (tl.abs(entry) < float("inf"))
+        entry = _bounded(entry * unit, 1e28)  # far outside like anything larger, and its products are finite
+        product = entry * here[axis]
+        low += tl.fma(entry, here[axis], -product) + entry * here_low[axis]
+        total = value + product
+        back = total - value
+        low += (value - (total - back)) + (product - back)
+        value = total
+        entries = entries + (entry,)
+    return value, low, entries, finite
+
+
+@_jit
+def _bounded(x, limit):
+    """NaN stays NaN."""
+    return tl.where(x > limit, limit, tl.where(x < -limit, -limit, x))
 
 
 @_jit
@@ -236,54 +250,64 @@ def _locate(
     part = ()
     nearness = 1.0
     if KIND == "affine" or KIND == "projective":
-        rates = ()
-        centred = ()
+        here = ()
+        here_low = ()
         for axis in tl.static_range(NDIM):
-            rates = rates + (_rate(out_size[axis], ALIGN),)
-            centred = centred + (tl.cast(start[axis], tl.float64) - 0.5 * tl.cast(out_size[axis] - 1, tl.float64),)
-        unit = tl.full((), 1.0, tl.float64)
+            high, low = _normalized(start[axis], out_size[axis], ALIGN, WORK)
+            here = here + (high,)
+            here_low = here_low + (low,)
+        on_x = ahead[0].to(WORK)
+        on_y = ahead[1].to(WORK)
+        unit = tl.full((), 1.0, WORK)
         sound = unit == unit
         if KIND == "projective":
-            # A matrix and its multiples are the same map: the largest entry of the last row becomes 1.
-            largest = tl.full((), 0.0, tl.float64)
-            for axis in tl.static_range(NDIM + 1):
-                entry = tl.load(coords + NDIM * strides[1] + axis * strides[2]).to(tl.float64)
-                largest = tl.maximum(largest, tl.abs(entry))
-            unit = 1.0 / tl.where(largest > 0.0, largest, 1.0)
-            depth, depth_steps, sound = _line(coords + NDIM * strides[1], strides[2], unit, rates, centred, NDIM)
-            denominator = depth.to(WORK) + depth_steps[0].to(WORK) * ahead[0] + depth_steps[1].to(WORK) * ahead[1]
-            hidden = denominator <= 1e-4
+            last = coords + NDIM * strides[1]
+            largest = tl.abs(tl.load(last))
+            for axis in tl.static_range(NDIM):
+                largest = tl.maximum(largest, tl.abs(tl.load(last + (axis + 1) * strides[2])))
+            # A matrix and its multiples are the same map: 2^64 times smaller or larger one has room.
+            unit = tl.where(
+                largest > 1e18, 5.421010862427522e-20, tl.where(largest < 1e-18, 18446744073709551616.0, unit)
+            )
+            horizon = 1e-4 * (largest * unit)
+            depth, depth_low, entries, sound = _line(last, strides[2], unit, here, here_low, NDIM, WORK)
+            depth_x = entries[0] * _ratio(2, out_size[0] - ALIGN, WORK)
+            depth_y = entries[1] * _ratio(2, out_size[1] - ALIGN, WORK)
+            denominator = tl.fma(depth_y, on_y, tl.fma(depth_x, on_x, depth))
+            hidden = denominator <= horizon
             denominator = tl.where(hidden, 1.0, denominator)
-            nearness = tl.where(hidden, 0.0, unit.to(WORK) / denominator)
+            nearness = tl.where(hidden, 0.0, unit / denominator)
         for axis in tl.static_range(NDIM):
-            half = 0.5 * tl.cast(in_size[axis] - ALIGN, tl.float64)
-            centre = 0.5 * tl.cast(in_size[axis] - 1, tl.float64)
-            value, steps, finite = _line(coords + axis * strides[1], strides[2], half * unit, rates, centred, NDIM)
-            guess = value
+            size = in_size[axis] - ALIGN
+            half = 0.5 * tl.cast(size, WORK)
+            centre = 0.5 * tl.cast(in_size[axis] - 1, WORK)
+            value, low, entries, finite = _line(
+                coords + axis * strides[1], strides[2], unit, here, here_low, NDIM, WORK
+            )
+            guess = half * value
             if KIND == "projective":
-                guess = tl.where(depth > 1e-4, (value.to(tl.float32) / depth.to(tl.float32)).to(tl.float64), 0.0)
+                guess = tl.where(depth > horizon, guess / depth, 0.0)
             guess += centre
             # Even, so that a tie goes to the same pixel with and without it.
             near = tl.where(tl.abs(guess) < 536870912.0, 2.0 * tl.floor(0.5 * guess), 0.0)
-            rest = value
-            step_x = steps[0]
-            step_y = steps[1]
+            rest = centre - near
+            step_x = entries[0] * _ratio(size, out_size[0] - ALIGN, WORK)
+            step_y = entries[1] * _ratio(size, out_size[1] - ALIGN, WORK)
             if KIND == "projective":
-                rest += (centre - near) * depth
-                step_x += (centre - near) * depth_steps[0]
-                step_y += (centre - near) * depth_steps[1]
+                product = rest * depth
+                lost = tl.fma(rest, depth, -product) + (half * low + rest * depth_low)
+                step_x = tl.fma(rest, depth_x, step_x)
+                step_y = tl.fma(rest, depth_y, step_y)
             else:
-                rest += centre - near
-            # Entries near float32's largest: still far away, and still finite.
-            shrink = tl.where(tl.abs(rest) + tl.abs(step_x) + tl.abs(step_y) > 1e30, 1e-15, 1.0)
-            position = (rest * shrink).to(WORK)
-            position += (step_x * shrink).to(WORK) * ahead[0] + (step_y * shrink).to(WORK) * ahead[1]
+                product = rest
+                lost = half * low
+            position = tl.fma(half, value, product) + lost
+            position = tl.fma(step_y, on_y, tl.fma(step_x, on_x, position))
             if KIND == "projective":
-                numerator = (value * shrink).to(WORK)
-                numerator += (steps[0] * shrink).to(WORK) * ahead[0] + (steps[1] * shrink).to(WORK) * ahead[1]
-                left = (centre - near - 1e4 * half).to(WORK)
-                right = (centre - near + 1e4 * half).to(WORK)
-                position = tl.where(hidden, tl.where(numerator < 0, left, right), position / denominator)
+                numerator = tl.fma(entries[0] * _ratio(2, out_size[0] - ALIGN, WORK), on_x, value)
+                numerator = tl.fma(entries[1] * _ratio(2, out_size[1] - ALIGN, WORK), on_y, numerator)
+                far = tl.where(numerator < 0.0, rest - 1e4 * half, rest + 1e4 * half)
+                position = tl.where(hidden, far, position / denominator)
             whole = whole + (near.to(tl.int32),)
             part = part + (tl.where(finite & sound, position, float("nan")),)
     else:
@@ -313,7 +337,7 @@ def _locate(
 @_jit
 def _first_tap(whole, part, MODE: tl.constexpr):
     """The first pixel that is read along an axis, and how far beyond the pixel below the position lies."""
-    part = tl.where(part > 1073741824.0, 1073741824.0, tl.where(part < -1073741824.0, -1073741824.0, part))  # 2^30
+    part = _bounded(part, 1073741824.0)  # 2^30: beyond it all is the same far outside
     low = tl.floor(part)
     beyond = part - low
     index = tl.where(low == low, low, 0.0).to(tl.int32)
@@ -442,7 +466,7 @@ def _forward(
                     value = tl.load(row + y * image_strides[3] + x * image_strides[2], mask=there, other=0.0).to(WORK)
                     if PADDING == "constant":
                         value = tl.where(there, value, background)
-                    total += value * (weight_y * _weight(beyond_x, kx, MODE))
+                    total = tl.fma(value, weight_y * _weight(beyond_x, kx, MODE), total)
         tl.store(out + channel.to(tl.int64) * out_strides[1], total.to(out.dtype.element_ty), mask=wanted)
 
 
@@ -540,10 +564,10 @@ def _backward(
                         if PADDING == "constant":
                             value = tl.where(there, value, background)
                         value *= arrived
-                        to_x += value * (_slope(beyond_x, kx, MODE) * weight_y * weight_z)
-                        to_y += value * (weight_x * _slope(beyond_y, ky, MODE) * weight_z)
+                        to_x = tl.fma(value, _slope(beyond_x, kx, MODE) * weight_y * weight_z, to_x)
+                        to_y = tl.fma(value, weight_x * _slope(beyond_y, ky, MODE) * weight_z, to_y)
                         if NDIM == 3:
-                            to_z += value * (weight_x * weight_y * slope_z)
+                            to_z = tl.fma(value, weight_x * weight_y * slope_z, to_z)
                     if TO_IMAGE:
                         weight = weight_x * weight_y * weight_z
                         pixel = place + y * grad_image_strides[3] + x * grad_image_strides[2]
@@ -572,10 +596,10 @@ def _backward(
             basis += _pixel(start, ahead, basis_strides, 1, NDIM)
         else:
             to_depth = tl.zeros(exists.shape, WORK)
-            here = (_normalized(start[0] + ahead[0], out_size[0], ALIGN, WORK),)
-            here = here + (_normalized(start[1] + ahead[1], out_size[1], ALIGN, WORK),)
+            here = (_normalized(start[0] + ahead[0], out_size[0], ALIGN, WORK)[0],)
+            here = here + (_normalized(start[1] + ahead[1], out_size[1], ALIGN, WORK)[0],)
             if NDIM == 3:
-                here = here + (_normalized(start[2], out_size[2], ALIGN, WORK),)
+                here = here + (_normalized(start[2], out_size[2], ALIGN, WORK)[0],)
         for axis in tl.static_range(NDIM):
             # No gradient where the position is cut off, as where it is not finite.
             reached = exists & (tl.abs(part[axis]) <= 1073741824.0)
@@ -610,15 +634,14 @@ def _power(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
-def _plan(
-    kind: str, image: Tensor, size: Sequence[int], mode: str
-) -> tuple[tuple[int, int], int, dict[str, Any]]:  # programs, channels of each, sizes of a tile
+def _plan(image: Tensor, size: Sequence[int], halved: bool) -> tuple[tuple[int, int], int, dict[str, int]]:
+    """How many programs for tiles and for channels, how many channels each has, and the sizes of a tile."""
     batch, channels = image.shape[:2]
     height, width = size[-2:]
     # Channels-last images are read along the channels.
-    lanes = min(_power(channels), 32 if image.stride(1) == 1 else 4)
-    pixels = _TILE // lanes // (2 if mode == "bicubic" else 1)
-    tile_y = min(pixels // min(_power(width), 32), _power(height))
+    lanes = min(_power(channels), 32) if channels > 1 and image.stride(1) == 1 else 1
+    pixels = min(_PIXELS, 1024 // lanes) // (2 if halved else 1)
+    tile_y = min(max(pixels // min(_power(width), 32), 1), _power(height))
     tile_x = min(pixels // tile_y, _power(width))
     tiles = batch * -(-width // tile_x) * -(-height // tile_y) * math.prod(size[:-2])
     share = _power(channels)
@@ -636,7 +659,7 @@ def _xyz(tensor: Tensor, lead: int, trail: int = 0) -> tuple[int, ...]:
 
 def _arguments(
     image: Tensor, coords: Tensor, basis: Tensor | None, fill: Tensor | None, kind: str, size: Sequence[int],
-    mode: str, padding_mode: str, align_corners: bool,
+    mode: str, padding_mode: str, align_corners: bool, *, backward: bool,
 ) -> tuple[tuple[int, int], list[Any], dict[str, Any]]:  # fmt: skip
     """What both kernels take."""
     _compile()
@@ -644,7 +667,7 @@ def _arguments(
         raise ValueError(f"image: expected axes of less than 2^30 pixels, got {tuple(image.shape)} to {tuple(size)}")
     d = len(size)
     work = tl.float64 if coords.dtype == torch.float64 else tl.float32
-    programs, share, tile = _plan(kind, image, size, mode)
+    programs, share, tile = _plan(image, size, backward or mode == "bicubic")
     terms, total = 0, work
     basis_strides: tuple[int, ...] = ()
     if basis is not None:
@@ -677,6 +700,7 @@ def _arguments(
         "SUM": total,
         **tile,
         "num_warps": 4,
+        "enable_fp_fusion": False,
     }
     return programs, arguments, options
 
@@ -696,7 +720,7 @@ def _run_forward(
     out = _empty_like_format(image, size, image.dtype)
     if out.numel():
         programs, arguments, options = _arguments(
-            image, coords, basis, fill, kind, size, mode, padding_mode, align_corners
+            image, coords, basis, fill, kind, size, mode, padding_mode, align_corners, backward=False
         )
         with torch.cuda.device_of(image):
             _forward[programs](*arguments, out, _xyz(out, 2), **options)
@@ -706,27 +730,26 @@ def _run_forward(
 def _run_backward(
     grad: Tensor, to_image: bool, to_coords: bool, to_fill: bool, image: Tensor, coords: Tensor,
     basis: Tensor | None, fill: Tensor | None, *options: Any,
-) -> list[Tensor]:  # fmt: skip
-    """The gradients of the image, of the coordinates and of the fill: those that are asked for."""
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """The gradients of the image, of the coordinates and of the fill; of those not asked for an empty tensor."""
     mode = options[2]
-    moves = mode != "nearest" and grad.numel() > 0  # else the position has no gradient
-    to_image_now, to_coords_now = to_image and grad.numel() > 0, to_coords and moves
-    grads = []
-    grad_image = _empty_like_format(image, image.shape[2:], coords.dtype).zero_() if to_image else None
-    sums = None
-    if to_image_now or to_coords_now:
-        sums = _run_backward_kernel(grad, grad_image, to_coords_now, image, coords, basis, fill, *options)
-    if grad_image is not None:
-        grads.append(grad_image.to(image.dtype))
+    grad_image = grad_coords = grad_fill = coords.new_empty(0)
+    if to_image:
+        grad_image = _empty_like_format(image, image.shape[2:], coords.dtype).zero_()
     if to_coords:
-        grads.append(torch.zeros_like(coords, memory_format=torch.contiguous_format) if sums is None else sums)
+        grad_coords = torch.zeros_like(coords, memory_format=torch.contiguous_format)
+    to_coords = to_coords and mode != "nearest"  # of which the position has no gradient
+    if grad.numel() and (to_image or to_coords):
+        target = grad_image if to_image else None
+        moved = _run_backward_kernel(grad, target, to_coords, image, coords, basis, fill, *options)
+        grad_coords = grad_coords if moved is None else moved
     if to_fill:
         assert fill is not None
         nothing, one = coords.new_zeros(()).expand(image.shape[0], 1, *image.shape[2:]), fill.new_ones(1)
         outside = _run_forward(nothing, coords, basis, one, *options)  # (B, 1, *size), how much of a pixel is fill
-        per_channel = (grad * outside).transpose(0, 1).flatten(1).sum(1)
-        grads.append(per_channel if fill.numel() > 1 else per_channel.sum(0, keepdim=True))
-    return grads
+        grad_fill = (grad * outside).transpose(0, 1).flatten(1).sum(1)
+        grad_fill = grad_fill if fill.numel() > 1 else grad_fill.sum(0, keepdim=True)
+    return grad_image.to(image.dtype) if to_image else grad_image, grad_coords, grad_fill
 
 
 def _run_backward_kernel(
@@ -734,7 +757,7 @@ def _run_backward_kernel(
     basis: Tensor | None, fill: Tensor | None, kind: str, size: Sequence[int], *options: Any,
 ) -> Tensor | None:  # fmt: skip
     """Adds to `grad_image` where there is one, and returns the gradient of the coordinates where that is asked for."""
-    programs, arguments, switches = _arguments(image, coords, basis, fill, kind, size, *options)
+    programs, arguments, switches = _arguments(image, coords, basis, fill, kind, size, *options, backward=True)
     counted = grad_image is not None and torch.are_deterministic_algorithms_enabled()
     # Arguments that a case does not touch are any tensor.
     counts = scales = sums = coords
@@ -789,10 +812,10 @@ class _Warp(torch.autograd.Function):
         image, coords, basis, fill = ctx.saved_tensors
         to_image, to_coords, _, to_fill = ctx.needs_input_grad[:4]
         if torch.is_grad_enabled():  # somebody will differentiate the gradient
-            grads = _reference_vjp(image, coords, basis, fill, ctx.options)[1](grad)
-            grads = [g for g, wanted in zip(grads, (to_image, to_coords, to_fill), strict=False) if wanted]
+            grads = (*_reference_vjp(image, coords, basis, fill, ctx.options)[1](grad), None)
         else:
-            grads = _Gradients.apply(grad, image, coords, basis, fill, to_image, to_coords, to_fill, *ctx.options)
+            run = _run_backward if _has_memory(grad) else _backward_operator
+            grads = run(grad, to_image, to_coords, to_fill, image, coords, basis, fill, *ctx.options)
         return _spread(grads, to_image, to_coords, to_fill) + (None,) * len(ctx.options)
 
     @staticmethod
@@ -819,36 +842,24 @@ class _Warp(torch.autograd.Function):
         return _Warp.apply(images, coords, *inputs[2:]).unflatten(0, (info.batch_size, -1)), 0
 
 
-class _Gradients(torch.autograd.Function):
-    """The backward kernel, for batches of gradients too. Nobody differentiates it."""
-
-    @staticmethod
-    def forward(
-        grad: Tensor, image: Tensor, coords: Tensor, basis: Tensor | None, fill: Tensor | None,
-        to_image: bool, to_coords: bool, to_fill: bool, *options: Any,
-    ) -> tuple[Tensor, ...]:  # fmt: skip
-        return tuple(_run_backward(grad, to_image, to_coords, to_fill, image, coords, basis, fill, *options))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        pass
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        each = [_Gradients.apply(*one) for one in _slices(info.batch_size, in_dims, inputs)]
-        grads = tuple(torch.stack(tensors) for tensors in zip(*each, strict=True))
-        return grads, (0,) * len(grads)
-
-
 def _slices(count: int, in_dims: tuple[int | None, ...], inputs: tuple[Any, ...]) -> list[list[Any]]:
     pairs = list(zip(in_dims, inputs, strict=True))
-    return [[value if dim is None else value.select(dim, i) for dim, value in pairs] for i in range(count)]
+    return [[value.select(dim, i) if isinstance(dim, int) else value for dim, value in pairs] for i in range(count)]
 
 
-def _spread(grads: Sequence[Tensor], to_image: bool, to_coords: bool, to_fill: bool) -> tuple[Tensor | None, ...]:
-    """The gradients that were asked for at their places among image, coords, basis, fill."""
-    left = iter(grads)
-    return tuple(next(left) if wanted else None for wanted in (to_image, to_coords, False, to_fill))
+def _has_memory(tensor: Tensor) -> bool:
+    """Not so under `vmap`, of either kind."""
+    try:
+        tensor.data_ptr()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _spread(grads: Sequence[Tensor | None], *wanted: bool) -> tuple[Tensor | None, ...]:
+    """Gradients of image, coordinates and fill at their places among image, coords, basis, fill."""
+    to_image, to_coords, to_fill = (grad if want else None for grad, want in zip(grads, wanted, strict=False))
+    return to_image, to_coords, None, to_fill
 
 
 def _reference_vjp(
@@ -894,7 +905,7 @@ _backward_operator = torch.library.custom_op(
     mutates_args=(),
     schema=(
         "(Tensor grad, bool to_image, bool to_coords, bool to_fill, Tensor image, Tensor coords, Tensor? basis, "
-        f"Tensor? fill, {_OPTIONS}) -> Tensor[]"
+        f"Tensor? fill, {_OPTIONS}) -> (Tensor, Tensor, Tensor)"
     ),
 )
 
@@ -910,14 +921,12 @@ def _(
 def _(
     grad: Tensor, to_image: bool, to_coords: bool, to_fill: bool, image: Tensor, coords: Tensor,
     basis: Tensor | None, fill: Tensor | None, *_: Any,
-) -> list[Tensor]:  # fmt: skip
-    grads = [_empty_like_format(image, image.shape[2:], image.dtype)] if to_image else []
-    if to_coords:
-        grads.append(torch.empty_like(coords, memory_format=torch.contiguous_format))
-    if to_fill:
-        assert fill is not None
-        grads.append(torch.empty_like(fill))
-    return grads
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    return (
+        _empty_like_format(image, image.shape[2:], image.dtype) if to_image else coords.new_empty(0),
+        torch.empty_like(coords, memory_format=torch.contiguous_format) if to_coords else coords.new_empty(0),
+        coords.new_empty(0) if fill is None or not to_fill else torch.empty_like(fill),
+    )
 
 
 def _setup_operator(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

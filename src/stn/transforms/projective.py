@@ -52,7 +52,7 @@ def projective_grid(theta: Tensor, size: tuple[int, ...], *, align_corners: bool
     """
     d = _check_projective("theta", theta)
     size = check_size(size, d)
-    m = _facing(theta.to(coordinate_dtype(theta)))
+    m = facing(theta.to(coordinate_dtype(theta)))
     total = m[:, :, d].reshape(-1, *[1] * d, d + 1)
     for axis in reversed(range(d)):  # z, y, x: coarse to fine, only the last sum is of full size
         coordinate = lattice(size[d - 1 - axis], align_corners=align_corners, dtype=m.dtype, device=m.device)
@@ -168,7 +168,7 @@ class AbstractProjectiveTransform(AbstractTransform):
         if m.shape[1] == d:
             last = torch.eye(d + 1, dtype=m.dtype, device=m.device)[d:]
             m = torch.cat([m, last.expand(m.shape[0], 1, d + 1)], dim=1)
-        return _facing(m)
+        return facing(m)
 
 
 class Projective(AbstractProjectiveTransform):
@@ -339,7 +339,7 @@ def _frame_corners(like: Tensor) -> Tensor:
     return torch.tensor([[[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]]], dtype=like.dtype, device=like.device)
 
 
-def _facing(matrix: Tensor) -> Tensor:
+def facing(matrix: Tensor) -> Tensor:
     """The same maps (B, d+1, d+1), signed so that the denominator is positive at the centre."""
     return torch.where(matrix[:, -1:, -1:] < 0, -matrix, matrix)
 

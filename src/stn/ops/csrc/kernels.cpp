@@ -153,6 +153,7 @@ template <class R>
 struct Chunk {
     i64 first;  // number of the first pixel
     int count;
+    i64 ahead;  // from a pixel's offset to about where the image is read a few output rows later
     alignas(64) int i[3][CHUNK + SLACK];
     alignas(64) R t[3][CHUNK + SLACK];
     alignas(64) R u[3][CHUNK + SLACK];        // PROJECTIVE: the normalized position,
@@ -259,7 +260,18 @@ struct Positions {
         return v;
     }
 
+    i64 ahead() const {
+        constexpr double ROWS = 6;
+        double at[3] = {0, ROWS * double(p.in[1]) / double(p.out[1]), 0};
+        if (p.coords == AFFINE && D > 1)
+            for (int a = 0; a < D; a++) at[a] = fabs(along[a][1]) < 1e4 ? ROWS * along[a][1] : 0;
+        i64 total = 0;
+        for (int a = 0; a < D; a++) total += i64(at[a]) * p.image_stride[a];
+        return total;
+    }
+
     void fill(Chunk<R>& c) const {
+        c.ahead = ahead();
         switch (p.coords) {
             case AFFINE: affine(c); break;
             case PROJECTIVE: projective(c); break;
@@ -601,6 +613,13 @@ inline vfloat twice_high(vfloat a) { return __builtin_shufflevector(a, a, 2, 2, 
 #endif
 #endif
 
+// Keeps the offsets in memory: hoisted out of a loop over channels there are more of them than registers.
+#define STN_REREAD(pointer) asm("" : "+r"(pointer))
+
+inline void prefetch(const void* from, i64 bytes) {
+    __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(from) + uintptr_t(bytes)));
+}
+
 inline bool none(const uint8_t* inside, int n) {
     bool some = false;
     for (int k = 0; k < n; k++) some |= inside[k];
@@ -690,6 +709,8 @@ struct Inside<float, float, D, LINEAR> {
             for (int ch = 0; ch < channels; ch++) {
                 const float* from = image + ch * p.image_channel;
                 const i64* o = c.offset + k;
+                STN_REREAD(o);
+                for (int q = 0; q < LANES; q += 4) prefetch(from + o[q], c.ahead * i64(sizeof(float)));
                 vfloat a0 = lerp(pairs(from, o), pairs(from + rows.at[1], o), y0);
                 vfloat a1 = lerp(pairs(from, o + LANES / 2), pairs(from + rows.at[1], o + LANES / 2), y1);
                 if (D > 2) {
@@ -710,6 +731,8 @@ struct Inside<float, float, D, LINEAR> {
             const i64* o = c.offset + k;
             for (int ch = 0; ch < channels; ch++) {
                 const float* from = image + ch * p.image_channel;
+                STN_REREAD(o);
+                for (int q = 0; q < LANES; q += 4) prefetch(from + o[q], c.ahead * i64(sizeof(float)));
                 vfloat one = load<vfloat>(g[ch] + k), g0 = twice_low(one), g1 = twice_high(one);
                 for (int r = 0; r < NR; r++) {
                     dot[r][0] += g0 * pairs(from + rows.at[r], o);
