@@ -733,7 +733,7 @@ def _run_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients of the image, of the coordinates and of the fill; of those not asked for an empty tensor."""
     mode = options[2]
-    grad_image = grad_coords = grad_fill = coords.new_empty(0)
+    grad_image, grad_coords, grad_fill = (coords.new_empty(0) for _ in range(3))
     if to_image:
         grad_image = _empty_like_format(image, image.shape[2:], coords.dtype).zero_()
     if to_coords:

@@ -270,6 +270,18 @@ struct Positions {
         return total;
     }
 
+    // Whether pixels of the chunk may read rows from `from` to `to` of the slowest axis; only ever wrong with yes.
+    bool touches(const Chunk<R>& c, i64 from, i64 to) const {
+        if (p.coords != AFFINE || (p.padding != ZEROS && p.padding != CONSTANT)) return true;
+        bool any = false;
+        for_segments(p, c.first, c.count, CHUNK, [&](int, int n, i64 j, i64 r, i64 s) {
+            double a = at(D - 1, j, r, s), b = at(D - 1, j + n - 1, r, s);
+            double low = a < b ? a : b, high = a < b ? b : a;
+            any |= !(high < double(from) - 3 || low > double(to) + 2);
+        });
+        return any;
+    }
+
     void fill(Chunk<R>& c) const {
         c.ahead = ahead();
         switch (p.coords) {
@@ -391,12 +403,12 @@ struct Positions {
     i64 sums() const { return p.coords == AFFINE ? D * (D + 1) : p.coords == PROJECTIVE ? (D + 1) * (D + 1) : p.coords == BASIS ? p.basis_size * D : 0; }
 
     // Adds the gradient of a chunk's positions (in pixels) to the sums; a grid's is written where it belongs.
-    void reduce(const Chunk<R>& c, R (*grad)[CHUNK + SLACK], double* total) const {
+    void reduce(const Chunk<R>& c, R (*grad)[CHUNK + SLACK], double* total, bool more = false) const {
         if (p.coords == GRID) {
             R* to = static_cast<R*>(p.grad_coords) + (b * p.out[0] * p.out[1] * p.out[2] + c.first) * D;
             for (int a = 0; a < D; a++) {
                 R size = R(scale[a]);
-                for (int k = 0; k < c.count; k++) to[k * D + a] = grad[a][k] * size;
+                for (int k = 0; k < c.count; k++) to[k * D + a] = (more ? to[k * D + a] : 0) + grad[a][k] * size;
             }
             return;
         }
@@ -572,8 +584,9 @@ inline bool is_finite(const Chunk<R>& c, int k) {
 
 // Pixels inside, rows contiguous: loops without bounds tests, specialized where it pays.
 
+// As a sum of weighted pixels: a + t * (b - a) would turn infinite pixels into NaN.
 template <class V>
-inline V lerp(V a, V b, V t) { return a + t * (b - a); }
+inline V mix(V a, V b, V s, V t) { return s * a + t * b; }
 
 #if defined(__clang__) || __GNUC__ >= 12
 #define STN_SHUFFLES 1
@@ -706,19 +719,20 @@ struct Inside<float, float, D, LINEAR> {
             if (c.inside_count != c.count && none(c.inside + k, LANES)) continue;
             vfloat x = load<vfloat>(c.t[0] + k), y = load<vfloat>(c.t[D > 1 ? 1 : 0] + k), z = load<vfloat>(c.t[D - 1] + k);
             vfloat y0 = twice_low(y), y1 = twice_high(y), z0 = twice_low(z), z1 = twice_high(z);
+            vfloat x_ = 1 - x, y0_ = 1 - y0, y1_ = 1 - y1, z0_ = 1 - z0, z1_ = 1 - z1;
             for (int ch = 0; ch < channels; ch++) {
                 const float* from = image + ch * p.image_channel;
                 const i64* o = c.offset + k;
                 STN_REREAD(o);
                 for (int q = 0; q < LANES; q += 4) prefetch(from + o[q], c.ahead * i64(sizeof(float)));
-                vfloat a0 = lerp(pairs(from, o), pairs(from + rows.at[1], o), y0);
-                vfloat a1 = lerp(pairs(from, o + LANES / 2), pairs(from + rows.at[1], o + LANES / 2), y1);
+                vfloat a0 = mix(pairs(from, o), pairs(from + rows.at[1], o), y0_, y0);
+                vfloat a1 = mix(pairs(from, o + LANES / 2), pairs(from + rows.at[1], o + LANES / 2), y1_, y1);
                 if (D > 2) {
                     const float *c2 = from + rows.at[NR - 2], *c3 = from + rows.at[NR - 1];
-                    a0 = lerp(a0, lerp(pairs(c2, o), pairs(c3, o), y0), z0);
-                    a1 = lerp(a1, lerp(pairs(c2, o + LANES / 2), pairs(c3, o + LANES / 2), y1), z1);
+                    a0 = mix(a0, mix(pairs(c2, o), pairs(c3, o), y0_, y0), z0_, z0);
+                    a1 = mix(a1, mix(pairs(c2, o + LANES / 2), pairs(c3, o + LANES / 2), y1_, y1), z1_, z1);
                 }
-                store(values[ch] + k, lerp(evens(a0, a1), odds(a0, a1), x));
+                store(values[ch] + k, mix(evens(a0, a1), odds(a0, a1), x_, x));
             }
         }
     }
@@ -740,18 +754,18 @@ struct Inside<float, float, D, LINEAR> {
                 }
             }
             vfloat x = load<vfloat>(c.t[0] + k), y = load<vfloat>(c.t[D > 1 ? 1 : 0] + k), z = load<vfloat>(c.t[D - 1] + k);
-            vfloat left[NR], right[NR], total[D];
+            vfloat x_ = 1 - x, y_ = 1 - y, z_ = 1 - z, left[NR], right[NR], total[D];
             for (int r = 0; r < NR; r++) left[r] = evens(dot[r][0], dot[r][1]), right[r] = odds(dot[r][0], dot[r][1]);
             if (D == 2) {
-                total[0] = lerp(right[0] - left[0], right[1] - left[1], y);
-                total[D - 1] = lerp(left[1] - left[0], right[1] - right[0], x);
+                total[0] = mix(right[0] - left[0], right[1] - left[1], y_, y);
+                total[D - 1] = mix(left[1] - left[0], right[1] - right[0], x_, x);
             } else {
                 constexpr int B = NR - 2, C = NR - 1;
-                total[0] = lerp(lerp(right[0] - left[0], right[1] - left[1], y), lerp(right[B] - left[B], right[C] - left[C], y), z);
+                total[0] = mix(mix(right[0] - left[0], right[1] - left[1], y_, y), mix(right[B] - left[B], right[C] - left[C], y_, y), z_, z);
                 vfloat m[NR];
-                for (int r = 0; r < NR; r++) m[r] = lerp(left[r], right[r], x);
-                total[1] = lerp(m[1] - m[0], m[C] - m[B], z);
-                total[D - 1] = lerp(m[B] - m[0], m[C] - m[1], y);
+                for (int r = 0; r < NR; r++) m[r] = mix(left[r], right[r], x_, x);
+                total[1] = mix(m[1] - m[0], m[C] - m[B], z_, z);
+                total[D - 1] = mix(m[B] - m[0], m[C] - m[1], y_, y);
             }
             for (int a = 0; a < D; a++) store(grad[a] + k, more ? load<vfloat>(grad[a] + k) + total[a] : total[a]);
         }
@@ -822,6 +836,91 @@ struct InsideCubic {
 };
 template <int D> struct Inside<float, float, D, CUBIC> : InsideCubic<float, D> {};
 template <int D> struct Inside<double, double, D, CUBIC> : InsideCubic<double, D> {};
+
+// A frame is a small image, or a stripe of one, copied with its padding around it: no pixel needs a bounds test, and
+// whatever the type and layout of the image, the frame is dense and of the working type.
+
+constexpr i64 FRAME_BYTES = 512 << 10;
+
+inline void* scratch() {  // one a thread, kept
+    static thread_local void* memory = nullptr;
+    if (!memory && posix_memalign(&memory, 64, FRAME_BYTES + 4096)) memory = nullptr;
+    return memory;
+}
+
+template <class R, int MODE>
+struct Frame {
+    static constexpr int K = Kernel<MODE>::K, MARGIN = MODE == CUBIC ? 4 : 2;
+    Problem p;      // as of the frame, for the loops that read it
+    i64 width, height, plane, from, to, wide;
+    R* data;
+
+    // Rows from..to of the problem's image, `cell` numbers for each pixel.
+    Frame(const Problem& problem, i64 first, i64 last, int cell = 1) : p(problem), from(first), to(last) {
+        wide = problem.in[0];
+        width = wide + 2 * MARGIN;
+        height = to - from + 2 * MARGIN;
+        plane = width * height * cell;
+        p.image_stride[0] = cell;
+        p.image_stride[1] = width * cell;
+        p.image_channel = plane;
+        data = static_cast<R*>(scratch());
+    }
+
+    static i64 bytes(const Problem& p, i64 rows, int cell = 1) {
+        return (p.in[0] + 2 * MARGIN) * (rows + 2 * MARGIN) * cell * i64(sizeof(R));
+    }
+
+    template <class T>
+    void copy(const T* image, const Problem& source, int channels, i64 first_channel) {
+        for (int ch = 0; ch < channels; ch++) {
+            R background = source.fill ? static_cast<const R*>(source.fill)[first_channel + ch] : 0;
+            const T* plane_from = image + ch * source.image_channel;
+            for (i64 y = -MARGIN; y < to - from + MARGIN; y++) {
+                R* row = data + ch * plane + (y + MARGIN) * width;
+                i64 line = y < 0 ? 0 : y < to - from ? y : to - from - 1;
+                if (line != y && source.padding != BORDER) {
+                    for (i64 x = 0; x < width; x++) row[x] = background;
+                    continue;
+                }
+                const T* at = plane_from + line * source.image_stride[1];
+                R* __restrict inner = row + MARGIN;
+                if (source.image_stride[0] == 1)
+                    for (i64 x = 0; x < wide; x++) inner[x] = get(at[x]);
+                else
+                    for (i64 x = 0; x < wide; x++) inner[x] = get(at[x * source.image_stride[0]]);
+                R left = source.padding == BORDER ? inner[0] : background;
+                R right = source.padding == BORDER ? inner[wide - 1] : background;
+                for (int x = 0; x < MARGIN; x++) row[x] = left, inner[wide + x] = right;
+            }
+        }
+    }
+
+    // Offsets into the frame, for every pixel: those far outside read the margin. True if no position is NaN.
+    bool place(Chunk<R>& c) const {
+        constexpr int before = Kernel<MODE>::before, low = MODE == CUBIC ? -3 : -2, beyond = MODE == CUBIC ? 1 : 0;
+        int last_x = int(wide) + beyond, last_y = int(to - from) + beyond, top = int(from), n = c.count;
+        int cell = int(p.image_stride[0]), line = int(p.image_stride[1]);
+        const int *__restrict x = c.i[0], *__restrict y = c.i[1];
+        i64* __restrict offset = c.offset;
+        bool fine = true;
+        for (int k = 0; k < n; k++) {
+            int u = x[k], v = y[k] - top;
+            u = u < low ? low : u;
+            u = u > last_x ? last_x : u;
+            v = v < low ? low : v;
+            v = v > last_y ? last_y : v;
+            offset[k] = (v + (MARGIN - before)) * line + (u + (MARGIN - before)) * cell;
+            c.inside[k] = 1;
+        }
+        for (int k = 0; k < n; k++) fine &= c.t[0][k] + c.t[1][k] == c.t[0][k] + c.t[1][k];
+        for (int k = n; k < (n + LANES - 1) / LANES * LANES; k++) offset[k] = 0, c.inside[k] = 0;
+        c.inside_count = n;
+        c.rest = 0;
+        c.ahead = 0;
+        return fine;
+    }
+};
 
 // The op
 
@@ -1134,7 +1233,217 @@ struct Op {
         }
     }
 
+    // Frames
+
+    static constexpr bool FRAMES = D == 2 && MODE != NEAREST;
+    static constexpr int FM = FRAMES ? MODE : LINEAR;
+    typedef Frame<R, FM> TheFrame;
+
+    // Never by the number of threads: the result is not to depend on it, not even in the last bit.
+    bool framed() const {
+        if (!FRAMES || (p.padding != ZEROS && p.padding != BORDER && p.padding != CONSTANT)) return false;
+        if (channels_last && p.channels >= 16) return false;
+        i64 bytes = TheFrame::bytes(p, p.in[1]);
+        if (p.in[0] > 4096 || p.in[1] > 4096 || bytes > FRAME_BYTES / 2 || p.in[0] * p.in[1] > 8 * pixels) return false;
+        i64 group = frame_group(bytes);
+        i64 tasks = p.what == GRAD_COORDS ? p.batch : p.batch * ((p.channels + group - 1) / group);
+        return tasks >= 8 || pixels * p.channels <= 16384;
+    }
+
+    i64 frame_group(i64 bytes) const {
+        i64 group = FRAME_BYTES / bytes;
+        return group < GROUP ? group : GROUP;
+    }
+
+    void write(const Chunk<R>& c, T* out, int n, const row* values) const {
+        for (int e = 0; e < n; e++) {
+            T* to = out + e * p.out_channel + c.first * p.out_pixel;
+            if (p.out_pixel == 1)
+                for (int k = 0; k < c.count; k++) put(to[k], values[e][k]);
+            else
+                for (int k = 0; k < c.count; k++) put(to[k * p.out_pixel], values[e][k]);
+        }
+    }
+
+    void forward_framed() const {
+        i64 share = frame_group(TheFrame::bytes(p, p.in[1])), groups = (p.channels + share - 1) / share;
+        parallel(p.batch * groups, [&](i64 task) {
+            i64 b = task / groups, ch = task % groups * share;
+            int n = int(p.channels - ch < share ? p.channels - ch : share);
+            TheFrame frame(p, 0, p.in[1]);
+            frame.copy(static_cast<const T*>(p.image) + b * p.image_batch + ch * p.image_channel, p, n, ch);
+            Positions<R, D> positions(p, b);
+            Chunk<R> c;
+            alignas(64) row values[GROUP];
+            for (i64 chunk = 0; chunk < chunks; chunk++) {
+                start(c, chunk);
+                positions.fill(c);
+                frame.place(c);
+                Inside<R, R, D, FM>::forward(frame.p, c, frame.data, n, values);
+                write(c, static_cast<T*>(p.output) + b * p.out_batch + ch * p.out_channel, n, values);
+            }
+        });
+    }
+
+    int grad_coords_framed() const {
+        i64 sums = Positions<R, D>(p, 0).sums();
+        i64 share = frame_group(TheFrame::bytes(p, p.in[1]));
+        double* total = static_cast<double*>(calloc(size_t(p.batch * sums + 1), sizeof(double)));
+        if (!total) return 1;
+        parallel(p.batch, [&](i64 b) {
+            TheFrame frame(p, 0, p.in[1]);
+            Positions<R, D> positions(p, b);
+            Chunk<R> c;
+            alignas(64) row g[GROUP], grad[3];
+            for (i64 ch = 0; ch < p.channels; ch += share) {
+                int n = int(p.channels - ch < share ? p.channels - ch : share);
+                frame.copy(static_cast<const T*>(p.image) + b * p.image_batch + ch * p.image_channel, p, n, ch);
+                for (i64 chunk = 0; chunk < chunks; chunk++) {
+                    start(c, chunk);
+                    positions.fill(c);
+                    bool fine = frame.place(c);
+                    read_grad(c, static_cast<const T*>(p.output) + b * p.out_batch + ch * p.out_channel, n, g);
+                    Inside<R, R, D, FM>::slopes(frame.p, c, frame.data, n, g, grad, false);
+                    if (!fine)
+                        for (int k = 0; k < c.count; k++)
+                            if (!is_finite<R, D>(c, k))
+                                for (int a = 0; a < D; a++) grad[a][k] = 0;
+                    positions.reduce(c, grad, total + b * sums, ch > 0);
+                }
+            }
+        });
+        if (sums)
+            for (i64 b = 0; b < p.batch; b++) Positions<R, D>(p, b).finish(total + b * sums);
+        free(total);
+        return 0;
+    }
+
+    // Linear: a cell of four numbers for each pixel takes what its four neighbours are due, in one addition, and no two
+    // additions overlap in part. At the end the cells are added up where they belong.
+    static constexpr int CELL = FM == LINEAR ? 4 : 1;
+
+    bool grad_image_framed_pays(i64& stripe) const {
+        if (!FRAMES || channels_last || (p.padding != ZEROS && p.padding != BORDER && p.padding != CONSTANT)) return false;
+        if (p.in[0] > 8192 || p.in[1] > (1 << 20)) return false;
+        i64 one = TheFrame::bytes(p, 1, CELL) - TheFrame::bytes(p, 0, CELL);
+        i64 rows = FRAME_BYTES / (one * (p.channels < 3 ? p.channels : 3)) - 2 * TheFrame::MARGIN;
+        if (rows >= p.in[1]) {
+            stripe = p.in[1];
+            return true;
+        }
+        stripe = rows;
+        return rows >= 16 && p.coords == AFFINE && (p.padding == ZEROS || p.padding == CONSTANT);
+    }
+
+    void grad_image_framed(i64 stripe) const {
+        i64 parts = (p.in[1] + stripe - 1) / stripe;
+        stripe = (p.in[1] + parts - 1) / parts;
+        i64 share = FRAME_BYTES / TheFrame::bytes(p, stripe, CELL);
+        share = share < GROUP ? share : GROUP;
+        i64 groups = (p.channels + share - 1) / share;
+        parallel(p.batch * groups * parts, [&](i64 task) {
+            i64 part = task % parts, ch = task / parts % groups * share, b = task / parts / groups;
+            int n = int(p.channels - ch < share ? p.channels - ch : share);
+            i64 from = part * stripe, to = from + stripe < p.in[1] ? from + stripe : p.in[1];
+            if (from >= to) return;
+            TheFrame frame(p, from, to, CELL);
+            memset(frame.data, 0, size_t(frame.plane * n) * sizeof(R));
+            Positions<R, D> positions(p, b);
+            Chunk<R> c;
+            alignas(64) row g[GROUP];
+            const T* out = static_cast<const T*>(p.output) + b * p.out_batch + ch * p.out_channel;
+            for (i64 chunk = 0; chunk < chunks; chunk++) {
+                start(c, chunk);
+                if (parts > 1 && !positions.touches(c, from, to)) continue;
+                positions.fill(c);
+                bool fine = frame.place(c);
+                read_grad(c, out, n, g);
+                if (!fine)
+                    for (int k = 0; k < c.count; k++)
+                        if (!is_finite<R, D>(c, k)) {
+                            for (int a = 0; a < D; a++) c.t[a][k] = 0;
+                            for (int e = 0; e < n; e++) g[e][k] = 0;
+                        }
+                spread_frame(frame, c, n, g);
+            }
+            R* image = static_cast<R*>(p.grad_image) + b * p.image_batch + ch * p.image_channel;
+            for (int e = 0; e < n; e++) gather_frame(frame, e, image + e * p.image_channel);
+        });
+    }
+
+    void spread_frame(const TheFrame& frame, const Chunk<R>& c, int channels, row* g) const {
+        typedef R vec __attribute__((vector_size(4 * sizeof(R))));
+        if constexpr (FM == LINEAR) {
+            const vec x0 = {1, 0, 1, 0}, x1 = {-1, 1, -1, 1}, y0 = {1, 1, 0, 0}, y1 = {-1, -1, 1, 1};
+            for (int k = 0; k < c.count; k++) {
+                vec w = (x0 + c.t[0][k] * x1) * (y0 + c.t[1][k] * y1);
+                R* at = frame.data + c.offset[k];
+                for (int ch = 0; ch < channels; ch++, at += frame.plane) store(at, load<vec>(at) + g[ch][k] * w);
+            }
+        } else {
+            for (int k = 0; k < c.count; k++) {
+                R w[4], dw[4], v[4];
+                axis_weights<CUBIC>(c.t[0][k], w, dw);
+                axis_weights<CUBIC>(c.t[1][k], v, dw);
+                for (int ch = 0; ch < channels; ch++) {
+                    R* at = frame.data + ch * frame.plane + c.offset[k];
+                    for (int r = 0; r < 4; r++)
+                        for (int e = 0; e < 4; e++) at[r * frame.width + e] += g[ch][k] * v[r] * w[e];
+                }
+            }
+        }
+    }
+
+    // What frame pixel (x, y) was given, counted from the frame's corner.
+    R given(const TheFrame& frame, const R* plane, i64 x, i64 y) const {
+        if (FM != LINEAR) return plane[y * frame.width + x];
+        const R* at = plane + (y * frame.width + x) * 4;
+        R total = at[0];
+        if (x) total += at[-4 + 1];
+        if (y) total += at[-4 * frame.width + 2];
+        if (x && y) total += at[-4 * frame.width - 4 + 3];
+        return total;
+    }
+
+    void gather_frame(const TheFrame& frame, int channel, R* image) const {
+        constexpr int M = TheFrame::MARGIN;
+        const R* plane = frame.data + channel * frame.plane;
+        i64 rows = frame.to - frame.from;
+        for (i64 y = 0; y < rows; y++) {
+            R* to = image + (frame.from + y) * p.image_stride[1];
+            const R *at = plane + ((y + M) * frame.width + M) * CELL, *above = at - frame.width * CELL;
+            if constexpr (FM == LINEAR) {
+                if (p.image_stride[0] == 1)
+                    for (i64 x = 0; x < frame.wide; x++) to[x] = (at[4 * x] + at[4 * x - 3]) + (above[4 * x + 2] + above[4 * x - 1]);
+                else
+                    for (i64 x = 0; x < frame.wide; x++) to[x * p.image_stride[0]] = (at[4 * x] + at[4 * x - 3]) + (above[4 * x + 2] + above[4 * x - 1]);
+            } else {
+                for (i64 x = 0; x < frame.wide; x++) to[x * p.image_stride[0]] = at[x];
+            }
+        }
+        if (p.padding != BORDER) return;
+        // The margin shows border pixels; a stripe's inner edges have none, and there is only one stripe.
+        for (i64 y = 0; y < frame.height; y++)
+            for (i64 x = 0; x < frame.width; x++) {
+                i64 v = y - M, u = x - M;
+                if (v >= 0 && v < rows && u >= 0 && u < frame.wide) {
+                    x = M + frame.wide - 1;
+                    continue;
+                }
+                v = v < 0 ? 0 : v < rows ? v : rows - 1;
+                u = u < 0 ? 0 : u < frame.wide ? u : frame.wide - 1;
+                image[v * p.image_stride[1] + u * p.image_stride[0]] += given(frame, plane, x, y);
+            }
+    }
+
     int run() const {
+        if constexpr (FRAMES) {
+            bool pays = scratch() && framed();
+            i64 stripe = 0;
+            if (p.what == FORWARD && pays) return forward_framed(), 0;
+            if (p.what == GRAD_COORDS && pays) return grad_coords_framed();
+            if (p.what == GRAD_IMAGE && scratch() && grad_image_framed_pays(stripe)) return grad_image_framed(stripe), 0;
+        }
         if (p.what == FORWARD) return forward(), 0;
         if (p.what == GRAD_COORDS) return grad_coords();
         return grad_image(), 0;
