@@ -445,24 +445,33 @@ struct Positions {
                 }
             }
         }
+        alignas(64) R lattice[3][CHUNK + SLACK];
         for_segments(p, c.first, c.count, SEGMENT, [&](int k, int n, i64 j, i64 r, i64 s) {
+            int padded = (n + LANES - 1) / LANES * LANES;
             R left = R(first[0] + step[0] * double(j)), by = R(step[0]);
-            double y = D > 1 ? first[1] + step[1] * double(r) : 0, z = D > 2 ? first[2] + step[2] * double(s) : 0;
-            for (int a = 0; a < rows; a++) {
-                const R* g = a < D ? grad[a] + k : last + k;
-                R plain = 0, by_x = 0;
-#pragma omp simd reduction(+ : plain, by_x)
-                for (int q = 0; q < n; q++) {
-                    plain += g[q];
-                    by_x += g[q] * (left + R(q) * by);
-                }
-                double* to = total + a * (D + 1);
-                to[0] += double(by_x);
-                if (D > 1) to[1] += double(plain) * y;
-                if (D > 2) to[2] += double(plain) * z;
-                to[D] += double(plain);
-            }
+            R y = D > 1 ? R(first[1] + step[1] * double(r)) : 0, z = D > 2 ? R(first[2] + step[2] * double(s)) : 0;
+            for (int q = 0; q < padded; q++) lattice[0][k + q] = left + R(q) * by;
+            if (D > 1)
+                for (int q = 0; q < padded; q++) lattice[1][k + q] = y;
+            if (D > 2)
+                for (int q = 0; q < padded; q++) lattice[2][k + q] = z;
         });
+        for (int a = 0; a < rows; a++) {
+            const R* g = a < D ? grad[a] : last;
+            R plain = 0, x = 0, y = 0, z = 0;
+#pragma omp simd reduction(+ : plain, x, y, z)
+            for (int k = 0; k < c.count; k++) {
+                plain += g[k];
+                x += g[k] * lattice[0][k];
+                if (D > 1) y += g[k] * lattice[1][k];
+                if (D > 2) z += g[k] * lattice[2][k];
+            }
+            double* to = total + a * (D + 1);
+            to[0] += double(x);
+            if (D > 1) to[1] += double(y);
+            if (D > 2) to[2] += double(z);
+            to[D] += double(plain);
+        }
     }
 
     void finish(const double* total) const {
@@ -709,6 +718,104 @@ struct Inside {
 };
 
 #if STN_SHUFFLES
+// The derivative by each axis of the value between corners.
+template <int D>
+inline void linear_slopes(const Chunk<float>& c, int k, const vfloat* left, const vfloat* right, vfloat* total) {
+    constexpr int NR = 1 << (D - 1);
+    vfloat x = load<vfloat>(c.t[0] + k), y = load<vfloat>(c.t[D > 1 ? 1 : 0] + k), z = load<vfloat>(c.t[D - 1] + k);
+    vfloat x_ = 1 - x, y_ = 1 - y, z_ = 1 - z;
+    if (D == 2) {
+        total[0] = mix(right[0] - left[0], right[1] - left[1], y_, y);
+        total[D - 1] = mix(left[1] - left[0], right[1] - right[0], x_, x);
+    } else {
+        constexpr int B = NR - 2, C = NR - 1;
+        total[0] = mix(mix(right[0] - left[0], right[1] - left[1], y_, y), mix(right[B] - left[B], right[C] - left[C], y_, y), z_, z);
+        vfloat m[NR];
+        for (int r = 0; r < NR; r++) m[r] = mix(left[r], right[r], x_, x);
+        total[1] = mix(m[1] - m[0], m[C] - m[B], z_, z);
+        total[D - 1] = mix(m[B] - m[0], m[C] - m[1], y_, y);
+    }
+}
+
+// The pairs at LANES offsets, left ones and right ones apart.
+template <class T>
+struct Pairs {
+    vfloat left, right;
+    inline Pairs(const T* p, const i64* o) {
+        T a[LANES], b[LANES];
+        for (int q = 0; q < LANES; q++) a[q] = p[o[q]], b[q] = p[o[q] + 1];
+        for (int q = 0; q < LANES; q++) left[q] = get(a[q]), right[q] = get(b[q]);
+    }
+};
+template <>
+inline Pairs<bf16>::Pairs(const bf16* p, const i64* o) {
+#define STN_PAIR(q) load<int>(p + o[q])
+#if defined(__AVX512F__)
+    vint both = {STN_PAIR(0), STN_PAIR(1), STN_PAIR(2), STN_PAIR(3), STN_PAIR(4), STN_PAIR(5), STN_PAIR(6), STN_PAIR(7), STN_PAIR(8), STN_PAIR(9), STN_PAIR(10), STN_PAIR(11), STN_PAIR(12), STN_PAIR(13), STN_PAIR(14), STN_PAIR(15)};
+#elif defined(__AVX__)
+    vint both = {STN_PAIR(0), STN_PAIR(1), STN_PAIR(2), STN_PAIR(3), STN_PAIR(4), STN_PAIR(5), STN_PAIR(6), STN_PAIR(7)};
+#else
+    vint both = {STN_PAIR(0), STN_PAIR(1), STN_PAIR(2), STN_PAIR(3)};
+#endif
+#undef STN_PAIR
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+    left = vfloat(both << 16), right = vfloat(both & int(0xffff0000));
+#else
+    right = vfloat(both << 16), left = vfloat(both & int(0xffff0000));
+#endif
+}
+
+template <class T, int D>
+struct InsideHalf {
+    static constexpr int NR = Rows<D, LINEAR>::N;
+
+    static void forward(const Problem& p, const Chunk<float>& c, const T* image, int channels, float (*values)[CHUNK + SLACK]) {
+        Rows<D, LINEAR> rows(p);
+        for (int k = 0; k < c.count; k += LANES) {
+            if (c.inside_count != c.count && none(c.inside + k, LANES)) continue;
+            vfloat x = load<vfloat>(c.t[0] + k), y = load<vfloat>(c.t[D > 1 ? 1 : 0] + k), z = load<vfloat>(c.t[D - 1] + k);
+            vfloat x_ = 1 - x, y_ = 1 - y, z_ = 1 - z;
+            for (int ch = 0; ch < channels; ch++) {
+                const T* from = image + ch * p.image_channel;
+                const i64* o = c.offset + k;
+                STN_REREAD(o);
+                for (int q = 0; q < LANES; q += 4) prefetch(from + o[q], c.ahead * i64(sizeof(T)));
+                Pairs<T> a(from, o), b(from + rows.at[1], o);
+                vfloat left = mix(a.left, b.left, y_, y), right = mix(a.right, b.right, y_, y);
+                if (D > 2) {
+                    Pairs<T> e(from + rows.at[NR - 2], o), f(from + rows.at[NR - 1], o);
+                    left = mix(left, mix(e.left, f.left, y_, y), z_, z);
+                    right = mix(right, mix(e.right, f.right, y_, y), z_, z);
+                }
+                store(values[ch] + k, mix(left, right, x_, x));
+            }
+        }
+    }
+
+    static void slopes(const Problem& p, const Chunk<float>& c, const T* image, int channels, float (*g)[CHUNK + SLACK], float (*grad)[CHUNK + SLACK], bool more) {
+        Rows<D, LINEAR> rows(p);
+        for (int k = 0; k < c.count; k += LANES) {
+            if (c.inside_count != c.count && none(c.inside + k, LANES)) continue;
+            vfloat left[NR] = {}, right[NR] = {}, total[D];
+            const i64* o = c.offset + k;
+            for (int ch = 0; ch < channels; ch++) {
+                const T* from = image + ch * p.image_channel;
+                STN_REREAD(o);
+                for (int q = 0; q < LANES; q += 4) prefetch(from + o[q], c.ahead * i64(sizeof(T)));
+                vfloat one = load<vfloat>(g[ch] + k);
+                for (int r = 0; r < NR; r++) {
+                    Pairs<T> a(from + rows.at[r], o);
+                    left[r] += one * a.left;
+                    right[r] += one * a.right;
+                }
+            }
+            linear_slopes<D>(c, k, left, right, total);
+            for (int a = 0; a < D; a++) store(grad[a] + k, more ? load<vfloat>(grad[a] + k) + total[a] : total[a]);
+        }
+    }
+};
+template <int D> struct Inside<bf16, float, D, LINEAR> : InsideHalf<bf16, D> {};
+
 template <int D>
 struct Inside<float, float, D, LINEAR> {
     static constexpr int NR = Rows<D, LINEAR>::N;
@@ -753,20 +860,9 @@ struct Inside<float, float, D, LINEAR> {
                     dot[r][1] += g1 * pairs(from + rows.at[r], o + LANES / 2);
                 }
             }
-            vfloat x = load<vfloat>(c.t[0] + k), y = load<vfloat>(c.t[D > 1 ? 1 : 0] + k), z = load<vfloat>(c.t[D - 1] + k);
-            vfloat x_ = 1 - x, y_ = 1 - y, z_ = 1 - z, left[NR], right[NR], total[D];
+            vfloat left[NR], right[NR], total[D];
             for (int r = 0; r < NR; r++) left[r] = evens(dot[r][0], dot[r][1]), right[r] = odds(dot[r][0], dot[r][1]);
-            if (D == 2) {
-                total[0] = mix(right[0] - left[0], right[1] - left[1], y_, y);
-                total[D - 1] = mix(left[1] - left[0], right[1] - right[0], x_, x);
-            } else {
-                constexpr int B = NR - 2, C = NR - 1;
-                total[0] = mix(mix(right[0] - left[0], right[1] - left[1], y_, y), mix(right[B] - left[B], right[C] - left[C], y_, y), z_, z);
-                vfloat m[NR];
-                for (int r = 0; r < NR; r++) m[r] = mix(left[r], right[r], x_, x);
-                total[1] = mix(m[1] - m[0], m[C] - m[B], z_, z);
-                total[D - 1] = mix(m[B] - m[0], m[C] - m[1], y_, y);
-            }
+            linear_slopes<D>(c, k, left, right, total);
             for (int a = 0; a < D; a++) store(grad[a] + k, more ? load<vfloat>(grad[a] + k) + total[a] : total[a]);
         }
     }
@@ -1324,7 +1420,7 @@ struct Op {
 
     bool grad_image_framed_pays(i64& stripe) const {
         if (!FRAMES || channels_last || (p.padding != ZEROS && p.padding != BORDER && p.padding != CONSTANT)) return false;
-        if (p.in[0] > 8192 || p.in[1] > (1 << 20)) return false;
+        if (p.in[0] > 8192 || p.in[1] > (1 << 20) || p.in[0] * p.in[1] > 2 * pixels) return false;
         i64 one = TheFrame::bytes(p, 1, CELL) - TheFrame::bytes(p, 0, CELL);
         i64 rows = FRAME_BYTES / (one * (p.channels < 3 ? p.channels : 3)) - 2 * TheFrame::MARGIN;
         if (rows >= p.in[1]) {
