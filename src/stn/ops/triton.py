@@ -8,8 +8,8 @@ of float32 (the second what rounding took from the first; consumer cards have on
 are kept relative to a whole number of pixels near by: they are exact to the digits of the tile, not to those of the
 image. Compilers may not contract products and sums here (`enable_fp_fusion`); what is to be fused says so.
 
- The sums that make the gradient of a matrix or of coefficients are taken per program, written out and added
-up in one order: the same bits every time. So is the gradient of a grid, which nothing adds to.
+The sums that make the gradient of a matrix or of coefficients are taken per program, written out and added up in one
+order: the same bits every time. So is the gradient of a grid, which nothing adds to.
 
 The gradient of the image adds up atomically, in whatever order the card has it. Under
 `torch.use_deterministic_algorithms` it adds up in whole numbers instead, 2^-k of the largest gradient of a channel (k =
@@ -47,6 +47,7 @@ _PROGRAMS = 1024  # fill the largest cards; channels are divided among programs 
 _HORIZON = 1e-4  # as transforms/projective.py: what is nearer to the horizon is sent 1 / _HORIZON away
 
 
+@functools.cache
 def unavailable() -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
@@ -67,7 +68,7 @@ def supports(ndim: int, mode: Any, padding_mode: str, device: torch.device) -> b
 
 @functools.cache
 def _interpreted() -> bool:
-    # Once: Triton looks when it is imported, and it is imported once.
+    # Once, as Triton looks when it is imported.
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
@@ -391,7 +392,7 @@ def _padded(index, n, PADDING: tl.constexpr, ALIGN: tl.constexpr):
         if ALIGN:
             period = tl.maximum(2 * (n - 1), 1)
             index = _remainder(index, period)
-            index = tl.minimum(tl.minimum(index, period - index), n - 1)
+            index = tl.minimum(index, period - index)
         else:
             index = _remainder(index, 2 * n)
             index = tl.minimum(index, 2 * n - 1 - index)
@@ -669,7 +670,7 @@ def _arguments(
     work = tl.float64 if coords.dtype == torch.float64 else tl.float32
     programs, share, tile = _plan(image, size, backward or mode == "bicubic")
     terms, total = 0, work
-    basis_strides: tuple[int, ...] = ()
+    basis_strides: tuple[int, ...] = (0,)
     if basis is not None:
         terms = basis.shape[1]
         total = tl.float64 if torch.float64 in (basis.dtype, coords.dtype) else tl.float32

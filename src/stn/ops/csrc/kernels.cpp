@@ -1236,12 +1236,10 @@ struct Op {
     void grad_image() const {
         i64 share = channels_last ? 64 : GROUP;
         i64 groups = (p.channels + share - 1) / share;
-        i64 parts = 1, rows = last_axis();
-        i64 wanted = 4 * i64(p.threads);
-        if (p.threads > 1 && p.batch * groups < wanted) {
-            parts = (wanted + p.batch * groups - 1) / (p.batch * groups);
-            parts = parts < rows / 8 ? parts : (rows / 8 > 0 ? rows / 8 : 1);
-        }
+        // Parts enough for a few threads; not by their number, for the order of additions depends on the parts.
+        i64 rows = last_axis(), parts = (8 + p.batch * groups - 1) / (p.batch * groups);
+        parts = parts < rows / 8 ? parts : rows / 8;
+        parts = parts > 1 && p.channels * pixels > 65536 ? parts : 1;
         parallel(p.batch * groups * parts, [&](i64 task) {
             i64 part = task % parts, group = task / parts % groups, b = task / parts / groups;
             i64 from = rows * part / parts, to = rows * (part + 1) / parts;
