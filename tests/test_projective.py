@@ -10,7 +10,8 @@ import torch
 
 import stn
 from stn import conventions as frame
-from stn.transforms.projective import _FAR, Corners, Projective, projective_grid
+from stn.ops.reference import _BEHIND as _FAR
+from stn.transforms.projective import Corners, Projective, projective_grid
 
 FAMILIES = {
     "projective": Projective,

@@ -25,7 +25,7 @@ from .conventions import extent
 from .ops import warp as op
 from .transforms.affine import map_affine
 from .transforms.base import AbstractTransform, derivative, lattice_points
-from .transforms.projective import faced_grid, facing, map_projective
+from .transforms.projective import facing, map_projective
 
 MODES = ("bilinear", "nearest", "bicubic", *kernels.NAMED)
 PADDING_MODES = ("zeros", "border", "reflection", "circular", "constant")
@@ -183,14 +183,16 @@ def warp(
         matrix = transform.as_matrix(theta, image_size=image_size, align_corners=align_corners)
     if antialias:
         return _warp_antialiased(image, theta, matrix, transform, size, kernel, padding_mode, background, align_corners)
-    if matrix is not None and matrix.shape[1] == d:
-        matrix = matrix.expand(batch, -1, -1)
-        return op.warp_affine(image, matrix, size, kernel, padding_mode, background, align_corners)
     if matrix is not None:
-        grid = faced_grid(matrix, size, align_corners)
-    else:
-        assert transform is not None
-        grid = transform.grid(theta, size, image_size=image_size, align_corners=align_corners)
+        read = op.warp_affine if matrix.shape[1] == d else op.warp_projective
+        matrix = matrix.expand(batch, -1, -1)
+        return read(image, matrix, size, kernel, padding_mode, background, align_corners)
+    assert transform is not None
+    linear = transform.as_basis(theta, size, align_corners=align_corners)
+    if linear is not None:
+        basis, coefficients = linear[0], linear[1].expand(batch, -1, -1)
+        return op.warp_basis(image, basis, coefficients, size, kernel, padding_mode, background, align_corners)
+    grid = transform.grid(theta, size, image_size=image_size, align_corners=align_corners)
     return op.sample(image, grid.expand(batch, *grid.shape[1:]), kernel, padding_mode, background, align_corners)
 
 

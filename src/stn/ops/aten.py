@@ -40,6 +40,34 @@ def warp_affine(
     return _sample(image, grid, mode, padding_mode, fill, align_corners) + poison.reshape(-1, *[1] * (image.ndim - 1))
 
 
+def warp_projective(
+    image: Tensor,
+    matrix: Tensor,
+    size: tuple[int, ...],
+    mode: str,
+    padding_mode: str,
+    fill: Tensor | None,
+    align_corners: bool,
+) -> Tensor:
+    grid = reference.projective_grid(matrix, size, align_corners)
+    return sample(image, grid, mode, padding_mode, fill, align_corners)
+
+
+def warp_basis(
+    image: Tensor,
+    basis: Tensor,
+    coefficients: Tensor,
+    size: tuple[int, ...],
+    mode: str,
+    padding_mode: str,
+    fill: Tensor | None,
+    align_corners: bool,
+) -> Tensor:
+    dtype = torch.float64 if image.dtype == torch.float64 else torch.float32
+    grid = reference.basis_grid(basis, coefficients, size, dtype)
+    return sample(image, grid, mode, padding_mode, fill, align_corners)
+
+
 def sample(
     image: Tensor,
     grid: Tensor,

@@ -24,6 +24,8 @@ from ..kernels import Kernel
 
 NAME = "reference"
 CUBIC_A = -0.75  # Keys' parameter, the value torch's bicubic has
+HORIZON = 1e-4  # denominators up to this part of the largest entry of their row are on the horizon
+_BEHIND = 1 / HORIZON  # where points on the horizon and behind it are sent
 _FAR = 2.0**30  # positions beyond are all the same far outside; keeps the cast to int defined
 
 
@@ -36,15 +38,34 @@ def supports(ndim: int, mode: str | Kernel, padding_mode: str, device: torch.dev
 
 
 def affine_grid(matrix: Tensor, size: tuple[int, ...], align_corners: bool) -> Tensor:
-    """Affine maps (B, d, d+1) on the lattice of `size`: (B, *size, d). Only the last sum is of full size."""
-    d = len(size)
-    total = matrix[:, :, d].reshape(-1, *[1] * d, d)
+    """Affine maps (B, k, d+1) on the lattice of `size`: (B, *size, k). Only the last sum is of full size."""
+    d, k = len(size), matrix.shape[1]
+    total = matrix[:, :, d].reshape(-1, *[1] * d, k)
     for axis in reversed(range(d)):  # z, y, x: coarse to fine
         coordinate = lattice(size[d - 1 - axis], align_corners=align_corners, dtype=matrix.dtype, device=matrix.device)
         shape = [1] * (d + 2)
         shape[d - axis] = -1
-        total = total + coordinate.reshape(shape) * matrix[:, :, axis].reshape(-1, *[1] * d, d)
+        total = total + coordinate.reshape(shape) * matrix[:, :, axis].reshape(-1, *[1] * d, k)
     return total
+
+
+def projective_grid(matrix: Tensor, size: tuple[int, ...], align_corners: bool) -> Tensor:
+    """Projective maps (B, d+1, d+1), whose denominators are positive on the visible side, on the lattice of `size`."""
+    return divide(affine_grid(matrix, size, align_corners), matrix)
+
+
+def horizon(like: Tensor, matrix: Tensor) -> Tensor:
+    """The denominators that are taken as 0, one for each matrix, as (B, 1, ...) to compare with `like[..., -1]`."""
+    return HORIZON * matrix[:, -1].abs().amax(1).reshape(-1, *[1] * max(like.ndim - 2, 0))
+
+
+def divide(h: Tensor, matrix: Tensor) -> Tensor:
+    """Numerators and denominator (B, ..., d+1) to positions (B, ..., d)."""
+    numerator, denominator = h[..., :-1], h[..., -1:]
+    # Not `~(denominator > threshold)`: NaN is to stay NaN.
+    hidden = denominator <= horizon(h, matrix)[..., None]
+    far = torch.full_like(numerator, _BEHIND).copysign(numerator.detach())
+    return torch.where(hidden, far, numerator / torch.where(hidden, 1.0, denominator))
 
 
 def warp_affine(
@@ -57,6 +78,38 @@ def warp_affine(
     align_corners: bool,
 ) -> Tensor:
     return sample(image, affine_grid(matrix, size, align_corners), mode, padding_mode, fill, align_corners)
+
+
+def warp_projective(
+    image: Tensor,
+    matrix: Tensor,
+    size: tuple[int, ...],
+    mode: str | Kernel,
+    padding_mode: str,
+    fill: Tensor | None,
+    align_corners: bool,
+) -> Tensor:
+    return sample(image, projective_grid(matrix, size, align_corners), mode, padding_mode, fill, align_corners)
+
+
+def basis_grid(basis: Tensor, coefficients: Tensor, size: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """basis (N, K) @ coefficients (B, K, d), in float64 because large terms may cancel, as a grid (B, *size, d)."""
+    grid = torch.einsum("nk,bkd->bnd", basis.to(torch.float64), coefficients.to(torch.float64))
+    return grid.to(dtype, memory_format=torch.contiguous_format).unflatten(1, size)
+
+
+def warp_basis(
+    image: Tensor,
+    basis: Tensor,
+    coefficients: Tensor,
+    size: tuple[int, ...],
+    mode: str | Kernel,
+    padding_mode: str,
+    fill: Tensor | None,
+    align_corners: bool,
+) -> Tensor:
+    dtype = torch.float64 if image.dtype == torch.float64 else torch.float32
+    return sample(image, basis_grid(basis, coefficients, size, dtype), mode, padding_mode, fill, align_corners)
 
 
 def sample(

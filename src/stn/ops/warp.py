@@ -1,8 +1,8 @@
 """The one op that carries the work: which kernel runs, and the types around it.
 
-A kernel is a module with `NAME`, `unavailable()` (the reason, or None), `supports(...)`, `sample(...)` and
-`warp_affine(...)`. To add one, write the file and put it into `KERNELS`: the first that is available and supports the
-case runs.
+A kernel is a module with `NAME`, `unavailable()` (the reason, or None), `supports(...)`, `sample(...)`,
+`warp_affine(...)`, `warp_projective(...)` and `warp_basis(...)`. To add one, write the file and put it into `KERNELS`:
+the first that supports the case and is available runs.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from torch import Tensor
 
 from .._checks import check_choice
 from ..kernels import Kernel
-from . import aten, reference
+from . import aten, cpu, reference, triton
 
-KERNELS = (aten, reference)
+KERNELS = (cpu, triton, aten, reference)
 
 _forced: str | None = None
 
@@ -61,8 +61,8 @@ def _select(ndim: int, mode: str | Kernel, padding_mode: str, device: torch.devi
     for kernel in KERNELS:
         if (
             _forced in (None, kernel.NAME)
-            and kernel.unavailable() is None
             and kernel.supports(ndim, mode, padding_mode, device)
+            and kernel.unavailable() is None
         ):
             return kernel
     raise ValueError(
@@ -96,6 +96,40 @@ def warp_affine(
     """`sample` at the affine grid of matrix (B, d, d+1) without the caller ever seeing a grid."""
     kernel = _select(image.ndim - 2, mode, padding_mode, image.device)
     out = kernel.warp_affine(image, matrix.to(_working_dtype(image)), size, mode, padding_mode, fill, align_corners)
+    return _as_image(out, image)
+
+
+def warp_projective(
+    image: Tensor,
+    matrix: Tensor,
+    size: tuple[int, ...],
+    mode: str | Kernel,
+    padding_mode: str,
+    fill: Tensor | None,
+    align_corners: bool,
+) -> Tensor:
+    """`sample` at the grid of projective maps (B, d+1, d+1) whose denominators are positive on the visible side."""
+    kernel = _select(image.ndim - 2, mode, padding_mode, image.device)
+    out = kernel.warp_projective(image, matrix.to(_working_dtype(image)), size, mode, padding_mode, fill, align_corners)
+    return _as_image(out, image)
+
+
+def warp_basis(
+    image: Tensor,
+    basis: Tensor,
+    coefficients: Tensor,
+    size: tuple[int, ...],
+    mode: str | Kernel,
+    padding_mode: str,
+    fill: Tensor | None,
+    align_corners: bool,
+) -> Tensor:
+    """`sample` at the grid basis (N, K) @ coefficients (B, K, d), the N pixels of `size` row by row.
+
+    Summed in float64. A basis whose pixels are adjacent in memory, (K, N) transposed, is read as it is.
+    """
+    kernel = _select(image.ndim - 2, mode, padding_mode, image.device)
+    out = kernel.warp_basis(image, basis, coefficients, size, mode, padding_mode, fill, align_corners)
     return _as_image(out, image)
 
 

@@ -78,6 +78,13 @@ class AbstractTransform(nn.Module, ABC):
         visible side; None for families whose warps are neither."""
         return None
 
+    def as_basis(
+        self, theta: Tensor, size: tuple[int, ...], *, align_corners: bool = False
+    ) -> tuple[Tensor, Tensor] | None:
+        """The grid as a product: a basis (N, K) for the N pixels of `size`, row by row, and coefficients (B, K, d); None
+        for families whose grids are no linear function of few numbers."""
+        return None
+
     def determinant(
         self, theta: Tensor, points: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False
     ) -> Tensor:

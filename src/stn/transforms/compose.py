@@ -12,7 +12,7 @@ from ..conventions import compose_matrices
 from ..ops import reference
 from .affine import map_affine
 from .base import AbstractTransform
-from .projective import faced_grid, map_projective
+from .projective import map_projective
 
 
 class Compose(AbstractTransform):
@@ -86,7 +86,7 @@ class Compose(AbstractTransform):
             options: Any = {"image_size": image_size or size, "align_corners": align_corners}
             points = self.inner.grid(inner, size, **options).flatten(1, -2)
             return self.outer.map_points(outer, points, **options).reshape(-1, *size, self.ndim)
-        grid = reference.affine_grid if matrix.shape[1] == self.ndim else faced_grid
+        grid = reference.affine_grid if matrix.shape[1] == self.ndim else reference.projective_grid
         return grid(matrix, size, align_corners)
 
     def inverse(

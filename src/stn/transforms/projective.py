@@ -27,13 +27,11 @@ from .._checks import (
     coordinate_dtype,
     describe,
 )
-from ..conventions import as_projective, lattice
+from ..conventions import as_projective
+from ..ops import reference
 from .affine import _bounded, _unbounded
 from .base import AbstractTransform
 from .rotations import product
-
-_HORIZON = 1e-4  # denominators up to this part of the largest entry of their row are on the horizon
-_FAR = 1 / _HORIZON  # where points on the horizon and behind it are sent
 
 
 def projective_grid(theta: Tensor, size: tuple[int, ...], *, align_corners: bool = False) -> Tensor:
@@ -61,19 +59,7 @@ def projective_grid(theta: Tensor, size: tuple[int, ...], *, align_corners: bool
     Source: Hartley and Zisserman 2004, section 2.3; Jaderberg et al. 2015, section 3.2.
     """
     d = _check_projective("theta", theta)
-    return faced_grid(facing(theta.to(coordinate_dtype(theta))), check_size(size, d), align_corners)
-
-
-def faced_grid(m: Tensor, size: tuple[int, ...], align_corners: bool) -> Tensor:
-    """`projective_grid` of matrices whose denominators are positive on the visible side."""
-    d = len(size)
-    total = m[:, :, d].reshape(-1, *[1] * d, d + 1)
-    for axis in reversed(range(d)):  # z, y, x: coarse to fine, only the last sum is of full size
-        coordinate = lattice(size[d - 1 - axis], align_corners=align_corners, dtype=m.dtype, device=m.device)
-        shape = [1] * (d + 2)
-        shape[d - axis] = -1
-        total = total + coordinate.reshape(shape) * m[:, :, axis].reshape(-1, *[1] * d, d + 1)
-    return _divide(total, m)
+    return reference.projective_grid(facing(theta.to(coordinate_dtype(theta))), check_size(size, d), align_corners)
 
 
 class AbstractProjectiveTransform(AbstractTransform):
@@ -122,15 +108,15 @@ class AbstractProjectiveTransform(AbstractTransform):
         inverse = _invert(self.matrix(theta))
         h = _homogeneous(inverse, points)
         # The denominator here is one over the denominator of the map, so it is not to be turned to face the centre.
-        hidden = h[..., -1] <= _threshold(h, inverse)
+        hidden = h[..., -1] <= reference.horizon(h, inverse)
         if missing == "nan":
-            return torch.where(hidden[..., None], torch.nan, _divide(h, inverse))
+            return torch.where(hidden[..., None], torch.nan, reference.divide(h, inverse))
         if not torch.compiler.is_compiling() and bool(hidden.any()):
             image, point = hidden.nonzero()[0].tolist()
             raise ValueError(
                 f"points: expected points that the warp reaches, but point {point} of image {image} lies behind the horizon"
             )
-        return _divide(h, inverse)
+        return reference.divide(h, inverse)
 
     def grid(
         self,
@@ -169,7 +155,7 @@ class AbstractProjectiveTransform(AbstractTransform):
     def _from_unturned(self, matrix: Tensor, argument: str) -> Tensor:
         """`from_matrix`, for a matrix whose sign says which side of the horizon is visible."""
         corner = matrix[:, -1, -1]
-        hidden = corner <= _threshold(corner, matrix)
+        hidden = corner <= reference.horizon(corner, matrix)
         if not torch.compiler.is_compiling() and bool(hidden.any()):
             raise ValueError(
                 f"{argument}: expected maps with a result within {type(self).__name__}, but the horizon hides the "
@@ -329,13 +315,13 @@ class Corners(AbstractProjectiveTransform):
         m = self._check_any_matrix(matrix)
         corners = _frame_corners(m)
         h = _homogeneous(m, corners)
-        hidden = (h[..., -1] <= _threshold(h, m)).any(1)
+        hidden = (h[..., -1] <= reference.horizon(h, m)).any(1)
         if not torch.compiler.is_compiling() and bool(hidden.any()):
             raise ValueError(
                 f"matrix: expected maps with every corner of the frame in front of the horizon, got one behind it at "
                 f"index {int(hidden.nonzero()[0])}"
             )
-        return _unbounded((_divide(h, m) - corners).flatten(1), self.max_shift, "max_shift")
+        return _unbounded((reference.divide(h, m) - corners).flatten(1), self.max_shift, "max_shift")
 
     def extra_repr(self) -> str:
         return "" if self.max_shift is None else f"max_shift={self.max_shift:g}"
@@ -343,7 +329,7 @@ class Corners(AbstractProjectiveTransform):
 
 def map_projective(matrix: Tensor, points: Tensor) -> Tensor:
     """Points (B, N, d) through projective maps (B, d+1, d+1) whose denominators are positive on the visible side."""
-    return _divide(_homogeneous(matrix, points), matrix)
+    return reference.divide(_homogeneous(matrix, points), matrix)
 
 
 def _check_projective(argument: str, matrix: Tensor) -> int:
@@ -369,20 +355,6 @@ def facing(matrix: Tensor) -> Tensor:
 def _homogeneous(matrix: Tensor, points: Tensor) -> Tensor:
     """Numerators and denominator (B, N, d+1) at points (B, N, d)."""
     return (points[:, :, None, :] * matrix[:, None, :, :-1]).sum(-1) + matrix[:, None, :, -1]
-
-
-def _threshold(like: Tensor, matrix: Tensor) -> Tensor:
-    """The denominators that are taken as 0, one for each matrix, as (B, 1, ...) to compare with `like[..., -1]`."""
-    return _HORIZON * matrix[:, -1].abs().amax(1).reshape(-1, *[1] * max(like.ndim - 2, 0))
-
-
-def _divide(h: Tensor, matrix: Tensor) -> Tensor:
-    """Numerators and denominator (B, ..., d+1) to positions (B, ..., d)."""
-    numerator, denominator = h[..., :-1], h[..., -1:]
-    # Not `~(denominator > threshold)`: NaN is to stay NaN.
-    hidden = denominator <= _threshold(h, matrix)[..., None]
-    far = torch.full_like(numerator, _FAR).copysign(numerator.detach())
-    return torch.where(hidden, far, numerator / torch.where(hidden, 1.0, denominator))
 
 
 def _invert(matrix: Tensor) -> Tensor:

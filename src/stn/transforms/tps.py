@@ -165,6 +165,7 @@ class ThinPlateSpline(AbstractTransform):
         else:
             points, device = _check_control_points(_lattice_points(control_points), "control_points"), None
         self.ndim, self.regularization, self.max_offset = points.shape[1], float(regularization), max_offset
+        self._kept: tuple[object, Tensor] | None = None
         solve, root = _factor(points, self.regularization)
         self.register_buffer("control_points", points.to(device), persistent=False)
         self.register_buffer("_solve", solve.to(device), persistent=False)
@@ -238,6 +239,39 @@ class ThinPlateSpline(AbstractTransform):
         size = check_size(size, self.ndim)
         points = self._lattice(theta.new_empty(1, 0), size, align_corners)  # the same for the whole batch
         return self.map_points(theta, points).reshape(theta.shape[0], *size, self.ndim)
+
+    def basis(self, size: tuple[int, ...], *, align_corners: bool = False) -> Tensor:
+        """The kernels, 1, x, y[, z] at the pixels of an output of `size`, (N, K + d + 1) in float64, N adjacent in memory.
+
+        With `coefficients` they give the grid: `grid(theta, size) = basis(size) @ coefficients(theta)`, up to rounding
+        and shape. The last one asked for is kept: it only depends on the configuration.
+        """
+        size = check_size(size, self.ndim)
+        key = (size, align_corners, self.control_points.device)
+        if torch.compiler.is_compiling():
+            return self._new_basis(size, align_corners)
+        if self._kept is None or self._kept[0] != key:
+            with torch.no_grad():
+                self._kept = key, self._new_basis(size, align_corners)
+        return self._kept[1]
+
+    def as_basis(self, theta: Tensor, size: tuple[int, ...], *, align_corners: bool = False) -> tuple[Tensor, Tensor]:
+        return self.basis(size, align_corners=align_corners), self.coefficients(theta)
+
+    def _new_basis(self, size: tuple[int, ...], align_corners: bool) -> Tensor:
+        points = self._lattice(self.control_points.new_empty(1, 0), size, align_corners)
+        return _basis(points, self.control_points)[0].t().contiguous().t()
+
+    def coefficients(self, theta: Tensor) -> Tensor:
+        """What `basis` is to be multiplied by, (B, K + d + 1, d) in float64."""
+        identity = torch.nn.functional.pad(
+            torch.eye(self.ndim, dtype=torch.float64, device=self.control_points.device),
+            (0, 0, self._solve.shape[0] - self.ndim, 0),
+        )
+        return identity + self._solve @ self.offsets(theta).to(torch.float64)
+
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__ | {"_kept": None}
 
     def bending_energy(self, theta: Tensor) -> Tensor:
         """How much each warp bends, (B,): the integral of its squared second derivatives, summed over the axes, over

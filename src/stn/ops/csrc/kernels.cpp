@@ -1,0 +1,1564 @@
+// The kernels, compiled once for each instruction set (STN_SET) and pixel type (STN_TYPE). Everything lives in a namespace of its own and
+// nothing of the C++ library is used: an inline function compiled for a newer processor must not end up in older code.
+//
+// An output image is a sequence of pixels, worked through in chunks. For a chunk, in this order:
+//   1. positions: for each pixel and axis the integer part `i` and the fraction `t` of the position (`Positions`);
+//   2. classes: whether all taps of a pixel lie inside the image (`classify`);
+//   3. values: pixels inside go through a loop without a single bounds test, the others tap by tap (`Taps`).
+// Kinds of coordinates only know 1, kernels and paddings only 2 and 3. Gradients take the same three steps; that of the
+// coordinates then reduces the gradient of each position in a fixed order (`Positions::reduce`).
+#include "api.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#define STN_CAT_(a, b) a##b
+#define STN_CAT(a, b) STN_CAT_(a, b)
+
+namespace stn {
+namespace STN_SET {
+namespace {
+
+constexpr int CHUNK = 128;      // pixels; scratch for a chunk stays in the first cache
+constexpr int SLACK = 64;       // vector loops may write this far past the end of a chunk
+constexpr int SEGMENT = 64;     // pixels between two float64 positions
+constexpr int GROUP = 8;        // channels that share the taps of a pixel at the border
+constexpr int BLOCK = 32;       // chunks in a task; fixed, so that sums do not depend on the number of threads
+constexpr double FAR = 1 << 30; // positions beyond are all the same far outside
+constexpr int NOWHERE = -(1 << 30);  // the integer part of a position that is not finite
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16;
+#elif defined(__AVX__)
+constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;
+#endif
+typedef float vfloat __attribute__((vector_size(4 * LANES)));
+typedef int vint __attribute__((vector_size(4 * LANES)));
+typedef double vdouble __attribute__((vector_size(4 * LANES)));
+
+template <class V, class T>
+inline V load(const T* p) {
+    V v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+template <class V, class T>
+inline void store(T* p, V v) {
+    memcpy(p, &v, sizeof v);
+}
+
+// Pixel types
+
+typedef float f32;
+typedef double f64;
+struct bf16 { uint16_t bits; };
+struct f16 { uint16_t bits; };
+typedef uint8_t u8;
+
+inline float as_float(uint32_t bits) { float f; memcpy(&f, &bits, 4); return f; }
+inline uint32_t as_bits(float f) { uint32_t bits; memcpy(&bits, &f, 4); return bits; }
+
+inline float get(float v) { return v; }
+inline double get(double v) { return v; }
+inline float get(uint8_t v) { return float(v); }
+inline float get(bf16 v) { return as_float(uint32_t(v.bits) << 16); }
+inline float get(f16 v) {
+    uint32_t sign = uint32_t(v.bits & 0x8000) << 16, rest = uint32_t(v.bits & 0x7fff) << 13;
+    float f = as_float(rest) * 0x1p112f;  // the exponent's bias; right for subnormals too
+    uint32_t bits = as_bits(f);
+    bits |= rest >= (0x7c00u << 13) ? 0x7f800000u : 0;
+    return as_float(bits | sign);
+}
+
+inline void put(float& to, float v) { to = v; }
+inline void put(double& to, double v) { to = v; }
+inline void put(uint8_t& to, float v) {
+    float r = v > 0 ? v : 0;  // NaN becomes 0
+    r = r < 255 ? r : 255;
+    int q = int(r);
+    float rest = r - float(q);
+    to = uint8_t(q + (rest > 0.5f || (rest == 0.5f && (q & 1))));
+}
+inline void put(bf16& to, float v) {
+    uint32_t bits = as_bits(v);
+    uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    to.bits = uint16_t(v == v ? rounded : 0x7fc0);
+}
+inline void put(f16& to, float v) {
+    uint32_t bits = as_bits(v), sign = (bits >> 16) & 0x8000, rest = bits & 0x7fffffff;
+    // Below the smallest normal number the addition of 0.5 rounds to multiples of 2^-24 in the last bits.
+    uint32_t small = as_bits(as_float(rest) + 0.5f) - as_bits(0.5f);
+    uint32_t normal = (rest - (112u << 23) + 0xfff + ((rest >> 13) & 1)) >> 13;
+    uint32_t half = rest < (113u << 23) ? small : normal;
+    half = rest >= 0x47800000u ? (rest > 0x7f800000u ? 0x7e00 : 0x7c00) : half;
+    to.bits = uint16_t(half | sign);
+}
+
+template <class T> struct Working { typedef float type; };
+template <> struct Working<double> { typedef double type; };
+
+// Kernels: the K taps of an axis begin `before` pixels to the left of the integer part.
+
+template <int MODE> struct Kernel;
+template <> struct Kernel<NEAREST> { static constexpr int K = 1, before = 0; };
+template <> struct Kernel<LINEAR> { static constexpr int K = 2, before = 0; };
+template <> struct Kernel<CUBIC> { static constexpr int K = 4, before = 1; };
+
+// Keys' kernel with A = -0.75 as one cubic polynomial for each tap: constant, linear, square, cube.
+constexpr double A = -0.75;
+constexpr double CUBIC_POLYNOMIAL[4][4] = {{0, A, -2 * A, A}, {1, 0, -(A + 3), A + 2}, {0, -A, 2 * A + 3, -(A + 2)}, {0, 0, A, -A}};
+
+template <int MODE, class R>
+inline void axis_weights(R t, R* w, R* dw) {
+    if (MODE == NEAREST) {
+        w[0] = t == t ? R(1) : t;
+        dw[0] = 0;
+    } else if (MODE == LINEAR) {
+        w[0] = 1 - t, w[1] = t;
+        dw[0] = -1, dw[1] = 1;
+    } else {
+        for (int k = 0; k < 4; k++) {
+            const double* c = CUBIC_POLYNOMIAL[k];
+            w[k] = ((R(c[3]) * t + R(c[2])) * t + R(c[1])) * t + R(c[0]);
+            dw[k] = (R(3 * c[3]) * t + R(2 * c[2])) * t + R(c[1]);
+        }
+    }
+}
+
+// The pixel that stands for an integer position, or -1 for the background.
+inline i64 pad(i64 k, i64 n, int padding, bool align_corners) {
+    if (k >= 0 && k < n) return k;
+    if (padding == ZEROS || padding == CONSTANT) return -1;
+    if (padding == BORDER) return k < 0 ? 0 : n - 1;
+    if (padding == CIRCULAR) return (k % n + n) % n;
+    i64 period = align_corners ? (n > 1 ? 2 * (n - 1) : 1) : 2 * n;
+    i64 m = (k % period + period) % period;
+    if (align_corners) {
+        m = m < period - m ? m : period - m;
+        return m < n - 1 ? m : n - 1;
+    }
+    return m < n ? m : period - 1 - m;
+}
+
+// A chunk of output pixels
+
+template <class R>
+struct Chunk {
+    i64 first;  // number of the first pixel
+    int count;
+    i64 ahead;  // from a pixel's offset to about where the image is read a few output rows later
+    alignas(64) int i[3][CHUNK + SLACK];
+    alignas(64) R t[3][CHUNK + SLACK];
+    alignas(64) R u[3][CHUNK + SLACK];        // PROJECTIVE: the normalized position,
+    alignas(64) R inverse[CHUNK + SLACK];     // and 1 / denominator, 0 where hidden
+    alignas(64) i64 offset[CHUNK + SLACK];    // of the first tap, for pixels inside; else 0
+    alignas(8) uint8_t inside[CHUNK + SLACK];
+    int inside_count, rest;
+    uint8_t others[CHUNK];                    // the pixels that read something, but not all of it inside
+};
+
+template <class R>
+inline void split(R position, int base, int& i, R& t) {
+    int q = int(position);
+    q -= R(q) > position;
+    t = position - R(q);
+    i = base + q;
+}
+
+template <class R>
+inline void split_any(R position, int& i, R& t) {
+    bool finite = position - position == 0;
+    R c = position < R(-FAR) ? R(-FAR) : position;
+    c = c > R(FAR) ? R(FAR) : c;
+    c = finite ? c : 0;
+    int q = int(c);
+    q -= R(q) > c;
+    t = finite ? c - R(q) : R(NAN);
+    i = finite ? q : NOWHERE;
+}
+
+// Calls f(k, n, j, r, s) for runs of n pixels of one row, from chunk pixel k on, at output column j, row r, slice s.
+template <class F>
+inline void for_segments(const Problem& p, i64 first, int count, int longest, F f) {
+    i64 row = first / p.out[0], j = first - row * p.out[0];
+    i64 s = p.ndim == 3 ? row / p.out[1] : 0, r = row - s * p.out[1];
+    for (int k = 0; k < count;) {
+        i64 left = p.out[0] - j;
+        int n = int(left < count - k ? left : count - k);
+        n = n < longest ? n : longest;
+        f(k, n, j, r, s);
+        k += n;
+        j += n;
+        if (j == p.out[0]) {
+            j = 0;
+            if (++r == p.out[1]) r = 0, s++;
+        }
+    }
+}
+
+// Where pixels are read: positions of image `b` in pixels, from any kind of coordinates, and the gradient's way back.
+template <class R, int D>
+struct Positions {
+    const Problem& p;
+    i64 b;
+    double scale[3], centre[3];                  // pixels = normalized * scale + centre
+    double first[3], step[3];                    // the output lattice: normalized = first + step * k
+    double origin[4], along[4][3];               // AFFINE (pixels), PROJECTIVE (normalized): position of pixel 0, steps
+    double threshold;
+    const double* coefficients;                  // BASIS
+
+    Positions(const Problem& problem, i64 image) : p(problem), b(image) {
+        for (int a = 0; a < D; a++) {
+            double n = double(p.in[a]), m = double(p.out[a]);
+            scale[a] = p.align_corners ? (n - 1) / 2 : n / 2;
+            centre[a] = (n - 1) / 2;
+            double span = p.align_corners ? (m > 1 ? m - 1 : 1) : m;
+            first[a] = (1 - m) / span;
+            step[a] = 2 / span;
+        }
+        const R* matrix = static_cast<const R*>(p.coords_data);
+        if (p.coords == AFFINE) {
+            matrix += b * D * (D + 1);
+            for (int a = 0; a < D; a++) {
+                const R* row = matrix + a * (D + 1);
+                double total = double(row[D]);
+                for (int c = 0; c < D; c++) total += double(row[c]) * first[c];
+                origin[a] = total * scale[a] + centre[a];
+                for (int c = 0; c < D; c++) along[a][c] = double(row[c]) * (step[c] * scale[a]);
+            }
+        } else if (p.coords == PROJECTIVE) {
+            matrix += b * (D + 1) * (D + 1);
+            R largest = 0;
+            for (int a = 0; a <= D; a++) {
+                const R* row = matrix + a * (D + 1);
+                origin[a] = double(row[D]);
+                for (int c = 0; c < D; c++) origin[a] += double(row[c]) * first[c];
+                for (int c = 0; c < D; c++) along[a][c] = double(row[c]) * step[c];
+            }
+            for (int c = 0; c <= D; c++) {
+                R size = matrix[D * (D + 1) + c];
+                size = size < 0 ? -size : size;
+                largest = size > largest ? size : largest;
+            }
+            threshold = double(R(1e-4) * largest);
+        } else if (p.coords == BASIS) {
+            coefficients = static_cast<const double*>(p.coords_data) + b * p.basis_size * D;
+        }
+    }
+
+    double at(int a, i64 j, i64 r, i64 s) const {
+        double v = origin[a] + along[a][0] * double(j);
+        if (D > 1) v += along[a][1] * double(r);
+        if (D > 2) v += along[a][2] * double(s);
+        return v;
+    }
+
+    i64 ahead() const {
+        constexpr double ROWS = 6;
+        double at[3] = {0, ROWS * double(p.in[1]) / double(p.out[1]), 0};
+        if (p.coords == AFFINE && D > 1)
+            for (int a = 0; a < D; a++) at[a] = fabs(along[a][1]) < 1e4 ? ROWS * along[a][1] : 0;
+        i64 total = 0;
+        for (int a = 0; a < D; a++) total += i64(at[a]) * p.image_stride[a];
+        return total;
+    }
+
+    // Whether pixels of the chunk may read rows from `from` to `to` of the slowest axis; only ever wrong with yes.
+    bool touches(const Chunk<R>& c, i64 from, i64 to) const {
+        if (p.coords != AFFINE || (p.padding != ZEROS && p.padding != CONSTANT)) return true;
+        bool any = false;
+        for_segments(p, c.first, c.count, CHUNK, [&](int, int n, i64 j, i64 r, i64 s) {
+            double a = at(D - 1, j, r, s), b = at(D - 1, j + n - 1, r, s);
+            double low = a < b ? a : b, high = a < b ? b : a;
+            any |= !(high < double(from) - 3 || low > double(to) + 2);
+        });
+        return any;
+    }
+
+    void fill(Chunk<R>& c) const {
+        c.ahead = ahead();
+        switch (p.coords) {
+            case AFFINE: affine(c); break;
+            case PROJECTIVE: projective(c); break;
+            case BASIS: basis(c); break;
+            default: grid(c);
+        }
+        if (p.mode == NEAREST)  // ties to even
+            for (int a = 0; a < D; a++) {
+                int* i = c.i[a];
+                const R* t = c.t[a];
+                for (int k = 0; k < c.count; k++) i[k] += (t[k] > R(0.5)) | ((t[k] == R(0.5)) & i[k] & 1);
+            }
+    }
+
+    void affine(Chunk<R>& c) const {
+        for_segments(p, c.first, c.count, SEGMENT, [&](int k, int n, i64 j, i64 r, i64 s) {
+            for (int a = 0; a < D; a++) {
+                double base = at(a, j, r, s), by = along[a][0];
+                int* __restrict i = c.i[a] + k;
+                R* __restrict t = c.t[a] + k;
+                if (fabs(base) < FAR && fabs(by) < FAR / (4 * SEGMENT)) {
+                    double whole = floor(base);
+                    R start = R(base - whole), increment = R(by);
+                    int from = int(whole);
+                    int padded = (n + LANES - 1) / LANES * LANES;
+                    for (int q = 0; q < padded; q++) split(start + R(q) * increment, from, i[q], t[q]);
+                } else {
+                    for (int q = 0; q < n; q++) {
+                        double fraction;
+                        split_any(base + by * q, i[q], fraction);
+                        t[q] = R(fraction);
+                    }
+                }
+            }
+        });
+    }
+
+    void projective(Chunk<R>& c) const {
+        R limit = R(threshold);
+        for_segments(p, c.first, c.count, SEGMENT, [&](int k, int n, i64 j, i64 r, i64 s) {
+            R low = R(at(D, j, r, s)), low_by = R(along[D][0]);
+            R* __restrict inverse = c.inverse + k;
+            for (int q = 0; q < n; q++) {
+                R w = low + R(q) * low_by;
+                inverse[q] = w <= limit ? R(0) : 1 / w;
+            }
+            for (int a = 0; a < D; a++) {
+                R start = R(at(a, j, r, s)), by = R(along[a][0]), size = R(scale[a]), middle = R(centre[a]);
+                int* __restrict i = c.i[a] + k;
+                R* __restrict t = c.t[a] + k;
+                R* __restrict u = c.u[a] + k;
+                for (int q = 0; q < n; q++) {
+                    R over = start + R(q) * by;
+                    R far = over < 0 ? R(-1e4) : R(1e4);
+                    far = over == over ? far : over;
+                    u[q] = inverse[q] == 0 ? far : over * inverse[q];
+                    split_any(u[q] * size + middle, i[q], t[q]);
+                }
+            }
+        });
+    }
+
+    void basis(Chunk<R>& c) const {
+        constexpr int N = sizeof(vdouble) / 8, U = 4;
+        i64 count = p.basis_size;
+        for (int k = 0; k < c.count;) {
+            double at[3][N * U];
+            int n = c.count - k < N * U ? c.count - k : N * U;
+            const double* from = p.basis + c.first + k;
+            if (n == N * U) {
+                vdouble sum[D][U] = {};
+                for (i64 e = 0; e < count; e++) {
+                    for (int q = 0; q < U; q++) {
+                        vdouble value = load<vdouble>(from + e * p.basis_stride + q * N);
+                        for (int a = 0; a < D; a++) sum[a][q] += value * coefficients[e * D + a];
+                    }
+                }
+                for (int a = 0; a < D; a++)
+                    for (int q = 0; q < U; q++) store(at[a] + q * N, sum[a][q]);
+            } else {
+                for (int a = 0; a < D; a++)
+                    for (int q = 0; q < n; q++) at[a][q] = 0;
+                for (i64 e = 0; e < count; e++)
+                    for (int a = 0; a < D; a++)
+                        for (int q = 0; q < n; q++)
+                            at[a][q] += from[e * p.basis_stride + q] * coefficients[e * D + a];
+            }
+            for (int a = 0; a < D; a++)
+                for (int q = 0; q < n; q++) {
+                    double fraction;
+                    split_any(at[a][q] * scale[a] + centre[a], c.i[a][k + q], fraction);
+                    c.t[a][k + q] = R(fraction);
+                }
+            k += n;
+        }
+    }
+
+    void grid(Chunk<R>& c) const {
+        const R* data = static_cast<const R*>(p.coords_data) + b * p.grid_batch;
+        for_segments(p, c.first, c.count, CHUNK, [&](int k, int n, i64 j, i64 r, i64 s) {
+            const R* row = data + j * p.grid_stride[0] + r * p.grid_stride[1] + s * p.grid_stride[2];
+            i64 by = p.grid_stride[0];
+            for (int a = 0; a < D; a++) {
+                const R* from = row + a * p.grid_axis;
+                R size = R(scale[a]), middle = R(centre[a]);
+                int* __restrict i = c.i[a] + k;
+                R* __restrict t = c.t[a] + k;
+                if (by == D)
+                    for (int q = 0; q < n; q++) split_any(from[q * D] * size + middle, i[q], t[q]);
+                else
+                    for (int q = 0; q < n; q++) split_any(from[q * by] * size + middle, i[q], t[q]);
+            }
+        });
+    }
+
+    // Sums that a task adds up: for each row of the matrix those of its entries, or one for each coefficient.
+    i64 sums() const { return p.coords == AFFINE ? D * (D + 1) : p.coords == PROJECTIVE ? (D + 1) * (D + 1) : p.coords == BASIS ? p.basis_size * D : 0; }
+
+    // Adds the gradient of a chunk's positions (in pixels) to the sums; a grid's is written where it belongs.
+    void reduce(const Chunk<R>& c, R (*grad)[CHUNK + SLACK], double* total, bool more = false) const {
+        if (p.coords == GRID) {
+            R* to = static_cast<R*>(p.grad_coords) + (b * p.out[0] * p.out[1] * p.out[2] + c.first) * D;
+            for (int a = 0; a < D; a++) {
+                R size = R(scale[a]);
+                for (int k = 0; k < c.count; k++) to[k * D + a] = (more ? to[k * D + a] : 0) + grad[a][k] * size;
+            }
+            return;
+        }
+        if (p.coords == BASIS) {
+            alignas(64) double wide[D][CHUNK];
+            for (int a = 0; a < D; a++)
+                for (int k = 0; k < CHUNK; k++) wide[a][k] = k < c.count ? double(grad[a][k]) * scale[a] : 0;
+            for (i64 e = 0; e < p.basis_size; e++) {
+                const double* from = p.basis + c.first + e * p.basis_stride;
+                double sum[D] = {};
+                for (int a = 0; a < D; a++) {
+                    double one = 0;
+#pragma omp simd reduction(+ : one)
+                    for (int k = 0; k < c.count; k++) one += from[k] * wide[a][k];
+                    sum[a] = one;
+                }
+                for (int a = 0; a < D; a++) total[e * D + a] += sum[a];
+            }
+            return;
+        }
+        int rows = D;
+        alignas(64) R last[CHUNK + SLACK];
+        if (p.coords == PROJECTIVE) {  // of the numerators and the denominator
+            rows = D + 1;
+            for (int k = 0; k < c.count; k++) last[k] = 0;
+            for (int a = 0; a < D; a++) {
+                R size = R(scale[a]);
+                for (int k = 0; k < c.count; k++) {
+                    R g = grad[a][k] * size;
+                    bool hidden = c.inverse[k] == 0;
+                    g = hidden ? 0 : g * c.inverse[k];
+                    grad[a][k] = g;
+                    last[k] -= hidden ? 0 : g * c.u[a][k];
+                }
+            }
+        }
+        alignas(64) R lattice[3][CHUNK + SLACK];
+        for_segments(p, c.first, c.count, SEGMENT, [&](int k, int n, i64 j, i64 r, i64 s) {
+            int padded = (n + LANES - 1) / LANES * LANES;
+            R left = R(first[0] + step[0] * double(j)), by = R(step[0]);
+            R y = D > 1 ? R(first[1] + step[1] * double(r)) : 0, z = D > 2 ? R(first[2] + step[2] * double(s)) : 0;
+            for (int q = 0; q < padded; q++) lattice[0][k + q] = left + R(q) * by;
+            if (D > 1)
+                for (int q = 0; q < padded; q++) lattice[1][k + q] = y;
+            if (D > 2)
+                for (int q = 0; q < padded; q++) lattice[2][k + q] = z;
+        });
+        for (int a = 0; a < rows; a++) {
+            const R* g = a < D ? grad[a] : last;
+            R plain = 0, x = 0, y = 0, z = 0;
+#pragma omp simd reduction(+ : plain, x, y, z)
+            for (int k = 0; k < c.count; k++) {
+                plain += g[k];
+                x += g[k] * lattice[0][k];
+                if (D > 1) y += g[k] * lattice[1][k];
+                if (D > 2) z += g[k] * lattice[2][k];
+            }
+            double* to = total + a * (D + 1);
+            to[0] += double(x);
+            if (D > 1) to[1] += double(y);
+            if (D > 2) to[2] += double(z);
+            to[D] += double(plain);
+        }
+    }
+
+    void finish(const double* total) const {
+        i64 n = sums();
+        if (p.coords == BASIS) {
+            double* to = static_cast<double*>(p.grad_coords) + b * n;
+            for (i64 e = 0; e < n; e++) to[e] = total[e];
+            return;
+        }
+        R* to = static_cast<R*>(p.grad_coords) + b * n;
+        for (i64 e = 0; e < n; e++) to[e] = R(total[e] * (p.coords == AFFINE ? scale[e / (D + 1)] : 1));
+    }
+};
+
+// Classes. `from` and `to` bound the slowest axis: a gradient's owner only looks after its own part of the image.
+template <class R, int D, int MODE>
+void classify(const Problem& p, Chunk<R>& c, bool contiguous, i64 from, i64 to) {
+    constexpr int K = Kernel<MODE>::K, before = Kernel<MODE>::before;
+    int low[D];
+    unsigned range[D];
+    bool any = contiguous;
+    for (int a = 0; a < D; a++) {
+        i64 begin = a == D - 1 ? from : 0, end = a == D - 1 ? to : p.in[a];
+        i64 places = end - begin - K + 1;
+        low[a] = int(begin) + before;
+        range[a] = places > 0 ? unsigned(places) : 0;
+        any &= places > 0;
+    }
+    int n = c.count, padded = (n + LANES - 1) / LANES * LANES;
+    int found = 0;
+    if (any) {
+        i64 base = 0;
+        for (int a = 0; a < D; a++) base += -before * p.image_stride[a];
+        const int *__restrict x = c.i[0], *__restrict y = c.i[1], *__restrict z = c.i[2];
+        uint8_t* __restrict inside = c.inside;
+        i64* __restrict offset = c.offset;
+        i64 sx = p.image_stride[0], sy = p.image_stride[1], sz = p.image_stride[2];
+        for (int k = 0; k < n; k++) {
+            bool in = unsigned(x[k] - low[0]) < range[0];
+            if (D > 1) in &= unsigned(y[k] - low[D > 1 ? 1 : 0]) < range[D > 1 ? 1 : 0];
+            if (D > 2) in &= unsigned(z[k] - low[D - 1]) < range[D - 1];
+            inside[k] = in;
+            found += in;
+        }
+        for (int k = 0; k < n; k++) {
+            i64 at = base + x[k] * sx;
+            if (D > 1) at += y[k] * sy;
+            if (D > 2) at += z[k] * sz;
+            offset[k] = inside[k] ? at : 0;
+        }
+        for (int k = n; k < padded; k++) inside[k] = 0, offset[k] = 0;
+    } else {
+        for (int k = 0; k < padded; k++) c.inside[k] = 0, c.offset[k] = 0;
+    }
+    c.inside_count = found;
+    c.rest = 0;
+    if (found == n) return;
+    for (int k = 0; k < n; k++)
+        if (!c.inside[k]) c.others[c.rest++] = uint8_t(k);
+}
+
+// The taps of one pixel, wherever they lie.
+template <class R, int D, int MODE>
+struct Taps {
+    static constexpr int K = Kernel<MODE>::K;
+    static constexpr int N = D == 1 ? K : D == 2 ? K * K : K * K * K;
+    int count = 0;
+    i64 offset[N];
+    R weight[N], slope[D][N];
+    R fill_weight = 0, fill_slope[D] = {};
+
+    Taps(const Problem& p, const Chunk<R>& c, int k, bool slopes, i64 from, i64 to) {
+        i64 at[3][K];
+        R w[3][K], dw[3][K];
+        for (int a = 0; a < D; a++) {
+            axis_weights<MODE>(c.t[a][k], w[a], dw[a]);
+            for (int e = 0; e < K; e++) {
+                i64 place = pad(i64(c.i[a][k]) - Kernel<MODE>::before + e, p.in[a], p.padding, p.align_corners);
+                if (a == D - 1 && (place < from || place >= to)) place = -1;
+                at[a][e] = place < 0 ? -1 : place * p.image_stride[a];
+            }
+        }
+        for (int e = 0; e < N; e++) {
+            int q[3] = {e % K, D > 1 ? e / K % K : 0, D > 2 ? e / (K * K) : 0};
+            R product = 1;
+            i64 where = 0;
+            bool in = true;
+            for (int a = 0; a < D; a++) {
+                product *= w[a][q[a]];
+                in &= at[a][q[a]] >= 0;
+                where += at[a][q[a]];
+            }
+            if (in) {
+                offset[count] = where;
+                weight[count] = product;
+            } else {
+                fill_weight += product;
+            }
+            if (slopes)
+                for (int a = 0; a < D; a++) {
+                    R one = dw[a][q[a]];
+                    for (int o = 0; o < D; o++)
+                        if (o != a) one *= w[o][q[o]];
+                    if (in) slope[a][count] = one;
+                    else fill_slope[a] += one;
+                }
+            count += in;
+        }
+        if (fill_weight != fill_weight) count = 0;
+    }
+};
+
+template <class R, int D>
+inline bool is_finite(const Chunk<R>& c, int k) {
+    R total = c.t[0][k];
+    for (int a = 1; a < D; a++) total += c.t[a][k];
+    return total == total;
+}
+
+// Pixels inside, rows contiguous: loops without bounds tests, specialized where it pays.
+
+// As a sum of weighted pixels: a + t * (b - a) would turn infinite pixels into NaN.
+template <class V>
+inline V mix(V a, V b, V s, V t) { return s * a + t * b; }
+
+#if defined(__clang__) || __GNUC__ >= 12
+#define STN_SHUFFLES 1
+#endif
+
+// float, linear: (x, x + 1) is one load of 64 bits; rows are blended before the pairs are taken apart.
+#if STN_SHUFFLES
+#if defined(__AVX512F__)
+inline vfloat pairs(const float* p, const i64* o) {
+    const float *a = p + o[0], *b = p + o[1], *c = p + o[2], *d = p + o[3], *e = p + o[4], *f = p + o[5], *g = p + o[6], *h = p + o[7];
+    vdouble v = {load<double>(a), load<double>(b), load<double>(c), load<double>(d), load<double>(e), load<double>(f), load<double>(g), load<double>(h)};
+    return vfloat(v);
+}
+inline vfloat evens(vfloat a, vfloat b) { return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30); }
+inline vfloat odds(vfloat a, vfloat b) { return __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31); }
+inline vfloat twice_low(vfloat a) { return __builtin_shufflevector(a, a, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7); }
+inline vfloat twice_high(vfloat a) { return __builtin_shufflevector(a, a, 8, 8, 9, 9, 10, 10, 11, 11, 12, 12, 13, 13, 14, 14, 15, 15); }
+#elif defined(__AVX__)
+inline vfloat pairs(const float* p, const i64* o) {
+    vdouble v = {load<double>(p + o[0]), load<double>(p + o[1]), load<double>(p + o[2]), load<double>(p + o[3])};
+    return vfloat(v);
+}
+// Within halves of 128 bits, which one instruction does; `twice` and the offsets follow the same order.
+inline vfloat evens(vfloat a, vfloat b) { return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14); }
+inline vfloat odds(vfloat a, vfloat b) { return __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15); }
+inline vfloat twice_low(vfloat a) { return __builtin_shufflevector(a, a, 0, 0, 1, 1, 2, 2, 3, 3); }
+inline vfloat twice_high(vfloat a) { return __builtin_shufflevector(a, a, 4, 4, 5, 5, 6, 6, 7, 7); }
+#else
+inline vfloat pairs(const float* p, const i64* o) {
+    vdouble v = {load<double>(p + o[0]), load<double>(p + o[1])};
+    return vfloat(v);
+}
+inline vfloat evens(vfloat a, vfloat b) { return __builtin_shufflevector(a, b, 0, 2, 4, 6); }
+inline vfloat odds(vfloat a, vfloat b) { return __builtin_shufflevector(a, b, 1, 3, 5, 7); }
+inline vfloat twice_low(vfloat a) { return __builtin_shufflevector(a, a, 0, 0, 1, 1); }
+inline vfloat twice_high(vfloat a) { return __builtin_shufflevector(a, a, 2, 2, 3, 3); }
+#endif
+#endif
+
+// Keeps the offsets in memory: hoisted out of a loop over channels there are more of them than registers.
+#define STN_REREAD(pointer) asm("" : "+r"(pointer))
+
+inline void prefetch(const void* from, i64 bytes) {
+    __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(from) + uintptr_t(bytes)));
+}
+
+inline bool none(const uint8_t* inside, int n) {
+    bool some = false;
+    for (int k = 0; k < n; k++) some |= inside[k];
+    return !some;
+}
+
+// Offsets of the rows that the taps of a pixel touch, from its first tap.
+template <int D, int MODE>
+struct Rows {
+    static constexpr int K = Kernel<MODE>::K;
+    static constexpr int N = D == 1 ? 1 : D == 2 ? K : K * K;
+    i64 at[N];
+    explicit Rows(const Problem& p) {
+        for (int r = 0; r < N; r++) at[r] = (r % K) * p.image_stride[1] + (D > 2 ? r / K * p.image_stride[2] : 0);
+    }
+};
+
+// `values[c][k]` for the pixels inside, for `channels` planes.
+template <class T, class R, int D, int MODE>
+struct Inside {
+    static constexpr int K = Kernel<MODE>::K, NR = Rows<D, MODE>::N;
+    typedef R vec __attribute__((vector_size(4 * sizeof(R))));
+
+    static inline void weights(const Chunk<R>& c, int a, int k, R* w, R* dw) { axis_weights<MODE>(c.t[a][k], w, dw); }
+
+    static void forward(const Problem& p, const Chunk<R>& c, const T* image, int channels, R (*values)[CHUNK + SLACK]) {
+        Rows<D, MODE> rows(p);
+        for (int k = 0; k < c.count; k++) {
+            if (!c.inside[k]) continue;
+            R w[3][K], dw[3][K];
+            for (int a = 0; a < D; a++) weights(c, a, k, w[a], dw[a]);
+            R row_weight[NR];
+            for (int r = 0; r < NR; r++) row_weight[r] = (D > 1 ? w[D > 1 ? 1 : 0][r % K] : 1) * (D > 2 ? w[D - 1][r / K] : 1);
+            for (int ch = 0; ch < channels; ch++) {
+                const T* from = image + ch * p.image_channel + c.offset[k];
+                R sum[K] = {};
+                for (int r = 0; r < NR; r++)
+                    for (int e = 0; e < K; e++) sum[e] += row_weight[r] * get(from[rows.at[r] + e]);
+                R total = 0;
+                for (int e = 0; e < K; e++) total += sum[e] * w[0][e];
+                values[ch][k] = total;
+            }
+        }
+    }
+
+    // grad[a][k] = d/d position of the sum over channels of g * value
+    static void slopes(const Problem& p, const Chunk<R>& c, const T* image, int channels, R (*g)[CHUNK + SLACK], R (*grad)[CHUNK + SLACK], bool more) {
+        Rows<D, MODE> rows(p);
+        for (int k = 0; k < c.count; k++) {
+            if (!c.inside[k]) continue;
+            R w[3][K], dw[3][K];
+            for (int a = 0; a < D; a++) weights(c, a, k, w[a], dw[a]);
+            R dot[NR][K] = {};
+            for (int ch = 0; ch < channels; ch++) {
+                const T* from = image + ch * p.image_channel + c.offset[k];
+                R one = g[ch][k];
+                for (int r = 0; r < NR; r++)
+                    for (int e = 0; e < K; e++) dot[r][e] += one * get(from[rows.at[r] + e]);
+            }
+            for (int a = 0; a < D; a++) {
+                R total = 0;
+                for (int r = 0; r < NR; r++) {
+                    R row = 0;
+                    for (int e = 0; e < K; e++) row += dot[r][e] * (a == 0 ? dw[0][e] : w[0][e]);
+                    R factor = 1;
+                    if (D > 1) factor *= a == 1 ? dw[D > 1 ? 1 : 0][r % K] : w[D > 1 ? 1 : 0][r % K];
+                    if (D > 2) factor *= a == 2 ? dw[D - 1][r / K] : w[D - 1][r / K];
+                    total += factor * row;
+                }
+                grad[a][k] = more ? grad[a][k] + total : total;
+            }
+        }
+    }
+};
+
+#if STN_SHUFFLES
+// The derivative by each axis of the value between corners.
+template <int D>
+inline void linear_slopes(const Chunk<float>& c, int k, const vfloat* left, const vfloat* right, vfloat* total) {
+    constexpr int NR = 1 << (D - 1);
+    vfloat x = load<vfloat>(c.t[0] + k), y = load<vfloat>(c.t[D > 1 ? 1 : 0] + k), z = load<vfloat>(c.t[D - 1] + k);
+    vfloat x_ = 1 - x, y_ = 1 - y, z_ = 1 - z;
+    if (D == 2) {
+        total[0] = mix(right[0] - left[0], right[1] - left[1], y_, y);
+        total[D - 1] = mix(left[1] - left[0], right[1] - right[0], x_, x);
+    } else {
+        constexpr int B = NR - 2, C = NR - 1;
+        total[0] = mix(mix(right[0] - left[0], right[1] - left[1], y_, y), mix(right[B] - left[B], right[C] - left[C], y_, y), z_, z);
+        vfloat m[NR];
+        for (int r = 0; r < NR; r++) m[r] = mix(left[r], right[r], x_, x);
+        total[1] = mix(m[1] - m[0], m[C] - m[B], z_, z);
+        total[D - 1] = mix(m[B] - m[0], m[C] - m[1], y_, y);
+    }
+}
+
+// The pairs at LANES offsets, left ones and right ones apart.
+template <class T>
+struct Pairs {
+    vfloat left, right;
+    inline Pairs(const T* p, const i64* o) {
+        T a[LANES], b[LANES];
+        for (int q = 0; q < LANES; q++) a[q] = p[o[q]], b[q] = p[o[q] + 1];
+        for (int q = 0; q < LANES; q++) left[q] = get(a[q]), right[q] = get(b[q]);
+    }
+};
+template <>
+inline Pairs<bf16>::Pairs(const bf16* p, const i64* o) {
+#define STN_PAIR(q) load<int>(p + o[q])
+#if defined(__AVX512F__)
+    vint both = {STN_PAIR(0), STN_PAIR(1), STN_PAIR(2), STN_PAIR(3), STN_PAIR(4), STN_PAIR(5), STN_PAIR(6), STN_PAIR(7), STN_PAIR(8), STN_PAIR(9), STN_PAIR(10), STN_PAIR(11), STN_PAIR(12), STN_PAIR(13), STN_PAIR(14), STN_PAIR(15)};
+#elif defined(__AVX__)
+    vint both = {STN_PAIR(0), STN_PAIR(1), STN_PAIR(2), STN_PAIR(3), STN_PAIR(4), STN_PAIR(5), STN_PAIR(6), STN_PAIR(7)};
+#else
+    vint both = {STN_PAIR(0), STN_PAIR(1), STN_PAIR(2), STN_PAIR(3)};
+#endif
+#undef STN_PAIR
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+    left = vfloat(both << 16), right = vfloat(both & int(0xffff0000));
+#else
+    right = vfloat(both << 16), left = vfloat(both & int(0xffff0000));
+#endif
+}
+
+template <class T, int D>
+struct InsideHalf {
+    static constexpr int NR = Rows<D, LINEAR>::N;
+
+    static void forward(const Problem& p, const Chunk<float>& c, const T* image, int channels, float (*values)[CHUNK + SLACK]) {
+        Rows<D, LINEAR> rows(p);
+        for (int k = 0; k < c.count; k += LANES) {
+            if (c.inside_count != c.count && none(c.inside + k, LANES)) continue;
+            vfloat x = load<vfloat>(c.t[0] + k), y = load<vfloat>(c.t[D > 1 ? 1 : 0] + k), z = load<vfloat>(c.t[D - 1] + k);
+            vfloat x_ = 1 - x, y_ = 1 - y, z_ = 1 - z;
+            for (int ch = 0; ch < channels; ch++) {
+                const T* from = image + ch * p.image_channel;
+                const i64* o = c.offset + k;
+                STN_REREAD(o);
+                for (int q = 0; q < LANES; q += 4) prefetch(from + o[q], c.ahead * i64(sizeof(T)));
+                Pairs<T> a(from, o), b(from + rows.at[1], o);
+                vfloat left = mix(a.left, b.left, y_, y), right = mix(a.right, b.right, y_, y);
+                if (D > 2) {
+                    Pairs<T> e(from + rows.at[NR - 2], o), f(from + rows.at[NR - 1], o);
+                    left = mix(left, mix(e.left, f.left, y_, y), z_, z);
+                    right = mix(right, mix(e.right, f.right, y_, y), z_, z);
+                }
+                store(values[ch] + k, mix(left, right, x_, x));
+            }
+        }
+    }
+
+    static void slopes(const Problem& p, const Chunk<float>& c, const T* image, int channels, float (*g)[CHUNK + SLACK], float (*grad)[CHUNK + SLACK], bool more) {
+        Rows<D, LINEAR> rows(p);
+        for (int k = 0; k < c.count; k += LANES) {
+            if (c.inside_count != c.count && none(c.inside + k, LANES)) continue;
+            vfloat left[NR] = {}, right[NR] = {}, total[D];
+            const i64* o = c.offset + k;
+            for (int ch = 0; ch < channels; ch++) {
+                const T* from = image + ch * p.image_channel;
+                STN_REREAD(o);
+                for (int q = 0; q < LANES; q += 4) prefetch(from + o[q], c.ahead * i64(sizeof(T)));
+                vfloat one = load<vfloat>(g[ch] + k);
+                for (int r = 0; r < NR; r++) {
+                    Pairs<T> a(from + rows.at[r], o);
+                    left[r] += one * a.left;
+                    right[r] += one * a.right;
+                }
+            }
+            linear_slopes<D>(c, k, left, right, total);
+            for (int a = 0; a < D; a++) store(grad[a] + k, more ? load<vfloat>(grad[a] + k) + total[a] : total[a]);
+        }
+    }
+};
+template <int D> struct Inside<bf16, float, D, LINEAR> : InsideHalf<bf16, D> {};
+
+template <int D>
+struct Inside<float, float, D, LINEAR> {
+    static constexpr int NR = Rows<D, LINEAR>::N;
+
+    static void forward(const Problem& p, const Chunk<float>& c, const float* image, int channels, float (*values)[CHUNK + SLACK]) {
+        Rows<D, LINEAR> rows(p);
+        for (int k = 0; k < c.count; k += LANES) {
+            if (c.inside_count != c.count && none(c.inside + k, LANES)) continue;
+            vfloat x = load<vfloat>(c.t[0] + k), y = load<vfloat>(c.t[D > 1 ? 1 : 0] + k), z = load<vfloat>(c.t[D - 1] + k);
+            vfloat y0 = twice_low(y), y1 = twice_high(y), z0 = twice_low(z), z1 = twice_high(z);
+            vfloat x_ = 1 - x, y0_ = 1 - y0, y1_ = 1 - y1, z0_ = 1 - z0, z1_ = 1 - z1;
+            for (int ch = 0; ch < channels; ch++) {
+                const float* from = image + ch * p.image_channel;
+                const i64* o = c.offset + k;
+                STN_REREAD(o);
+                for (int q = 0; q < LANES; q += 4) prefetch(from + o[q], c.ahead * i64(sizeof(float)));
+                vfloat a0 = mix(pairs(from, o), pairs(from + rows.at[1], o), y0_, y0);
+                vfloat a1 = mix(pairs(from, o + LANES / 2), pairs(from + rows.at[1], o + LANES / 2), y1_, y1);
+                if (D > 2) {
+                    const float *c2 = from + rows.at[NR - 2], *c3 = from + rows.at[NR - 1];
+                    a0 = mix(a0, mix(pairs(c2, o), pairs(c3, o), y0_, y0), z0_, z0);
+                    a1 = mix(a1, mix(pairs(c2, o + LANES / 2), pairs(c3, o + LANES / 2), y1_, y1), z1_, z1);
+                }
+                store(values[ch] + k, mix(evens(a0, a1), odds(a0, a1), x_, x));
+            }
+        }
+    }
+
+    static void slopes(const Problem& p, const Chunk<float>& c, const float* image, int channels, float (*g)[CHUNK + SLACK], float (*grad)[CHUNK + SLACK], bool more) {
+        Rows<D, LINEAR> rows(p);
+        for (int k = 0; k < c.count; k += LANES) {
+            if (c.inside_count != c.count && none(c.inside + k, LANES)) continue;
+            vfloat dot[NR][2] = {};
+            const i64* o = c.offset + k;
+            for (int ch = 0; ch < channels; ch++) {
+                const float* from = image + ch * p.image_channel;
+                STN_REREAD(o);
+                for (int q = 0; q < LANES; q += 4) prefetch(from + o[q], c.ahead * i64(sizeof(float)));
+                vfloat one = load<vfloat>(g[ch] + k), g0 = twice_low(one), g1 = twice_high(one);
+                for (int r = 0; r < NR; r++) {
+                    dot[r][0] += g0 * pairs(from + rows.at[r], o);
+                    dot[r][1] += g1 * pairs(from + rows.at[r], o + LANES / 2);
+                }
+            }
+            vfloat left[NR], right[NR], total[D];
+            for (int r = 0; r < NR; r++) left[r] = evens(dot[r][0], dot[r][1]), right[r] = odds(dot[r][0], dot[r][1]);
+            linear_slopes<D>(c, k, left, right, total);
+            for (int a = 0; a < D; a++) store(grad[a] + k, more ? load<vfloat>(grad[a] + k) + total[a] : total[a]);
+        }
+    }
+};
+#endif
+
+// float and double, cubic: four pixels of a row are one vector.
+template <class R, int D>
+struct InsideCubic {
+    static constexpr int NR = Rows<D, CUBIC>::N;
+    typedef R vec __attribute__((vector_size(4 * sizeof(R))));
+
+    static inline void weights(R t, vec& w, vec& dw) {
+        const auto& c = CUBIC_POLYNOMIAL;
+        const vec c0 = {R(c[0][0]), R(c[1][0]), R(c[2][0]), R(c[3][0])}, c1 = {R(c[0][1]), R(c[1][1]), R(c[2][1]), R(c[3][1])};
+        const vec c2 = {R(c[0][2]), R(c[1][2]), R(c[2][2]), R(c[3][2])}, c3 = {R(c[0][3]), R(c[1][3]), R(c[2][3]), R(c[3][3])};
+        w = ((c3 * t + c2) * t + c1) * t + c0;
+        dw = (3 * c3 * t + 2 * c2) * t + c1;
+    }
+    static inline R sum(vec v) { return (v[0] + v[2]) + (v[1] + v[3]); }
+
+    static void forward(const Problem& p, const Chunk<R>& c, const R* image, int channels, R (*values)[CHUNK + SLACK]) {
+        Rows<D, CUBIC> rows(p);
+        for (int k = 0; k < c.count; k++) {
+            if (!c.inside[k]) continue;
+            vec w[3], dw;
+            for (int a = 0; a < D; a++) weights(c.t[a][k], w[a], dw);
+            for (int ch = 0; ch < channels; ch++) {
+                const R* from = image + ch * p.image_channel + c.offset[k];
+                vec total = {};
+                if (D == 2) {
+                    for (int r = 0; r < 4; r++) total += w[1][r] * load<vec>(from + rows.at[r]);
+                } else {
+                    for (int s = 0; s < 4; s++) {
+                        vec plane = {};
+                        for (int r = 0; r < 4; r++) plane += w[1][r] * load<vec>(from + rows.at[(s * 4 + r) % NR]);
+                        total += w[D - 1][s] * plane;
+                    }
+                }
+                values[ch][k] = sum(total * w[0]);
+            }
+        }
+    }
+
+    static void slopes(const Problem& p, const Chunk<R>& c, const R* image, int channels, R (*g)[CHUNK + SLACK], R (*grad)[CHUNK + SLACK], bool more) {
+        Rows<D, CUBIC> rows(p);
+        for (int k = 0; k < c.count; k++) {
+            if (!c.inside[k]) continue;
+            vec w[3], dw[3], dot[NR] = {};
+            for (int a = 0; a < D; a++) weights(c.t[a][k], w[a], dw[a]);
+            for (int ch = 0; ch < channels; ch++) {
+                const R* from = image + ch * p.image_channel + c.offset[k];
+                for (int r = 0; r < NR; r++) dot[r] += g[ch][k] * load<vec>(from + rows.at[r]);
+            }
+            for (int a = 0; a < D; a++) {
+                vec wy = a == 1 ? dw[1] : w[1], wz = D > 2 ? (a == 2 ? dw[D - 1] : w[D - 1]) : w[0], total = {};
+                for (int s = 0; s < NR / 4; s++) {
+                    vec plane = {};
+                    for (int r = 0; r < 4; r++) plane += wy[r] * dot[s * 4 + r];
+                    total += D > 2 ? wz[s] * plane : plane;
+                }
+                R one = sum(total * (a == 0 ? dw[0] : w[0]));
+                grad[a][k] = more ? grad[a][k] + one : one;
+            }
+        }
+    }
+};
+template <int D> struct Inside<float, float, D, CUBIC> : InsideCubic<float, D> {};
+template <int D> struct Inside<double, double, D, CUBIC> : InsideCubic<double, D> {};
+
+// A frame is a small image, or a stripe of one, copied with its padding around it: no pixel needs a bounds test, and
+// whatever the type and layout of the image, the frame is dense and of the working type.
+
+constexpr i64 FRAME_BYTES = 512 << 10;
+
+inline void* scratch() {  // one a thread, kept
+    static thread_local void* memory = nullptr;
+    if (!memory && posix_memalign(&memory, 64, FRAME_BYTES + 4096)) memory = nullptr;
+    return memory;
+}
+
+template <class R, int MODE>
+struct Frame {
+    static constexpr int K = Kernel<MODE>::K, MARGIN = MODE == CUBIC ? 4 : 2;
+    Problem p;      // as of the frame, for the loops that read it
+    i64 width, height, plane, from, to, wide;
+    R* data;
+
+    // Rows from..to of the problem's image, `cell` numbers for each pixel.
+    Frame(const Problem& problem, i64 first, i64 last, int cell = 1) : p(problem), from(first), to(last) {
+        wide = problem.in[0];
+        width = wide + 2 * MARGIN;
+        height = to - from + 2 * MARGIN;
+        plane = width * height * cell;
+        p.image_stride[0] = cell;
+        p.image_stride[1] = width * cell;
+        p.image_channel = plane;
+        data = static_cast<R*>(scratch());
+    }
+
+    static i64 bytes(const Problem& p, i64 rows, int cell = 1) {
+        return (p.in[0] + 2 * MARGIN) * (rows + 2 * MARGIN) * cell * i64(sizeof(R));
+    }
+
+    template <class T>
+    void copy(const T* image, const Problem& source, int channels, i64 first_channel) {
+        for (int ch = 0; ch < channels; ch++) {
+            R background = source.fill ? static_cast<const R*>(source.fill)[first_channel + ch] : 0;
+            const T* plane_from = image + ch * source.image_channel;
+            for (i64 y = -MARGIN; y < to - from + MARGIN; y++) {
+                R* row = data + ch * plane + (y + MARGIN) * width;
+                i64 line = y < 0 ? 0 : y < to - from ? y : to - from - 1;
+                if (line != y && source.padding != BORDER) {
+                    for (i64 x = 0; x < width; x++) row[x] = background;
+                    continue;
+                }
+                const T* at = plane_from + line * source.image_stride[1];
+                R* __restrict inner = row + MARGIN;
+                if (source.image_stride[0] == 1)
+                    for (i64 x = 0; x < wide; x++) inner[x] = get(at[x]);
+                else
+                    for (i64 x = 0; x < wide; x++) inner[x] = get(at[x * source.image_stride[0]]);
+                R left = source.padding == BORDER ? inner[0] : background;
+                R right = source.padding == BORDER ? inner[wide - 1] : background;
+                for (int x = 0; x < MARGIN; x++) row[x] = left, inner[wide + x] = right;
+            }
+        }
+    }
+
+    // Offsets into the frame, for every pixel: those far outside read the margin. True if no position is NaN.
+    bool place(Chunk<R>& c) const {
+        constexpr int before = Kernel<MODE>::before, low = MODE == CUBIC ? -3 : -2, beyond = MODE == CUBIC ? 1 : 0;
+        int last_x = int(wide) + beyond, last_y = int(to - from) + beyond, top = int(from), n = c.count;
+        int cell = int(p.image_stride[0]), line = int(p.image_stride[1]);
+        const int *__restrict x = c.i[0], *__restrict y = c.i[1];
+        i64* __restrict offset = c.offset;
+        bool fine = true;
+        for (int k = 0; k < n; k++) {
+            int u = x[k], v = y[k] - top;
+            u = u < low ? low : u;
+            u = u > last_x ? last_x : u;
+            v = v < low ? low : v;
+            v = v > last_y ? last_y : v;
+            offset[k] = (v + (MARGIN - before)) * line + (u + (MARGIN - before)) * cell;
+            c.inside[k] = 1;
+        }
+        for (int k = 0; k < n; k++) fine &= c.t[0][k] + c.t[1][k] == c.t[0][k] + c.t[1][k];
+        for (int k = n; k < (n + LANES - 1) / LANES * LANES; k++) offset[k] = 0, c.inside[k] = 0;
+        c.inside_count = n;
+        c.rest = 0;
+        c.ahead = 0;
+        return fine;
+    }
+};
+
+// The op
+
+template <class T, class R, int D, int MODE>
+struct Op {
+    static constexpr int N = Taps<R, D, MODE>::N;
+    typedef R row[CHUNK + SLACK];
+
+    const Problem& p;
+    i64 pixels, chunks, blocks;
+    bool rows_contiguous, channels_last;
+
+    explicit Op(const Problem& problem) : p(problem) {
+        pixels = p.out[0] * p.out[1] * p.out[2];
+        chunks = (pixels + CHUNK - 1) / CHUNK;
+        blocks = (chunks + BLOCK - 1) / BLOCK;
+        rows_contiguous = p.image_stride[0] == 1;
+        channels_last = !rows_contiguous && p.image_channel == 1 && p.channels > 1;
+    }
+
+    R fill(i64 channel) const { return p.fill ? static_cast<const R*>(p.fill)[channel] : 0; }
+
+    // Runs f(task) for every task, on as many threads as pay.
+    template <class F>
+    void parallel(i64 tasks, F f) const {
+        double work = double(p.batch) * double(p.channels) * double(pixels) * N + double(p.batch) * double(pixels) * 8;
+        i64 worth = i64(work / 65536) + 1;
+        int threads = int(worth < p.threads ? worth : p.threads);
+        if (threads > tasks) threads = int(tasks);
+#ifdef _OPENMP
+        if (threads > 1) {
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+            for (i64 task = 0; task < tasks; task++) f(task);
+            return;
+        }
+#endif
+        for (i64 task = 0; task < tasks; task++) f(task);
+    }
+
+    void start(Chunk<R>& c, i64 chunk) const {
+        c.first = chunk * CHUNK;
+        i64 left = pixels - c.first;
+        c.count = int(left < CHUNK ? left : CHUNK);
+    }
+
+    i64 last_axis() const { return p.in[D - 1]; }
+
+    void read_grad(const Chunk<R>& c, const T* from, int channels, row* g) const {
+        for (int ch = 0; ch < channels; ch++) {
+            const T* at = from + ch * p.out_channel + c.first * p.out_pixel;
+            R* __restrict to = g[ch];
+            if (p.out_pixel == 1)
+                for (int k = 0; k < c.count; k++) to[k] = get(at[k]);
+            else
+                for (int k = 0; k < c.count; k++) to[k] = get(at[k * p.out_pixel]);
+        }
+    }
+
+    // Forward
+
+    void forward() const {
+        parallel(p.batch * blocks, [&](i64 task) {
+            i64 b = task / blocks, block = task % blocks;
+            Positions<R, D> positions(p, b);
+            Chunk<R> c;
+            alignas(64) row values[GROUP];
+            const T* image = static_cast<const T*>(p.image) + b * p.image_batch;
+            T* out = static_cast<T*>(p.output) + b * p.out_batch;
+            i64 end = (block + 1) * BLOCK < chunks ? (block + 1) * BLOCK : chunks;
+            for (i64 chunk = block * BLOCK; chunk < end; chunk++) {
+                start(c, chunk);
+                positions.fill(c);
+                classify<R, D, MODE>(p, c, rows_contiguous, 0, last_axis());
+                if (channels_last && p.out_channel == 1) {
+                    for (int k = 0; k < c.count; k++) forward_channels(c, k, image, out + (c.first + k) * p.out_pixel);
+                    continue;
+                }
+                for (i64 ch = 0; ch < p.channels; ch += GROUP) {
+                    int n = int(p.channels - ch < GROUP ? p.channels - ch : GROUP);
+                    const T* planes = image + ch * p.image_channel;
+                    if (c.inside_count) Inside<T, R, D, MODE>::forward(p, c, planes, n, values);
+                    for (int q = 0; q < c.rest; q++) {
+                        int k = c.others[q];
+                        Taps<R, D, MODE> taps(p, c, k, false, 0, last_axis());
+                        for (int e = 0; e < n; e++) {
+                            R total = p.fill || taps.fill_weight != taps.fill_weight ? taps.fill_weight * fill(ch + e) : 0;
+                            for (int tap = 0; tap < taps.count; tap++) total += taps.weight[tap] * get(planes[e * p.image_channel + taps.offset[tap]]);
+                            values[e][k] = is_finite<R, D>(c, k) ? total : R(NAN);
+                        }
+                    }
+                    for (int e = 0; e < n; e++) {
+                        T* to = out + (ch + e) * p.out_channel + c.first * p.out_pixel;
+                        if (p.out_pixel == 1)
+                            for (int k = 0; k < c.count; k++) put(to[k], values[e][k]);
+                        else
+                            for (int k = 0; k < c.count; k++) put(to[k * p.out_pixel], values[e][k]);
+                    }
+                }
+            }
+        });
+    }
+
+    void forward_channels(const Chunk<R>& c, int k, const T* image, T* out) const {
+        Taps<R, D, MODE> taps(p, c, k, false, 0, last_axis());
+        bool finite = is_finite<R, D>(c, k);
+        i64 ch = 0;
+        constexpr int V = 16;
+        for (; ch + V <= p.channels; ch += V) {
+            R total[V];
+            for (int e = 0; e < V; e++) total[e] = p.fill ? taps.fill_weight * fill(ch + e) : 0;
+            for (int tap = 0; tap < taps.count; tap++) {
+                const T* from = image + taps.offset[tap] + ch;
+                for (int e = 0; e < V; e++) total[e] += taps.weight[tap] * get(from[e]);
+            }
+            for (int e = 0; e < V; e++) put(out[ch + e], finite ? total[e] : R(NAN));
+        }
+        for (; ch < p.channels; ch++) {
+            R total = p.fill ? taps.fill_weight * fill(ch) : 0;
+            for (int tap = 0; tap < taps.count; tap++) total += taps.weight[tap] * get(image[taps.offset[tap] + ch]);
+            put(out[ch], finite ? total : R(NAN));
+        }
+    }
+
+    // The gradient of the coordinates
+
+    int grad_coords() const {
+        i64 sums = Positions<R, D>(p, 0).sums();
+        double* partial = nullptr;
+        if (sums) {
+            partial = static_cast<double*>(calloc(size_t(p.batch * blocks * sums + 1), sizeof(double)));
+            if (!partial) return 1;
+        }
+        parallel(p.batch * blocks, [&](i64 task) {
+            i64 b = task / blocks, block = task % blocks;
+            Positions<R, D> positions(p, b);
+            Chunk<R> c;
+            alignas(64) row g[GROUP], grad[3];
+            const T* image = static_cast<const T*>(p.image) + b * p.image_batch;
+            const T* out = static_cast<const T*>(p.output) + b * p.out_batch;
+            i64 end = (block + 1) * BLOCK < chunks ? (block + 1) * BLOCK : chunks;
+            for (i64 chunk = block * BLOCK; chunk < end; chunk++) {
+                start(c, chunk);
+                positions.fill(c);
+                classify<R, D, MODE>(p, c, rows_contiguous, 0, last_axis());
+                if (!p.channels)
+                    for (int a = 0; a < D; a++)
+                        for (int k = 0; k < c.count; k++) grad[a][k] = 0;
+                if (channels_last && p.out_channel == 1) {
+                    for (int k = 0; k < c.count; k++) slopes_channels(c, k, image, out + (c.first + k) * p.out_pixel, grad);
+                } else {
+                    for (i64 ch = 0; ch < p.channels; ch += GROUP) {
+                        int n = int(p.channels - ch < GROUP ? p.channels - ch : GROUP);
+                        const T* planes = image + ch * p.image_channel;
+                        read_grad(c, out + ch * p.out_channel, n, g);
+                        // The loop for the pixels inside writes neighbours too.
+                        R kept[3][CHUNK];
+                        if (ch)
+                            for (int q = 0; q < c.rest; q++)
+                                for (int a = 0; a < D; a++) kept[a][q] = grad[a][c.others[q]];
+                        if (c.inside_count) Inside<T, R, D, MODE>::slopes(p, c, planes, n, g, grad, ch > 0);
+                        for (int q = 0; q < c.rest; q++) {
+                            int k = c.others[q];
+                            R total[3] = {};
+                            if (ch)
+                                for (int a = 0; a < D; a++) total[a] = kept[a][q];
+                            if (is_finite<R, D>(c, k)) {
+                                Taps<R, D, MODE> taps(p, c, k, true, 0, last_axis());
+                                for (int e = 0; e < n; e++) {
+                                    R one = g[e][k];
+                                    if (p.fill)
+                                        for (int a = 0; a < D; a++) total[a] += taps.fill_slope[a] * fill(ch + e) * one;
+                                    for (int tap = 0; tap < taps.count; tap++) {
+                                        R v = get(planes[e * p.image_channel + taps.offset[tap]]) * one;
+                                        for (int a = 0; a < D; a++) total[a] += taps.slope[a][tap] * v;
+                                    }
+                                }
+                            }
+                            for (int a = 0; a < D; a++) grad[a][k] = total[a];
+                        }
+                    }
+                }
+                positions.reduce(c, grad, partial + task * sums);
+            }
+        });
+        if (sums) {
+            for (i64 b = 0; b < p.batch; b++) {
+                double* total = partial + b * blocks * sums;
+                for (i64 block = 1; block < blocks; block++)
+                    for (i64 e = 0; e < sums; e++) total[e] += total[block * sums + e];
+                Positions<R, D>(p, b).finish(total);
+            }
+            free(partial);
+        }
+        return 0;
+    }
+
+    void slopes_channels(const Chunk<R>& c, int k, const T* image, const T* out, row* grad) const {
+        for (int a = 0; a < D; a++) grad[a][k] = 0;
+        if (!is_finite<R, D>(c, k)) return;
+        Taps<R, D, MODE> taps(p, c, k, true, 0, last_axis());
+        if (p.fill) {
+            R dot = 0;
+            for (i64 ch = 0; ch < p.channels; ch++) dot += get(out[ch]) * fill(ch);
+            for (int a = 0; a < D; a++) grad[a][k] = taps.fill_slope[a] * dot;
+        }
+        for (int tap = 0; tap < taps.count; tap++) {
+            const T* from = image + taps.offset[tap];
+            R dot = 0;
+#pragma omp simd reduction(+ : dot)
+            for (i64 ch = 0; ch < p.channels; ch++) dot += get(out[ch]) * get(from[ch]);
+            for (int a = 0; a < D; a++) grad[a][k] += taps.slope[a][tap] * dot;
+        }
+    }
+
+    // The gradient of the image: every part of it belongs to one task, which adds to each pixel in the output's order.
+
+    void grad_image() const {
+        i64 share = channels_last ? 64 : GROUP;
+        i64 groups = (p.channels + share - 1) / share;
+        // Parts enough for a few threads; not by their number, for the order of additions depends on the parts.
+        i64 rows = last_axis(), parts = (8 + p.batch * groups - 1) / (p.batch * groups);
+        parts = parts < rows / 8 ? parts : rows / 8;
+        parts = parts > 1 && p.channels * pixels > 65536 ? parts : 1;
+        parallel(p.batch * groups * parts, [&](i64 task) {
+            i64 part = task % parts, group = task / parts % groups, b = task / parts / groups;
+            i64 from = rows * part / parts, to = rows * (part + 1) / parts;
+            i64 ch = group * share;
+            int n = int(p.channels - ch < share ? p.channels - ch : share);
+            R* image = static_cast<R*>(p.grad_image) + b * p.image_batch + ch * p.image_channel;
+            clear(image, n, from, to);
+            Positions<R, D> positions(p, b);
+            Chunk<R> c;
+            alignas(64) row g[GROUP];
+            const T* out = static_cast<const T*>(p.output) + b * p.out_batch + ch * p.out_channel;
+            for (i64 chunk = 0; chunk < chunks; chunk++) {
+                start(c, chunk);
+                positions.fill(c);
+                classify<R, D, MODE>(p, c, rows_contiguous, from, to);
+                if (channels_last) {
+                    for (int k = 0; k < c.count; k++) spread_channels(c, k, n, image, out + (c.first + k) * p.out_pixel, from, to);
+                    continue;
+                }
+                if (!c.inside_count && !c.rest) continue;
+                read_grad(c, out, n, g);
+                if (c.inside_count) spread_inside(c, n, image, g);
+                for (int q = 0; q < c.rest; q++) {
+                    int k = c.others[q];
+                    if (!is_finite<R, D>(c, k)) continue;
+                    Taps<R, D, MODE> taps(p, c, k, false, from, to);
+                    for (int e = 0; e < n; e++)
+                        for (int tap = 0; tap < taps.count; tap++) image[e * p.image_channel + taps.offset[tap]] += taps.weight[tap] * g[e][k];
+                }
+            }
+        });
+    }
+
+    void clear(R* image, int channels, i64 from, i64 to) const {
+        i64 begin[3] = {0, 0, 0}, end[3] = {p.in[0], p.in[1], p.in[2]};
+        begin[D - 1] = from, end[D - 1] = to;
+        if (channels_last) {
+            for (i64 z = begin[2]; z < end[2]; z++)
+                for (i64 y = begin[1]; y < end[1]; y++)
+                    for (i64 x = begin[0]; x < end[0]; x++) {
+                        R* at = image + z * p.image_stride[2] + y * p.image_stride[1] + x * p.image_stride[0];
+                        for (int ch = 0; ch < channels; ch++) at[ch] = 0;
+                    }
+            return;
+        }
+        for (int ch = 0; ch < channels; ch++)
+            for (i64 z = begin[2]; z < end[2]; z++)
+                for (i64 y = begin[1]; y < end[1]; y++) {
+                    R* at = image + ch * p.image_channel + z * p.image_stride[2] + y * p.image_stride[1];
+                    for (i64 x = begin[0]; x < end[0]; x++) at[x * p.image_stride[0]] = 0;
+                }
+    }
+
+    void spread_inside(const Chunk<R>& c, int channels, R* image, row* g) const {
+        constexpr int K = Kernel<MODE>::K, NR = Rows<D, MODE>::N;
+        Rows<D, MODE> rows(p);
+        for (int k = 0; k < c.count; k++) {
+            if (!c.inside[k]) continue;
+            R w[3][K], dw[3][K];
+            for (int a = 0; a < D; a++) axis_weights<MODE>(c.t[a][k], w[a], dw[a]);
+            for (int ch = 0; ch < channels; ch++) {
+                R* to = image + ch * p.image_channel + c.offset[k];
+                for (int r = 0; r < NR; r++) {
+                    R one = g[ch][k] * (D > 1 ? w[D > 1 ? 1 : 0][r % K] : 1) * (D > 2 ? w[D - 1][r / K] : 1);
+                    for (int e = 0; e < K; e++) to[rows.at[r] + e] += one * w[0][e];
+                }
+            }
+        }
+    }
+
+    void spread_channels(const Chunk<R>& c, int k, int channels, R* image, const T* out, i64 from, i64 to) const {
+        if (!is_finite<R, D>(c, k)) return;
+        Taps<R, D, MODE> taps(p, c, k, false, from, to);
+        if (p.out_channel == 1) {
+            for (int tap = 0; tap < taps.count; tap++) {
+                R* __restrict at = image + taps.offset[tap];
+                R w = taps.weight[tap];
+                for (int ch = 0; ch < channels; ch++) at[ch] += w * get(out[ch]);
+            }
+            return;
+        }
+        for (int tap = 0; tap < taps.count; tap++) {
+            R* at = image + taps.offset[tap];
+            for (int ch = 0; ch < channels; ch++) at[ch] += taps.weight[tap] * get(out[ch * p.out_channel]);
+        }
+    }
+
+    // Frames
+
+    static constexpr bool FRAMES = D == 2 && MODE != NEAREST;
+    static constexpr int FM = FRAMES ? MODE : LINEAR;
+    typedef Frame<R, FM> TheFrame;
+
+    // Never by the number of threads: the result is not to depend on it, not even in the last bit.
+    bool framed() const {
+        if (!FRAMES || (p.padding != ZEROS && p.padding != BORDER && p.padding != CONSTANT)) return false;
+        if (channels_last && p.channels >= 16) return false;
+        i64 bytes = TheFrame::bytes(p, p.in[1]);
+        if (p.in[0] > 4096 || p.in[1] > 4096 || bytes > FRAME_BYTES / 2 || p.in[0] * p.in[1] > 8 * pixels) return false;
+        i64 group = frame_group(bytes);
+        i64 tasks = p.what == GRAD_COORDS ? p.batch : p.batch * ((p.channels + group - 1) / group);
+        return tasks >= 8 || pixels * p.channels <= 16384;
+    }
+
+    i64 frame_group(i64 bytes) const {
+        i64 group = FRAME_BYTES / bytes;
+        return group < GROUP ? group : GROUP;
+    }
+
+    void write(const Chunk<R>& c, T* out, int n, const row* values) const {
+        for (int e = 0; e < n; e++) {
+            T* to = out + e * p.out_channel + c.first * p.out_pixel;
+            if (p.out_pixel == 1)
+                for (int k = 0; k < c.count; k++) put(to[k], values[e][k]);
+            else
+                for (int k = 0; k < c.count; k++) put(to[k * p.out_pixel], values[e][k]);
+        }
+    }
+
+    void forward_framed() const {
+        i64 share = frame_group(TheFrame::bytes(p, p.in[1])), groups = (p.channels + share - 1) / share;
+        parallel(p.batch * groups, [&](i64 task) {
+            i64 b = task / groups, ch = task % groups * share;
+            int n = int(p.channels - ch < share ? p.channels - ch : share);
+            TheFrame frame(p, 0, p.in[1]);
+            frame.copy(static_cast<const T*>(p.image) + b * p.image_batch + ch * p.image_channel, p, n, ch);
+            Positions<R, D> positions(p, b);
+            Chunk<R> c;
+            alignas(64) row values[GROUP];
+            for (i64 chunk = 0; chunk < chunks; chunk++) {
+                start(c, chunk);
+                positions.fill(c);
+                frame.place(c);
+                Inside<R, R, D, FM>::forward(frame.p, c, frame.data, n, values);
+                write(c, static_cast<T*>(p.output) + b * p.out_batch + ch * p.out_channel, n, values);
+            }
+        });
+    }
+
+    int grad_coords_framed() const {
+        i64 sums = Positions<R, D>(p, 0).sums();
+        i64 share = frame_group(TheFrame::bytes(p, p.in[1]));
+        double* total = static_cast<double*>(calloc(size_t(p.batch * sums + 1), sizeof(double)));
+        if (!total) return 1;
+        parallel(p.batch, [&](i64 b) {
+            TheFrame frame(p, 0, p.in[1]);
+            Positions<R, D> positions(p, b);
+            Chunk<R> c;
+            alignas(64) row g[GROUP], grad[3];
+            for (i64 ch = 0; ch < p.channels; ch += share) {
+                int n = int(p.channels - ch < share ? p.channels - ch : share);
+                frame.copy(static_cast<const T*>(p.image) + b * p.image_batch + ch * p.image_channel, p, n, ch);
+                for (i64 chunk = 0; chunk < chunks; chunk++) {
+                    start(c, chunk);
+                    positions.fill(c);
+                    bool fine = frame.place(c);
+                    read_grad(c, static_cast<const T*>(p.output) + b * p.out_batch + ch * p.out_channel, n, g);
+                    Inside<R, R, D, FM>::slopes(frame.p, c, frame.data, n, g, grad, false);
+                    if (!fine)
+                        for (int k = 0; k < c.count; k++)
+                            if (!is_finite<R, D>(c, k))
+                                for (int a = 0; a < D; a++) grad[a][k] = 0;
+                    positions.reduce(c, grad, total + b * sums, ch > 0);
+                }
+            }
+        });
+        if (sums)
+            for (i64 b = 0; b < p.batch; b++) Positions<R, D>(p, b).finish(total + b * sums);
+        free(total);
+        return 0;
+    }
+
+    // Linear: a cell of four numbers for each pixel takes what its four neighbours are due, in one addition, and no two
+    // additions overlap in part. At the end the cells are added up where they belong.
+    static constexpr int CELL = FM == LINEAR ? 4 : 1;
+
+    bool grad_image_framed_pays(i64& stripe) const {
+        if (!FRAMES || channels_last || (p.padding != ZEROS && p.padding != BORDER && p.padding != CONSTANT)) return false;
+        if (p.in[0] > 8192 || p.in[1] > (1 << 20) || p.in[0] * p.in[1] > 2 * pixels) return false;
+        i64 one = TheFrame::bytes(p, 1, CELL) - TheFrame::bytes(p, 0, CELL);
+        i64 rows = FRAME_BYTES / (one * (p.channels < 3 ? p.channels : 3)) - 2 * TheFrame::MARGIN;
+        if (rows >= p.in[1]) {
+            stripe = p.in[1];
+            return true;
+        }
+        stripe = rows;
+        return rows >= 16 && p.coords == AFFINE && (p.padding == ZEROS || p.padding == CONSTANT);
+    }
+
+    void grad_image_framed(i64 stripe) const {
+        i64 parts = (p.in[1] + stripe - 1) / stripe;
+        stripe = (p.in[1] + parts - 1) / parts;
+        i64 share = FRAME_BYTES / TheFrame::bytes(p, stripe, CELL);
+        share = share < GROUP ? share : GROUP;
+        i64 groups = (p.channels + share - 1) / share;
+        parallel(p.batch * groups * parts, [&](i64 task) {
+            i64 part = task % parts, ch = task / parts % groups * share, b = task / parts / groups;
+            int n = int(p.channels - ch < share ? p.channels - ch : share);
+            i64 from = part * stripe, to = from + stripe < p.in[1] ? from + stripe : p.in[1];
+            if (from >= to) return;
+            TheFrame frame(p, from, to, CELL);
+            memset(frame.data, 0, size_t(frame.plane * n) * sizeof(R));
+            Positions<R, D> positions(p, b);
+            Chunk<R> c;
+            alignas(64) row g[GROUP];
+            const T* out = static_cast<const T*>(p.output) + b * p.out_batch + ch * p.out_channel;
+            for (i64 chunk = 0; chunk < chunks; chunk++) {
+                start(c, chunk);
+                if (parts > 1 && !positions.touches(c, from, to)) continue;
+                positions.fill(c);
+                bool fine = frame.place(c);
+                read_grad(c, out, n, g);
+                if (!fine)
+                    for (int k = 0; k < c.count; k++)
+                        if (!is_finite<R, D>(c, k)) {
+                            for (int a = 0; a < D; a++) c.t[a][k] = 0;
+                            for (int e = 0; e < n; e++) g[e][k] = 0;
+                        }
+                spread_frame(frame, c, n, g);
+            }
+            R* image = static_cast<R*>(p.grad_image) + b * p.image_batch + ch * p.image_channel;
+            for (int e = 0; e < n; e++) gather_frame(frame, e, image + e * p.image_channel);
+        });
+    }
+
+    void spread_frame(const TheFrame& frame, const Chunk<R>& c, int channels, row* g) const {
+        typedef R vec __attribute__((vector_size(4 * sizeof(R))));
+        if constexpr (FM == LINEAR) {
+            const vec x0 = {1, 0, 1, 0}, x1 = {-1, 1, -1, 1}, y0 = {1, 1, 0, 0}, y1 = {-1, -1, 1, 1};
+            for (int k = 0; k < c.count; k++) {
+                vec w = (x0 + c.t[0][k] * x1) * (y0 + c.t[1][k] * y1);
+                R* at = frame.data + c.offset[k];
+                for (int ch = 0; ch < channels; ch++, at += frame.plane) store(at, load<vec>(at) + g[ch][k] * w);
+            }
+        } else {
+            for (int k = 0; k < c.count; k++) {
+                R w[4], dw[4], v[4];
+                axis_weights<CUBIC>(c.t[0][k], w, dw);
+                axis_weights<CUBIC>(c.t[1][k], v, dw);
+                for (int ch = 0; ch < channels; ch++) {
+                    R* at = frame.data + ch * frame.plane + c.offset[k];
+                    for (int r = 0; r < 4; r++)
+                        for (int e = 0; e < 4; e++) at[r * frame.width + e] += g[ch][k] * v[r] * w[e];
+                }
+            }
+        }
+    }
+
+    // What frame pixel (x, y) was given, counted from the frame's corner.
+    R given(const TheFrame& frame, const R* plane, i64 x, i64 y) const {
+        if (FM != LINEAR) return plane[y * frame.width + x];
+        const R* at = plane + (y * frame.width + x) * 4;
+        R total = at[0];
+        if (x) total += at[-4 + 1];
+        if (y) total += at[-4 * frame.width + 2];
+        if (x && y) total += at[-4 * frame.width - 4 + 3];
+        return total;
+    }
+
+    void gather_frame(const TheFrame& frame, int channel, R* image) const {
+        constexpr int M = TheFrame::MARGIN;
+        const R* plane = frame.data + channel * frame.plane;
+        i64 rows = frame.to - frame.from;
+        for (i64 y = 0; y < rows; y++) {
+            R* to = image + (frame.from + y) * p.image_stride[1];
+            const R *at = plane + ((y + M) * frame.width + M) * CELL, *above = at - frame.width * CELL;
+            if constexpr (FM == LINEAR) {
+                if (p.image_stride[0] == 1)
+                    for (i64 x = 0; x < frame.wide; x++) to[x] = (at[4 * x] + at[4 * x - 3]) + (above[4 * x + 2] + above[4 * x - 1]);
+                else
+                    for (i64 x = 0; x < frame.wide; x++) to[x * p.image_stride[0]] = (at[4 * x] + at[4 * x - 3]) + (above[4 * x + 2] + above[4 * x - 1]);
+            } else {
+                for (i64 x = 0; x < frame.wide; x++) to[x * p.image_stride[0]] = at[x];
+            }
+        }
+        if (p.padding != BORDER) return;
+        // The margin shows border pixels; a stripe's inner edges have none, and there is only one stripe.
+        for (i64 y = 0; y < frame.height; y++)
+            for (i64 x = 0; x < frame.width; x++) {
+                i64 v = y - M, u = x - M;
+                if (v >= 0 && v < rows && u >= 0 && u < frame.wide) {
+                    x = M + frame.wide - 1;
+                    continue;
+                }
+                v = v < 0 ? 0 : v < rows ? v : rows - 1;
+                u = u < 0 ? 0 : u < frame.wide ? u : frame.wide - 1;
+                image[v * p.image_stride[1] + u * p.image_stride[0]] += given(frame, plane, x, y);
+            }
+    }
+
+    int run() const {
+        if constexpr (FRAMES) {
+            bool pays = scratch() && framed();
+            i64 stripe = 0;
+            if (p.what == FORWARD && pays) return forward_framed(), 0;
+            if (p.what == GRAD_COORDS && pays) return grad_coords_framed();
+            if (p.what == GRAD_IMAGE && scratch() && grad_image_framed_pays(stripe)) return grad_image_framed(stripe), 0;
+        }
+        if (p.what == FORWARD) return forward(), 0;
+        if (p.what == GRAD_COORDS) return grad_coords();
+        return grad_image(), 0;
+    }
+};
+
+template <class T, int D>
+int run_mode(const Problem& p) {
+    typedef typename Working<T>::type R;
+    switch (p.mode) {
+        case NEAREST: return Op<T, R, D, NEAREST>(p).run();
+        case LINEAR: return Op<T, R, D, LINEAR>(p).run();
+        default: return Op<T, R, D, CUBIC>(p).run();
+    }
+}
+
+}  // namespace
+}  // namespace STN_SET
+
+int STN_CAT(STN_CAT(run_, STN_SET), STN_CAT(_, STN_TYPE))(const Problem& p) {
+    return p.ndim == 2 ? STN_SET::run_mode<STN_SET::STN_TYPE, 2>(p) : STN_SET::run_mode<STN_SET::STN_TYPE, 3>(p);
+}
+
+}  // namespace stn
