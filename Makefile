@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-all lint figures clean
+.PHONY: demo test test-all lint figures sanitize clean
 
 # Train the default recipe and its control on real digits, and write the report.
 demo: $(INSTALLED)
@@ -27,7 +27,18 @@ lint: $(INSTALLED)
 figures: $(INSTALLED)
 	$(BIN)/python docs/figures.py
 
-$(INSTALLED): pyproject.toml constraints.txt
+# The native kernels with the address and undefined-behaviour sanitizers, under their own tests. Python itself leaks on
+# purpose, and the sanitizer must be loaded before it.
+NATIVE := build/sanitize
+sanitize: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet nanobind cmake ninja
+	$(BIN)/cmake -S src/stn/ops/csrc -B $(NATIVE) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
+		-DPython_EXECUTABLE=$(abspath $(BIN)/python) -DSTN_SANITIZE=ON
+	$(BIN)/cmake --build $(NATIVE)
+	LD_PRELOAD=$$($(CXX) -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+		$(BIN)/python tests/sanitized.py $(NATIVE)/_native*.so tests/test_cpu.py -q -k "not forked and not compiled and not opcheck"
+
+$(INSTALLED): pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/stn/ops/csrc/*)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "stn needs Python 3.11 or newer; set PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"

@@ -63,7 +63,10 @@ def problem(kind, d, *, batch=2, channels=3, in_size=None, out_size=None, seed=0
     if kind == "affine":
         coords, basis = torch.from_numpy(np.eye(d, d + 1) + spread * generator.standard_normal((batch, d, d + 1))), None
     elif kind == "projective":
-        coords, basis = torch.from_numpy(np.eye(d + 1) + spread * generator.standard_normal((batch, d + 1, d + 1))), None
+        coords, basis = (
+            torch.from_numpy(np.eye(d + 1) + spread * generator.standard_normal((batch, d + 1, d + 1))),
+            None,
+        )
         coords = facing(coords)
     elif kind == "basis":
         n = int(np.prod(out_size))
@@ -106,7 +109,12 @@ def compare(ours, truth, dtype, scale=1.0):
         size = max(1.0, float(b.nan_to_num(0, 0, 0).abs().max()) if b.numel() else 1.0)
         assert a.shape == b.shape, name
         torch.testing.assert_close(
-            a.double(), b.double(), rtol=0, atol=scale * TOLERANCE[dtype] * size, equal_nan=True, msg=lambda m: f"{name}: {m}"
+            a.double(),
+            b.double(),
+            rtol=0,
+            atol=scale * TOLERANCE[dtype] * size,
+            equal_nan=True,
+            msg=lambda m: f"{name}: {m}",
         )
 
 
@@ -400,7 +408,12 @@ def test_a_forked_process_does_not_hang():
 
 
 def test_opcheck():
-    for kind, padding_mode in (("affine", "constant"), ("projective", "zeros"), ("basis", "border"), ("grid", "reflection")):
+    for kind, padding_mode in (
+        ("affine", "constant"),
+        ("projective", "zeros"),
+        ("basis", "border"),
+        ("grid", "reflection"),
+    ):
         image, coords, basis, size = problem(kind, 2, dtype=torch.float32)
         fill = None if padding_mode != "constant" else fill_of("constant").float()
         number = {"affine": 0, "projective": 1, "basis": 2, "grid": 3}[kind]
