@@ -113,13 +113,11 @@ def _warp(
     options = (kind, _MODES[mode], _PADDINGS[padding_mode], align_corners)
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return _op(image, coords, basis, fill, list(size), *options)
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-        out: Tensor = _Warp.apply(image, coords, basis, fill, size, options)
-        return out
-    if grads and (image.requires_grad or coords.requires_grad):
-        out: Tensor = _Warp.apply(image, coords, basis, fill, size, options)
-        return out
-    return _forward(image, coords, basis, fill, size, options)
+    plain = not torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0
+    if plain and not (grads and (image.requires_grad or coords.requires_grad)):
+        return _forward(image, coords, basis, fill, size, options)
+    out: Tensor = _Warp.apply(image, coords, basis, fill, size, options)
+    return out
 
 
 def _working_dtype(image: Tensor) -> torch.dtype:

@@ -1026,13 +1026,14 @@ struct Op {
     typedef R row[CHUNK + SLACK];
 
     const Problem& p;
-    i64 pixels, chunks, blocks;
+    i64 pixels, chunks, blocks, span;
     bool rows_contiguous, channels_last;
 
     explicit Op(const Problem& problem) : p(problem) {
         pixels = p.out[0] * p.out[1] * p.out[2];
         chunks = (pixels + CHUNK - 1) / CHUNK;
-        blocks = (chunks + BLOCK - 1) / BLOCK;
+        span = p.coords == BASIS ? BLOCK / 4 : BLOCK;  // a basis is read from the cache by one image after the other
+        blocks = (chunks + span - 1) / span;
         rows_contiguous = p.image_stride[0] == 1;
         channels_last = !rows_contiguous && p.image_channel == 1 && p.channels > 1;
     }
@@ -1079,14 +1080,14 @@ struct Op {
 
     void forward() const {
         parallel(p.batch * blocks, [&](i64 task) {
-            i64 b = task / blocks, block = task % blocks;
+            i64 b = p.coords == BASIS ? task % p.batch : task / blocks, block = p.coords == BASIS ? task / p.batch : task % blocks;
             Positions<R, D> positions(p, b);
             Chunk<R> c;
             alignas(64) row values[GROUP];
             const T* image = static_cast<const T*>(p.image) + b * p.image_batch;
             T* out = static_cast<T*>(p.output) + b * p.out_batch;
-            i64 end = (block + 1) * BLOCK < chunks ? (block + 1) * BLOCK : chunks;
-            for (i64 chunk = block * BLOCK; chunk < end; chunk++) {
+            i64 end = (block + 1) * span < chunks ? (block + 1) * span : chunks;
+            for (i64 chunk = block * span; chunk < end; chunk++) {
                 start(c, chunk);
                 positions.fill(c);
                 classify<R, D, MODE>(p, c, rows_contiguous, 0, last_axis());
@@ -1150,14 +1151,14 @@ struct Op {
             if (!partial) return 1;
         }
         parallel(p.batch * blocks, [&](i64 task) {
-            i64 b = task / blocks, block = task % blocks;
+            i64 b = p.coords == BASIS ? task % p.batch : task / blocks, block = p.coords == BASIS ? task / p.batch : task % blocks;
             Positions<R, D> positions(p, b);
             Chunk<R> c;
             alignas(64) row g[GROUP], grad[3];
             const T* image = static_cast<const T*>(p.image) + b * p.image_batch;
             const T* out = static_cast<const T*>(p.output) + b * p.out_batch;
-            i64 end = (block + 1) * BLOCK < chunks ? (block + 1) * BLOCK : chunks;
-            for (i64 chunk = block * BLOCK; chunk < end; chunk++) {
+            i64 end = (block + 1) * span < chunks ? (block + 1) * span : chunks;
+            for (i64 chunk = block * span; chunk < end; chunk++) {
                 start(c, chunk);
                 positions.fill(c);
                 classify<R, D, MODE>(p, c, rows_contiguous, 0, last_axis());
@@ -1198,7 +1199,7 @@ struct Op {
                         }
                     }
                 }
-                positions.reduce(c, grad, partial + task * sums);
+                positions.reduce(c, grad, partial + (b * blocks + block) * sums);
             }
         });
         if (sums) {
