@@ -936,7 +936,7 @@ template <int D> struct Inside<double, double, D, CUBIC> : InsideCubic<double, D
 // A frame is a small image, or a stripe of one, copied with its padding around it: no pixel needs a bounds test, and
 // whatever the type and layout of the image, the frame is dense and of the working type.
 
-constexpr i64 FRAME_BYTES = 512 << 10;
+constexpr i64 FRAME_BYTES = 640 << 10;
 
 inline void* scratch() {  // one a thread, kept
     static thread_local void* memory = nullptr;
@@ -1338,6 +1338,7 @@ struct Op {
     bool framed() const {
         if (!FRAMES || (p.padding != ZEROS && p.padding != BORDER && p.padding != CONSTANT)) return false;
         if (channels_last && p.channels >= 16) return false;
+        if (p.coords == BASIS && pixels > 4096) return false;  // positions cost more than bounds tests
         i64 bytes = TheFrame::bytes(p, p.in[1]);
         if (p.in[0] > 4096 || p.in[1] > 4096 || bytes > FRAME_BYTES / 2 || p.in[0] * p.in[1] > 8 * pixels) return false;
         i64 group = frame_group(bytes);
