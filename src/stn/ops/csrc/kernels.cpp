@@ -529,8 +529,15 @@ void classify(const Problem& p, Chunk<R>& c, bool contiguous, i64 from, i64 to) 
     c.inside_count = found;
     c.rest = 0;
     if (found == n) return;
-    for (int k = 0; k < n; k++)
-        if (!c.inside[k]) c.others[c.rest++] = uint8_t(k);
+    // The owner of a part of the image passes over pixels that read other parts, or the background, alone.
+    bool pass = p.what == GRAD_IMAGE && (p.padding == ZEROS || p.padding == CONSTANT);
+    const int* last = c.i[D - 1];
+    for (int k = 0; k < n; k++) {
+        if (c.inside[k]) continue;
+        i64 begin = i64(last[k]) - before;
+        if (pass && (begin >= to || begin + K <= from)) continue;
+        c.others[c.rest++] = uint8_t(k);
+    }
 }
 
 // The taps of one pixel, wherever they lie.
@@ -1254,6 +1261,7 @@ struct Op {
             const T* out = static_cast<const T*>(p.output) + b * p.out_batch + ch * p.out_channel;
             for (i64 chunk = 0; chunk < chunks; chunk++) {
                 start(c, chunk);
+                if (parts > 1 && !positions.touches(c, from, to)) continue;
                 positions.fill(c);
                 classify<R, D, MODE>(p, c, rows_contiguous, from, to);
                 if (channels_last) {
