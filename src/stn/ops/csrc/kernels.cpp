@@ -529,8 +529,15 @@ void classify(const Problem& p, Chunk<R>& c, bool contiguous, i64 from, i64 to) 
     c.inside_count = found;
     c.rest = 0;
     if (found == n) return;
-    for (int k = 0; k < n; k++)
-        if (!c.inside[k]) c.others[c.rest++] = uint8_t(k);
+    // The owner of a part of the image passes over pixels that read other parts, or the background, alone.
+    bool pass = p.what == GRAD_IMAGE && (p.padding == ZEROS || p.padding == CONSTANT);
+    const int* last = c.i[D - 1];
+    for (int k = 0; k < n; k++) {
+        if (c.inside[k]) continue;
+        i64 begin = i64(last[k]) - before;
+        if (pass && (begin >= to || begin + K <= from)) continue;
+        c.others[c.rest++] = uint8_t(k);
+    }
 }
 
 // The taps of one pixel, wherever they lie.
@@ -936,7 +943,7 @@ template <int D> struct Inside<double, double, D, CUBIC> : InsideCubic<double, D
 // A frame is a small image, or a stripe of one, copied with its padding around it: no pixel needs a bounds test, and
 // whatever the type and layout of the image, the frame is dense and of the working type.
 
-constexpr i64 FRAME_BYTES = 512 << 10;
+constexpr i64 FRAME_BYTES = 640 << 10;
 
 inline void* scratch() {  // one a thread, kept
     static thread_local void* memory = nullptr;
@@ -1254,6 +1261,7 @@ struct Op {
             const T* out = static_cast<const T*>(p.output) + b * p.out_batch + ch * p.out_channel;
             for (i64 chunk = 0; chunk < chunks; chunk++) {
                 start(c, chunk);
+                if (parts > 1 && !positions.touches(c, from, to)) continue;
                 positions.fill(c);
                 classify<R, D, MODE>(p, c, rows_contiguous, from, to);
                 if (channels_last) {
@@ -1338,6 +1346,7 @@ struct Op {
     bool framed() const {
         if (!FRAMES || (p.padding != ZEROS && p.padding != BORDER && p.padding != CONSTANT)) return false;
         if (channels_last && p.channels >= 16) return false;
+        if (p.coords == BASIS && pixels > 4096) return false;  // positions cost more than bounds tests
         i64 bytes = TheFrame::bytes(p, p.in[1]);
         if (p.in[0] > 4096 || p.in[1] > 4096 || bytes > FRAME_BYTES / 2 || p.in[0] * p.in[1] > 8 * pixels) return false;
         i64 group = frame_group(bytes);
