@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,9 +24,9 @@ def nearest_name(name: str, names: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def check_choice(argument: str, value: Any, choices: Iterable[str]) -> None:
-    names = list(choices)
-    if value not in names:
+def check_choice(argument: str, value: Any, choices: Collection[str]) -> None:
+    if value not in choices:
+        names = list(choices)
         raise ValueError(
             f"{argument}: expected one of {', '.join(names)}, got {value!r}{nearest_name(str(value), names)}"
         )

@@ -175,7 +175,8 @@ def warp(
     else:
         theta = transform.check_theta(theta)
     batch = check_batches("image", image, "theta", theta)
-    image = image.expand(batch, *image.shape[1:])
+    if image.shape[0] != batch:
+        image = image.expand(batch, *image.shape[1:])
     matrix: Tensor | None
     if transform is None:
         matrix = theta if theta.shape[1] == d else facing(theta.to(coordinate_dtype(theta)))
@@ -185,7 +186,8 @@ def warp(
         return _warp_antialiased(image, theta, matrix, transform, size, kernel, padding_mode, background, align_corners)
     if matrix is not None:
         read = op.warp_affine if matrix.shape[1] == d else op.warp_projective
-        matrix = matrix.expand(batch, -1, -1)
+        if matrix.shape[0] != batch:
+            matrix = matrix.expand(batch, -1, -1)
         return read(image, matrix, size, kernel, padding_mode, background, align_corners)
     assert transform is not None
     linear = transform.as_basis(theta, size, align_corners=align_corners)

@@ -113,10 +113,13 @@ def _warp(
     options = (kind, _MODES[mode], _PADDINGS[padding_mode], align_corners)
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return _op(image, coords, basis, fill, list(size), *options)
-    plain = not torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0
-    if plain and not (grads and (image.requires_grad or coords.requires_grad)):
-        return _forward(image, coords, basis, fill, size, options)
-    out: Tensor = _Warp.apply(image, coords, basis, fill, size, options)
+    out: Tensor
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        out = _Warp.apply(image, coords, basis, fill, size, options)
+    elif grads and (image.requires_grad or coords.requires_grad):
+        out = _EagerWarp.apply(image, coords, basis, fill, size, options)
+    else:
+        out = _forward(image, coords, basis, fill, size, options)
     return out
 
 
@@ -314,6 +317,26 @@ class _Warp(torch.autograd.Function):
         )
         out = _Warp.apply(image.flatten(0, 1), coords.flatten(0, 1), basis, fill, size, options)
         return out.unflatten(0, (n, -1)), 0
+
+
+class _EagerWarp(torch.autograd.Function):
+    """`_Warp` for plain reverse mode: `apply` of a function with `setup_context` inspects signatures at every call."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        image: Tensor,
+        coords: Tensor,
+        basis: Tensor | None,
+        fill: Tensor | None,
+        size: tuple[int, ...],
+        options: _Options,
+    ) -> Tensor:
+        ctx.size, ctx.options = size, options
+        ctx.save_for_backward(image, coords, basis, fill)
+        return _forward(image, coords, basis, fill, size, options)
+
+    backward = _Warp.backward
 
 
 def _truth(
