@@ -111,6 +111,9 @@ def _warp(
     if needs_fill or needs_basis:  # nobody trains these: the road without a kernel of its own
         return _reference(kind, size, mode, padding_mode, align_corners)(image, coords, basis, fill)
     options = (kind, _MODES[mode], _PADDINGS[padding_mode], align_corners)
+    # A transform inside of a compiled function cannot see through the op.
+    if torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
+        return _reference(kind, size, mode, padding_mode, align_corners)(image, coords, basis, fill)
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return _op(image, coords, basis, fill, list(size), *options)
     out: Tensor
@@ -283,8 +286,9 @@ class _Warp(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         image, coords, basis, fill = ctx.saved_tensors
         for_image, for_coords = ctx.needs_input_grad[:2]
-        # Somebody will differentiate the gradient, or transforms it.
-        if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+        # Somebody will differentiate the gradient, or transforms it, or pulls back what a transform has left behind.
+        wrapped = any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in (grad, image, coords))
+        if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active() or wrapped:
             truth = _truth(basis, fill, ctx.size, ctx.options)
             grads = torch.func.vjp(truth, image, coords)[1](grad.to(_working_dtype(image)))
             return (grads[0] if for_image else None, grads[1] if for_coords else None, None, None, None, None)

@@ -173,8 +173,8 @@ inline void split(R position, int base, int& i, R& t) {
 }
 
 template <class R>
-inline void split_any(R position, int& i, R& t) {
-    bool finite = position - position == 0;
+inline void split_any(R position, R source, int& i, R& t) {
+    bool finite = source - source == 0;  // of what was given: as a position in pixels it may be too large for the type
     R c = position < R(-FAR) ? R(-FAR) : position;
     c = c > R(FAR) ? R(FAR) : c;
     c = finite ? c : 0;
@@ -313,7 +313,7 @@ struct Positions {
                 } else {
                     for (int q = 0; q < n; q++) {
                         double fraction;
-                        split_any(base + by * q, i[q], fraction);
+                        split_any(base + by * q, base + by * q, i[q], fraction);
                         t[q] = R(fraction);
                     }
                 }
@@ -340,7 +340,7 @@ struct Positions {
                     R far = over < 0 ? R(-1e4) : R(1e4);
                     far = over == over ? far : over;
                     u[q] = inverse[q] == 0 ? far : over * inverse[q];
-                    split_any(u[q] * size + middle, i[q], t[q]);
+                    split_any(u[q] * size + middle, u[q], i[q], t[q]);
                 }
             }
         });
@@ -374,7 +374,7 @@ struct Positions {
             for (int a = 0; a < D; a++)
                 for (int q = 0; q < n; q++) {
                     double fraction;
-                    split_any(at[a][q] * scale[a] + centre[a], c.i[a][k + q], fraction);
+                    split_any(at[a][q] * scale[a] + centre[a], at[a][q], c.i[a][k + q], fraction);
                     c.t[a][k + q] = R(fraction);
                 }
             k += n;
@@ -392,9 +392,9 @@ struct Positions {
                 int* __restrict i = c.i[a] + k;
                 R* __restrict t = c.t[a] + k;
                 if (by == D)
-                    for (int q = 0; q < n; q++) split_any(from[q * D] * size + middle, i[q], t[q]);
+                    for (int q = 0; q < n; q++) split_any(from[q * D] * size + middle, from[q * D], i[q], t[q]);
                 else
-                    for (int q = 0; q < n; q++) split_any(from[q * by] * size + middle, i[q], t[q]);
+                    for (int q = 0; q < n; q++) split_any(from[q * by] * size + middle, from[q * by], i[q], t[q]);
             }
         });
     }
