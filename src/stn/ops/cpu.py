@@ -112,7 +112,7 @@ def _warp(
         return _reference(kind, size, mode, padding_mode, align_corners)(image, coords, basis, fill)
     options = (kind, _MODES[mode], _PADDINGS[padding_mode], align_corners)
     # A transform inside of a compiled function cannot see through the op.
-    if torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
+    if torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
         return _reference(kind, size, mode, padding_mode, align_corners)(image, coords, basis, fill)
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return _op(image, coords, basis, fill, list(size), *options)
