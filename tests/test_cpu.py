@@ -162,13 +162,46 @@ def test_every_instruction_set_agrees(set_):
     """The library holds the same code three times; the processor here may lack the last."""
     try:
         cpu._native.choose(set_)
-        for kind, mode, padding_mode, d in itertools.product(KINDS, MODES[1:], ("zeros", "reflection"), (2, 3)):
-            image, coords, basis, size = problem(kind, d, in_size=(20, 33) if d == 2 else None, dtype=torch.float32)
+        for kind, mode, padding_mode, (d, channels), layout in itertools.product(
+            KINDS, MODES[1:], ("zeros", "reflection"), ((2, 3), (2, 24), (3, 3)), LAYOUTS[:2]
+        ):
+            image, coords, basis, size = problem(
+                kind, d, channels=channels, in_size=(20, 33) if d == 2 else None, dtype=torch.float32
+            )
+            image = arrange(image, layout)
             options = (mode, padding_mode, None, False)
             truth = all_of("reference", kind, image.double(), coords.double(), basis, size, options)
             compare(all_of("cpu", kind, image, coords, basis, size, options), truth, torch.float32, scale=4)
     finally:
         cpu._native.choose("")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[:3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_channels(kind, layout):
+    """Vectors of channels: in full ones and not, narrower and wider than images, with positions that are not finite."""
+    shapes = ((64, (12, 21)), (16, (5, 3)), (37, (9, 40)), (150, (19, 16)))
+    for (channels, in_size), padding_mode in itertools.product(shapes, PADDINGS):
+        image, coords, basis, size = problem(
+            kind, 2, channels=channels, in_size=in_size, out_size=(11, 17), dtype=torch.float32, spread=0.1
+        )
+        image = arrange(image, layout)
+        weights = torch.from_numpy(rng("w").standard_normal((2, channels, *size))).float()
+        if channels == 37 or layout == "channels_last":
+            weights = arrange(weights, "channels_last")
+        options = ("bilinear", padding_mode, fill_of(padding_mode, channels), channels % 2 == 0)
+        kept, bad = weights.double(), torch.zeros(2, 1, *size, dtype=torch.bool)
+        if kind == "affine":
+            coords[1] *= -0.7  # turned round
+        if kind == "grid":
+            coords[1, 5, 3] = -60
+            bad[0, :, 2:4, :9], bad[1, :, 1, 2] = True, True
+            kept = kept.masked_fill(bad, 0)
+        truth = list(all_of("reference", kind, image.double(), coords.double(), basis, size, options, kept))
+        truth[0] = truth[0].masked_fill(bad, torch.nan)
+        if kind == "grid":
+            coords[0, 2:4, :9, 0], coords[1, 1, 2] = torch.nan, torch.inf
+        compare(all_of("cpu", kind, image, coords, basis, size, options, weights), truth, torch.float32)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -241,12 +274,12 @@ def test_any_number_as_a_position(values, mode, padding_mode, kind, size, align_
 
 @pytest.mark.parametrize("padding_mode", PADDINGS)
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("size", [(6, 7), (40, 50)])
-def test_infinities_and_nan_in_the_image_stay_where_they_are_read(mode, padding_mode, size):
-    image = torch.rand(1, 2, *size, dtype=torch.float64)
-    image[0, 0, 2, 3], image[0, 1, 4, 0], image[0, 0, 0, 0] = torch.inf, torch.nan, -torch.inf
+@pytest.mark.parametrize(("channels", "size"), [(2, (6, 7)), (2, (40, 50)), (32, (12, 20))])
+def test_infinities_and_nan_in_the_image_stay_where_they_are_read(mode, padding_mode, channels, size):
+    image = torch.rand(1, channels, *size, dtype=torch.float64)
+    image[0, 0, 2, 3], image[0, 1, 4, 0], image[0, -1, 0, 0] = torch.inf, torch.nan, -torch.inf
     matrix = torch.tensor([[[0.93, 0.21, 0.05], [-0.11, 0.87, 0.02]]], dtype=torch.float64)
-    options = (mode, padding_mode, fill_of(padding_mode, 2), False)
+    options = (mode, padding_mode, fill_of(padding_mode, channels), False)
     wanted = run("reference", "affine", image, matrix, None, (12, 13), options)
     for dtype in (torch.float64, torch.float32):
         for layout in LAYOUTS[:3]:
@@ -269,7 +302,7 @@ def test_only_the_output_is_written_and_all_of_it(monkeypatch):
         return memory[256 : 256 + n].reshape(shape)
 
     for kind, mode, (d, channels), layout in itertools.product(
-        KINDS, MODES, ((2, 1), (2, 9), (3, 2)), ("contiguous", "channels_last")
+        KINDS, MODES, ((2, 1), (2, 9), (2, 35), (3, 2)), ("contiguous", "channels_last")
     ):
         image, coords, basis, size = problem(
             kind, d, channels=channels, out_size=(5, 29) if d == 2 else None, dtype=torch.float32
@@ -364,6 +397,7 @@ def test_the_same_bits_for_any_number_of_threads(kind, d):
         for mode, padding_mode, channels, layout in (
             ("bilinear", "zeros", 3, "contiguous"), ("bicubic", "border", 1, "contiguous"),
             ("bilinear", "reflection", 17, "channels_last"), ("nearest", "constant", 2, "contiguous"),
+            ("bilinear", "border", 40, "contiguous"), ("bilinear", "zeros", 32, "channels_last"),
         ):  # fmt: skip
             image, coords, basis, size = problem(
                 kind, d, channels=channels, dtype=torch.float32, in_size=(90, 120) if d == 2 else (16, 20, 24),

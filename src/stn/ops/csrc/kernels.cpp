@@ -1025,6 +1025,161 @@ struct Frame {
     }
 };
 
+// Many channels: LANES of them are one vector, and those of a pixel lie next to each other.
+
+constexpr int SHARE = 64;  // channels that are worked on at the same time, at most
+constexpr int NEXT = 32;   // pixels ahead in every plane: more planes than the processor's own prefetcher follows
+
+template <class A, class B> struct Exactly { static constexpr bool yes = false; };
+template <class A> struct Exactly<A, A> { static constexpr bool yes = true; };
+
+template <int... I> struct Order {};
+#if defined(__AVX512F__)
+typedef Order<0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15> Lanes;
+#elif defined(__AVX__)
+typedef Order<0, 1, 2, 3, 4, 5, 6, 7> Lanes;
+#else
+typedef Order<0, 1, 2, 3> Lanes;
+#endif
+
+// Exchanges the upper half of every 2 S lanes of a with the lower half of those of b.
+template <int S, int... I>
+inline void exchange(vfloat& a, vfloat& b, Order<I...>) {
+#if STN_SHUFFLES
+    vfloat low = __builtin_shufflevector(a, b, ((I & S) ? LANES + (I ^ S) : I)...);
+    b = __builtin_shufflevector(a, b, ((I & S) ? LANES + I : (I ^ S))...);
+    a = low;
+#else
+    vfloat low = {((I & S) ? b[I ^ S] : a[I])...};
+    b = vfloat{((I & S) ? b[I] : a[I ^ S])...};
+    a = low;
+#endif
+}
+
+template <int S = 1>
+inline void transpose(vfloat* v) {
+    if constexpr (S < LANES) {
+        for (int k = 0; k < LANES; k++)
+            if (!(k & S)) exchange<S>(v[k], v[k + S], Lanes());
+        transpose<2 * S>(v);
+    }
+}
+
+// Lane k of the result is the sum of the lanes of v[k].
+template <int S = 1>
+inline vfloat sums_of(vfloat* v) {
+    if constexpr (S < LANES) {
+        for (int k = 0; k < LANES; k += 2 * S) {
+            exchange<S>(v[k], v[k + S], Lanes());
+            v[k] += v[k + S];
+        }
+        return sums_of<2 * S>(v);
+    }
+    return v[0];
+}
+
+// The first n of LANES numbers `step` apart, and back.
+template <class T>
+inline vfloat read_lanes(const T* p, i64 step, int n) {
+    alignas(64) float v[LANES] = {};
+    if (step == 1 && n == LANES)
+        for (int q = 0; q < LANES; q++) v[q] = get(p[q]);
+    else
+        for (int q = 0; q < n; q++) v[q] = get(p[q * step]);
+    return load<vfloat>(v);
+}
+inline vfloat read_lanes(const float* p, i64 step, int n) {
+    return step == 1 && n == LANES ? load<vfloat>(p) : read_lanes<float>(p, step, n);
+}
+template <class T>
+inline void write_lanes(T* p, i64 step, int n, vfloat value) {
+    alignas(64) float v[LANES];
+    store(v, value);
+    if (step == 1 && n == LANES)
+        for (int q = 0; q < LANES; q++) put(p[q], v[q]);
+    else
+        for (int q = 0; q < n; q++) put(p[q * step], v[q]);
+}
+inline void write_lanes(float* p, i64 step, int n, vfloat value) {
+    if (step == 1 && n == LANES) store(p, value);
+    else write_lanes<float>(p, step, n, value);
+}
+
+// Between planes and pixels: `count` pixels, at most LANES, of `channels` channels; those missing to full vectors are 0.
+template <class T>
+inline void gather_planes(const T* planes, i64 channel, i64 step, int count, int channels, float* to, i64 cell) {
+    for (int ch = 0; ch < channels; ch += LANES) {
+        vfloat v[LANES];
+        for (int e = 0; e < LANES; e++) {
+            if (ch + e < channels) prefetch(planes + (ch + e) * channel, NEXT * step * i64(sizeof(T)));
+            v[e] = ch + e < channels ? read_lanes(planes + (ch + e) * channel, step, count) : vfloat{};
+        }
+        transpose(v);
+        for (int q = 0; q < count; q++) store(to + q * cell + ch, v[q]);
+    }
+}
+template <class T>
+inline void scatter_planes(const float* from, i64 cell, int count, int channels, T* planes, i64 channel, i64 step) {
+    for (int ch = 0; ch < channels; ch += LANES) {
+        vfloat v[LANES];
+        for (int q = 0; q < LANES; q++) v[q] = q < count ? load<vfloat>(from + q * cell + ch) : vfloat{};
+        transpose(v);
+        for (int e = 0; e < LANES; e++)
+            if (ch + e < channels) {
+                prefetch(planes + (ch + e) * channel, NEXT * step * i64(sizeof(T)));
+                write_lanes(planes + (ch + e) * channel, step, count, v[e]);
+            }
+    }
+}
+
+// Linear, in two dimensions: the four pixels around a position, and their weights.
+struct Corners {
+    i64 right, down;
+    vfloat w[4];
+
+    Corners(i64 to_right, i64 to_below) : right(to_right), down(to_below) {}
+
+    inline void weigh(float x, float y) {
+        float x_ = 1 - x, y_ = 1 - y, one[4] = {x_ * y_, x * y_, x_ * y, x * y};
+        for (int e = 0; e < 4; e++) w[e] = one[e] - vfloat{};
+    }
+
+    // `ahead`: from here to where a later row of the output reads; 0 in a frame, which lies in the cache.
+    inline void blend(const float* at, int channels, float* to, i64 ahead = 0) const {
+        const float* below = at + down;
+        for (int ch = 0; ch < channels; ch += LANES) {
+            if (ahead) prefetch(at + ch, ahead * 4);
+            store(to + ch, w[0] * load<vfloat>(at + ch) + w[1] * load<vfloat>(at + right + ch) +
+                               (w[2] * load<vfloat>(below + ch) + w[3] * load<vfloat>(below + right + ch)));
+        }
+    }
+
+    // Products of g with the derivatives of the value, not yet added up over lanes.
+    inline void slopes(const float* at, const float* g, int channels, float x, float y, vfloat& by_x, vfloat& by_y, i64 ahead = 0) const {
+        const float* below = at + down;
+        vfloat a = {}, b = {}, c = {}, d = {};
+        for (int ch = 0; ch < channels; ch += LANES) {
+            if (ahead) prefetch(at + ch, ahead * 4);
+            vfloat one = load<vfloat>(g + ch);
+            a += one * load<vfloat>(at + ch), b += one * load<vfloat>(at + right + ch);
+            c += one * load<vfloat>(below + ch), d += one * load<vfloat>(below + right + ch);
+        }
+        by_x = (1 - y) * (b - a) + y * (d - c);
+        by_y = (1 - x) * (c - a) + x * (d - b);
+    }
+
+    inline void spread(float* at, const float* g, int channels, i64 ahead = 0) const {
+        float* below = at + down;
+        for (int ch = 0; ch < channels; ch += LANES) {
+            if (ahead) prefetch(at + ch, ahead * 4);
+            vfloat one = load<vfloat>(g + ch);
+            vfloat a = load<vfloat>(at + ch) + w[0] * one, b = load<vfloat>(at + right + ch) + w[1] * one;
+            vfloat c = load<vfloat>(below + ch) + w[2] * one, d = load<vfloat>(below + right + ch) + w[3] * one;
+            store(at + ch, a), store(at + right + ch, b), store(below + ch, c), store(below + right + ch, d);
+        }
+    }
+};
+
 // The op
 
 template <class T, class R, int D, int MODE>
@@ -1072,6 +1227,10 @@ struct Op {
 
     i64 last_axis() const { return p.in[D - 1]; }
 
+    // Many channels next to each other in memory: vectors straight from the image.
+    static constexpr bool DIRECT = D == 2 && MODE == LINEAR && Exactly<T, float>::yes;
+    bool direct() const { return DIRECT && channels_last && p.out_channel == 1 && p.channels % LANES == 0; }
+
     void read_grad(const Chunk<R>& c, const T* from, int channels, row* g) const {
         for (int ch = 0; ch < channels; ch++) {
             const T* at = from + ch * p.out_channel + c.first * p.out_pixel;
@@ -1097,9 +1256,18 @@ struct Op {
             for (i64 chunk = block * span; chunk < end; chunk++) {
                 start(c, chunk);
                 positions.fill(c);
-                classify<R, D, MODE>(p, c, rows_contiguous, 0, last_axis());
+                classify<R, D, MODE>(p, c, rows_contiguous || direct(), 0, last_axis());
                 if (channels_last && p.out_channel == 1) {
-                    for (int k = 0; k < c.count; k++) forward_channels(c, k, image, out + (c.first + k) * p.out_pixel);
+                    for (int k = 0; k < c.count; k++) {
+                        if constexpr (DIRECT)
+                            if (c.inside[k] && direct()) {
+                                Corners corners(p.image_stride[0], p.image_stride[1]);
+                                corners.weigh(c.t[0][k], c.t[1][k]);
+                                corners.blend(image + c.offset[k], int(p.channels), out + (c.first + k) * p.out_pixel, c.ahead);
+                                continue;
+                            }
+                        forward_channels(c, k, image, out + (c.first + k) * p.out_pixel);
+                    }
                     continue;
                 }
                 for (i64 ch = 0; ch < p.channels; ch += GROUP) {
@@ -1168,12 +1336,28 @@ struct Op {
             for (i64 chunk = block * span; chunk < end; chunk++) {
                 start(c, chunk);
                 positions.fill(c);
-                classify<R, D, MODE>(p, c, rows_contiguous, 0, last_axis());
+                classify<R, D, MODE>(p, c, rows_contiguous || direct(), 0, last_axis());
                 if (!p.channels)
                     for (int a = 0; a < D; a++)
                         for (int k = 0; k < c.count; k++) grad[a][k] = 0;
                 if (channels_last && p.out_channel == 1) {
-                    for (int k = 0; k < c.count; k++) slopes_channels(c, k, image, out + (c.first + k) * p.out_pixel, grad);
+                    for (int k = 0; k < c.count; k += LANES) {
+                        int some = c.count - k < LANES ? c.count - k : LANES;
+                        if constexpr (DIRECT)
+                            if (direct()) {
+                                Corners corners(p.image_stride[0], p.image_stride[1]);
+                                vfloat x[LANES] = {}, y[LANES] = {};
+                                for (int q = k; q < k + some; q++)
+                                    if (c.inside[q])
+                                        corners.slopes(image + c.offset[q], out + (c.first + q) * p.out_pixel, int(p.channels), c.t[0][q], c.t[1][q], x[q - k], y[q - k], c.ahead);
+                                store(grad[0] + k, sums_of(x));
+                                store(grad[1] + k, sums_of(y));
+                                for (int q = k; q < k + some; q++)
+                                    if (!c.inside[q]) slopes_channels(c, q, image, out + (c.first + q) * p.out_pixel, grad);
+                                continue;
+                            }
+                        for (int q = k; q < k + some; q++) slopes_channels(c, q, image, out + (c.first + q) * p.out_pixel, grad);
+                    }
                 } else {
                     for (i64 ch = 0; ch < p.channels; ch += GROUP) {
                         int n = int(p.channels - ch < GROUP ? p.channels - ch : GROUP);
@@ -1263,9 +1447,19 @@ struct Op {
                 start(c, chunk);
                 if (parts > 1 && !positions.touches(c, from, to)) continue;
                 positions.fill(c);
-                classify<R, D, MODE>(p, c, rows_contiguous, from, to);
+                classify<R, D, MODE>(p, c, rows_contiguous || direct(), from, to);
                 if (channels_last) {
-                    for (int k = 0; k < c.count; k++) spread_channels(c, k, n, image, out + (c.first + k) * p.out_pixel, from, to);
+                    for (int k = 0; k < c.count; k++) {
+                        const T* one = out + (c.first + k) * p.out_pixel;
+                        if constexpr (DIRECT)
+                            if (c.inside[k] && direct()) {
+                                Corners corners(p.image_stride[0], p.image_stride[1]);
+                                corners.weigh(c.t[0][k], c.t[1][k]);
+                                corners.spread(image + c.offset[k], one, n, c.ahead);
+                                continue;
+                            }
+                        spread_channels(c, k, n, image, one, from, to);
+                    }
                     continue;
                 }
                 if (!c.inside_count && !c.rest) continue;
@@ -1540,7 +1734,200 @@ struct Op {
             }
     }
 
+    // Many channels: frames whose pixels hold all channels of a share next to each other.
+
+    static constexpr bool MANY = D == 2 && MODE == LINEAR && sizeof(R) == 4;
+
+    // By shapes alone, as is the number of shares: sums over channels depend on it.
+    bool many(i64& share) const {
+        if (!MANY || p.channels < 16 || p.image_stride[0] != 1 || 4 * p.channels < 3 * full(p.channels)) return false;
+        if (Exactly<T, bf16>::yes && p.what != GRAD_IMAGE) return false;  // its pairs are cheaper to read than to transpose
+        if (p.padding != ZEROS && p.padding != BORDER && p.padding != CONSTANT) return false;
+        if (p.in[0] > 4096 || p.in[1] > 4096 || p.in[0] * p.in[1] > 4 * pixels) return false;
+        // Half of the scratch leaves room in the second cache for what is read and written meanwhile.
+        i64 bytes = TheFrame::bytes(p, p.in[1]), fit = FRAME_BYTES / 2 / bytes;
+        if (fit < 16) fit = FRAME_BYTES / bytes < 16 ? FRAME_BYTES / bytes : 16;
+        fit = (fit < SHARE ? fit : SHARE) / LANES * LANES;
+        if (!fit) return false;
+        i64 groups = (p.channels + fit - 1) / fit, finest = p.channels / 16;
+        if (p.batch * groups < 8) groups = (8 + p.batch - 1) / p.batch;
+        groups = groups < finest || fit < 16 ? groups : finest;
+        share = ((p.channels + groups - 1) / groups + LANES - 1) / LANES * LANES;
+        share = share < fit ? share : fit;
+        return true;
+    }
+
+    static i64 full(i64 channels) { return (channels + LANES - 1) / LANES * LANES; }
+
+    void fill_many(const TheFrame& frame, const T* image, int channels, i64 first_channel) const {
+        constexpr int M = TheFrame::MARGIN;
+        i64 cell = frame.p.image_stride[0], line = frame.p.image_stride[1], wide = p.in[0];
+        alignas(64) float background[SHARE] = {};
+        if (p.fill)
+            for (int ch = 0; ch < channels; ch++) background[ch] = float(fill(first_channel + ch));
+        auto repeat = [&](float* to, const float* pixel, i64 count) {
+            for (i64 x = 0; x < count; x++) memcpy(to + x * cell, pixel, size_t(cell) * sizeof(float));
+        };
+        bool border = p.padding == BORDER;
+        for (i64 y = 0; y < p.in[1]; y++) {
+            float* to = frame.data + (y + M) * line + M * cell;
+            const T* from = image + y * p.image_stride[1];
+            for (i64 x = 0; x < wide; x += LANES) {
+                if (x + LANES > wide && wide > LANES) x = wide - LANES;
+                gather_planes(from + x, p.image_channel, 1, int(wide - x < LANES ? wide - x : LANES), channels, to + x * cell, cell);
+            }
+            repeat(to - M * cell, border ? to : background, M);
+            repeat(to + wide * cell, border ? to + (wide - 1) * cell : background, M);
+        }
+        for (int y = 0; y < 2 * M; y++) {
+            i64 row = y < M ? y : frame.height - 1 - y + M, nearest = y < M ? M : frame.height - 1 - M;
+            if (border) memcpy(frame.data + row * line, frame.data + nearest * line, size_t(line) * sizeof(float));
+            else repeat(frame.data + row * line, background, frame.width);
+        }
+    }
+
+    void forward_many(i64 share) const {
+        i64 groups = (p.channels + share - 1) / share;
+        parallel(p.batch * groups, [&](i64 task) {
+            i64 b = task / groups, ch = task % groups * share;
+            int n = int(p.channels - ch < share ? p.channels - ch : share), cell = int(full(n));
+            TheFrame frame(p, 0, p.in[1], cell);
+            fill_many(frame, static_cast<const T*>(p.image) + b * p.image_batch + ch * p.image_channel, n, ch);
+            Positions<R, D> positions(p, b);
+            Chunk<R> c;
+            Corners corners(cell, frame.p.image_stride[1]);
+            alignas(64) float values[LANES * SHARE];
+            T* out = static_cast<T*>(p.output) + b * p.out_batch + ch * p.out_channel;
+            for (i64 chunk = 0; chunk < chunks; chunk++) {
+                start(c, chunk);
+                positions.fill(c);
+                frame.place(c);
+                for (int k = 0; k < c.count; k += LANES) {
+                    int some = c.count - k < LANES ? c.count - k : LANES;
+                    for (int q = 0; q < some; q++) {
+                        corners.weigh(c.t[0][k + q], c.t[1][k + q]);
+                        corners.blend(frame.data + c.offset[k + q], cell, values + q * cell);
+                    }
+                    scatter_planes(values, cell, some, n, out + (c.first + k) * p.out_pixel, p.out_channel, p.out_pixel);
+                }
+            }
+        });
+    }
+
+    int grad_coords_many(i64 share) const {
+        i64 sums = Positions<R, D>(p, 0).sums(), groups = (p.channels + share - 1) / share;
+        i64 parts = sums ? groups : 1;  // a grid's gradient takes one share after the other
+        double* total = static_cast<double*>(calloc(size_t(p.batch * parts * sums + 1), sizeof(double)));
+        if (!total) return 1;
+        parallel(p.batch * parts, [&](i64 task) {
+            i64 b = task / parts;
+            Positions<R, D> positions(p, b);
+            Chunk<R> c;
+            alignas(64) float g[LANES * SHARE];
+            alignas(64) row grad[3];
+            for (i64 group = task % parts; group < groups; group += parts) {
+                i64 ch = group * share;
+                int n = int(p.channels - ch < share ? p.channels - ch : share), cell = int(full(n));
+                TheFrame frame(p, 0, p.in[1], cell);
+                fill_many(frame, static_cast<const T*>(p.image) + b * p.image_batch + ch * p.image_channel, n, ch);
+                Corners corners(cell, frame.p.image_stride[1]);
+                const T* out = static_cast<const T*>(p.output) + b * p.out_batch + ch * p.out_channel;
+                for (i64 chunk = 0; chunk < chunks; chunk++) {
+                    start(c, chunk);
+                    positions.fill(c);
+                    bool fine = frame.place(c);
+                    for (int k = 0; k < c.count; k += LANES) {
+                        int some = c.count - k < LANES ? c.count - k : LANES;
+                        gather_planes(out + (c.first + k) * p.out_pixel, p.out_channel, p.out_pixel, some, n, g, cell);
+                        vfloat x[LANES] = {}, y[LANES] = {};
+                        for (int q = 0; q < some; q++)
+                            corners.slopes(frame.data + c.offset[k + q], g + q * cell, cell, c.t[0][k + q], c.t[1][k + q], x[q], y[q]);
+                        store(grad[0] + k, sums_of(x));
+                        store(grad[1] + k, sums_of(y));
+                    }
+                    if (!fine)
+                        for (int k = 0; k < c.count; k++)
+                            if (!is_finite<R, D>(c, k)) grad[0][k] = grad[1][k] = 0;
+                    positions.reduce(c, grad, total + task * sums, group > 0 && !sums);
+                }
+            }
+        });
+        if (sums)
+            for (i64 b = 0; b < p.batch; b++) {
+                double* first = total + b * parts * sums;
+                for (i64 part = 1; part < parts; part++)
+                    for (i64 e = 0; e < sums; e++) first[e] += first[part * sums + e];
+                Positions<R, D>(p, b).finish(first);
+            }
+        free(total);
+        return 0;
+    }
+
+    void grad_image_many(i64 share) const {
+        i64 groups = (p.channels + share - 1) / share;
+        parallel(p.batch * groups, [&](i64 task) {
+            i64 b = task / groups, ch = task % groups * share;
+            int n = int(p.channels - ch < share ? p.channels - ch : share), cell = int(full(n));
+            TheFrame frame(p, 0, p.in[1], cell);
+            memset(frame.data, 0, size_t(frame.plane) * sizeof(R));
+            Positions<R, D> positions(p, b);
+            Chunk<R> c;
+            Corners corners(cell, frame.p.image_stride[1]);
+            alignas(64) float g[LANES * SHARE];
+            const T* out = static_cast<const T*>(p.output) + b * p.out_batch + ch * p.out_channel;
+            for (i64 chunk = 0; chunk < chunks; chunk++) {
+                start(c, chunk);
+                positions.fill(c);
+                frame.place(c);
+                for (int k = 0; k < c.count; k += LANES) {
+                    int some = c.count - k < LANES ? c.count - k : LANES;
+                    gather_planes(out + (c.first + k) * p.out_pixel, p.out_channel, p.out_pixel, some, n, g, cell);
+                    for (int q = 0; q < some; q++) {
+                        if (!is_finite<R, D>(c, k + q)) continue;
+                        corners.weigh(c.t[0][k + q], c.t[1][k + q]);
+                        corners.spread(frame.data + c.offset[k + q], g + q * cell, cell);
+                    }
+                }
+            }
+            give_many(frame, n, static_cast<R*>(p.grad_image) + b * p.image_batch + ch * p.image_channel);
+        });
+    }
+
+    void give_many(const TheFrame& frame, int channels, R* image) const {
+        constexpr int M = TheFrame::MARGIN;
+        i64 cell = frame.p.image_stride[0], line = frame.p.image_stride[1], wide = p.in[0];
+        auto add = [](float* to, const float* from, i64 count) {
+            for (i64 e = 0; e < count; e++) to[e] += from[e];
+        };
+        if (p.padding == BORDER) {  // the margin shows border pixels
+            for (int y = 0; y < M; y++) {
+                add(frame.data + M * line, frame.data + y * line, line);
+                add(frame.data + (frame.height - 1 - M) * line, frame.data + (frame.height - 1 - y) * line, line);
+            }
+            for (i64 y = M; y < frame.height - M; y++)
+                for (int x = 0; x < M; x++) {
+                    float* at = frame.data + y * line;
+                    add(at + M * cell, at + x * cell, cell);
+                    add(at + (frame.width - 1 - M) * cell, at + (frame.width - 1 - x) * cell, cell);
+                }
+        }
+        for (i64 y = 0; y < p.in[1]; y++)
+            for (i64 x = 0; x < wide; x += LANES) {
+                if (x + LANES > wide && wide > LANES) x = wide - LANES;
+                scatter_planes(frame.data + (y + M) * line + (x + M) * cell, cell, int(wide - x < LANES ? wide - x : LANES), channels,
+                               image + y * p.image_stride[1] + x, p.image_channel, 1);
+            }
+    }
+
     int run() const {
+        if constexpr (MANY) {
+            i64 share = 0;
+            if (scratch() && many(share)) {
+                if (p.what == FORWARD) return forward_many(share), 0;
+                if (p.what == GRAD_COORDS) return grad_coords_many(share);
+                return grad_image_many(share), 0;
+            }
+        }
         if constexpr (FRAMES) {
             bool pays = scratch() && framed();
             i64 stripe = 0;
