@@ -105,6 +105,8 @@ def _warp(
         coords = coords.to(torch.float64)
     if fill is not None:
         fill = fill.to(_working_dtype(image)).expand(image.shape[1])
+    if _is_channels_last(image) and (image.dtype != torch.float32 or image.shape[1] % 16):
+        image = image.contiguous()  # vectors of channels want whole ones; plane by plane is faster, copy and all
     grads = torch.is_grad_enabled()
     needs_fill = grads and fill is not None and fill.requires_grad
     needs_basis = grads and basis is not None and basis.requires_grad
@@ -257,7 +259,7 @@ def _backward(
         grad_image = grad_image.to(image.dtype)
     if for_coords:
         grad_coords = torch.empty(kept.shape, dtype=kept.dtype)
-        if empty:
+        if empty or options[1] == _MODES["nearest"]:
             grad_coords.zero_()
         else:
             _call(_GRAD_COORDS, image, coords, basis, fill, size, options, grad, grad_coords)
