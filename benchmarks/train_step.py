@@ -47,18 +47,23 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     ours = stn.models.create(arguments.network, dropout=0.0)
+    assert ours.transformer is not None
+    with torch.no_grad():  # off the identity, where each position lies on a kink and rounding picks the slope
+        ours.transformer.localizer.head[-1].bias += 0.02 * torch.randn(6)
     hand = ByHand(copy.deepcopy(ours))
     images, labels = torch.randn(arguments.batch_size, 3, 32, 32), torch.randint(0, 10, (arguments.batch_size,))
 
     def step(model: nn.Module) -> Tensor:
         model.zero_grad()
-        loss = F.cross_entropy(model(images), labels)
+        loss = F.cross_entropy(model(images.to(next(model.parameters()).dtype)), labels)
         loss.backward()
         return loss.detach()
 
-    torch.testing.assert_close(step(ours), step(hand))
-    for a, b in zip(gradients(ours), gradients(hand), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+    # In float64: behind float32's rounding of the positions a max-pool may pick another pixel.
+    exact = [copy.deepcopy(model).double() for model in (ours, hand)]
+    torch.testing.assert_close(step(exact[0]), step(exact[1]))
+    for a, b in zip(gradients(exact[0]), gradients(exact[1]), strict=True):
+        torch.testing.assert_close(a, b)
 
     times: dict[str, list[float]] = {"stn": [], "by hand": []}
     pairs: list[tuple[str, Callable[[], Tensor]]] = [("stn", lambda: step(ours)), ("by hand", lambda: step(hand))]
