@@ -45,10 +45,8 @@ def check_kernels() -> None:
         theta = torch.eye(d, d + 1).repeat(shape[0], 1, 1) + 0.1 * torch.randn(shape[0], d, d + 1)
         results = []
         for backend in (None, "reference"):
-            inputs = [
-                t.to(torch.float32 if backend is None else torch.float64).requires_grad_() for t in (image, theta)
-            ]
-            inputs = [t.detach().clone().requires_grad_() for t in inputs]
+            dtype = torch.float32 if backend is None else torch.float64
+            inputs = [t.to(dtype, copy=True).requires_grad_() for t in (image, theta)]
             if backend is None:
                 out = stn.warp(*inputs, mode=mode, padding_mode=padding_mode)  # type: ignore[arg-type]
             else:

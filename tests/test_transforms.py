@@ -232,6 +232,8 @@ class TestContract:
         theta, points, eps = near_identity(transform, spread=0.1), 0.8 * some_points(d=d), 1e-6
         options = {"image_size": image_size}
         jacobian = transform.jacobian(theta, points, **options)
+        determinant = transform.determinant(theta, points, **options)
+        torch.testing.assert_close(determinant, torch.linalg.det(jacobian), rtol=0, atol=1e-12)
         for axis in range(d):
             step = eps * torch.eye(d, dtype=torch.float64)[axis]
             ahead, behind = (transform.map_points(theta, points + s * step, **options) for s in (1, -1))

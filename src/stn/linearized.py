@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import check_batches, check_image, check_number, check_size, coordinate_dtype, describe
-from .sampling import Fill, Mode, PaddingMode, _check_matrix, sample
+from ._checks import check_batches, check_image, check_number, coordinate_dtype, describe
+from .sampling import Fill, Mode, PaddingMode, check_warp, sample
 from .transforms.affine import affine_grid
 from .transforms.base import AbstractTransform
 from .transforms.projective import projective_grid
@@ -120,19 +120,12 @@ def linearized_warp(
         True
     """
     check_image(image)
-    d = image.ndim - 2
-    image_size = tuple(image.shape[2:])
-    size = image_size if size is None else check_size(size, d)
-    if transform is None:
-        _check_matrix(theta, d)
-        to_grid = affine_grid if theta.shape[1] == d else projective_grid
-        grid = to_grid(theta, size, align_corners=align_corners)
-    elif not isinstance(transform, AbstractTransform):
-        raise ValueError(f"transform: expected a transform such as stn.Affine(), got {describe(transform)}")
-    elif transform.ndim != d:
-        raise ValueError(f"transform: expected one in {d}D for an image of shape {tuple(image.shape)}, got {transform}")
+    theta, size = check_warp(image, theta, size, transform)
+    if transform is not None:
+        grid = transform.grid(theta, size, image_size=tuple(image.shape[2:]), align_corners=align_corners)
     else:
-        grid = transform.grid(theta, size, image_size=image_size, align_corners=align_corners)
+        to_grid = affine_grid if theta.shape[1] == image.ndim - 2 else projective_grid
+        grid = to_grid(theta, size, align_corners=align_corners)
     check_batches("image", image, "theta", theta)
     return linearized_sample(
         image,

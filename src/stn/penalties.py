@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 
 from ._checks import check_number, coordinate_dtype, describe, nearest_name
-from .conventions import lattice
 from .module import Warp
+from .transforms.base import lattice_points
 
 _FLAT = 1e-4  # determinants up to about this are no scale: the gradient of their logarithm fades out
 
@@ -293,26 +293,17 @@ def _check_options(
 
 def _lattice(warp: Warp, points: int, *, edges: bool) -> Tensor:
     """Points (1, points^d, d) over the frame, row after row: from edge to edge, or the centres of as many cells."""
-    axis = lattice(points, align_corners=edges, dtype=coordinate_dtype(warp.theta), device=warp.theta.device)
-    d = len(warp.size)
-    return torch.stack(torch.meshgrid(*[axis] * d, indexing="ij")[::-1], dim=-1).reshape(1, -1, d)
+    return lattice_points(warp.theta.to(coordinate_dtype(warp.theta)), (points,) * len(warp.size), edges)
 
 
 def _determinants(warp: Warp, points: int) -> Tensor:
     """Of the Jacobian, at the centres of cells (B, points^d): on the very edge of the frame some families have a kink."""
-    jacobian = warp.transform.jacobian(
+    return warp.transform.determinant(
         warp.theta,
         _lattice(warp, points, edges=False),
         image_size=warp.image_size,
         align_corners=warp.align_corners,
     )
-    # Written out: exact, with a gradient where it is singular, and no small factorizations.
-    first, *others = jacobian.unbind(-2)
-    if len(others) == 0:
-        return first[..., 0]
-    if len(others) == 1:
-        return first[..., 0] * others[0][..., 1] - first[..., 1] * others[0][..., 0]
-    return (first * torch.linalg.cross(*others)).sum(-1)
 
 
 def _mean(values: Tensor) -> Tensor:

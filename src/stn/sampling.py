@@ -165,15 +165,7 @@ def warp(
     kernel, background = check_mode(mode), _check_options(image, padding_mode, fill, align_corners)
     check_flag("antialias", antialias)
     image_size = tuple(image.shape[2:])
-    size = image_size if size is None else check_size(size, d)
-    if transform is None:
-        _check_matrix(theta, d)
-    elif not isinstance(transform, AbstractTransform):
-        raise ValueError(f"transform: expected a transform such as stn.Affine(), got {describe(transform)}")
-    elif transform.ndim != d:
-        raise ValueError(f"transform: expected one in {d}D for an image of shape {tuple(image.shape)}, got {transform}")
-    else:
-        theta = transform.check_theta(theta)
+    theta, size = check_warp(image, theta, size, transform)
     batch = check_batches("image", image, "theta", theta)
     if image.shape[0] != batch:
         image = image.expand(batch, *image.shape[1:])
@@ -233,6 +225,23 @@ def check_mode(mode: Any) -> str | kernels.Kernel:
         return mode
     check_choice("mode", mode, MODES)
     return kernels.NAMED.get(mode, mode)
+
+
+def check_warp(
+    image: Tensor, theta: Tensor, size: tuple[int, ...] | None, transform: AbstractTransform | None
+) -> tuple[Tensor, tuple[int, ...]]:
+    """theta and the size of the output, as `warp` goes on with them for a checked image."""
+    d = image.ndim - 2
+    size = tuple(image.shape[2:]) if size is None else check_size(size, d)
+    if transform is None:
+        _check_matrix(theta, d)
+    elif not isinstance(transform, AbstractTransform):
+        raise ValueError(f"transform: expected a transform such as stn.Affine(), got {describe(transform)}")
+    elif transform.ndim != d:
+        raise ValueError(f"transform: expected one in {d}D for an image of shape {tuple(image.shape)}, got {transform}")
+    else:
+        theta = transform.check_theta(theta)
+    return theta, size
 
 
 def _check_matrix(theta: Tensor, d: int) -> None:

@@ -36,7 +36,6 @@ _AFFINE, _PROJECTIVE, _BASIS, _GRID = range(4)
 _MODES = {"nearest": 0, "bilinear": 1, "bicubic": 2}
 _PADDINGS = {"zeros": 0, "border": 1, "reflection": 2, "circular": 3, "constant": 4}
 _TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3, torch.uint8: 4}
-_LARGEST = 2**30  # pixels along an axis
 
 
 def unavailable() -> str | None:
@@ -207,8 +206,8 @@ def _empty(like: Tensor, size: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """(B, C, *size) in the memory format of `like`."""
     shape = (like.shape[0], like.shape[1], *size)
     if not _is_channels_last(like):
-        return torch.empty(shape, dtype=dtype)
-    return torch.empty((shape[0], *size, shape[1]), dtype=dtype).movedim(-1, 1)
+        return like.new_empty(shape, dtype=dtype)
+    return like.new_empty((shape[0], *size, shape[1]), dtype=dtype).movedim(-1, 1)
 
 
 def _prepare(
@@ -372,18 +371,8 @@ def _op(
 
 
 @_op.register_fake
-def _(
-    image: Tensor,
-    coords: Tensor,
-    basis: Tensor | None,
-    fill: Tensor | None,
-    size: list[int],
-    kind: int,
-    mode: int,
-    padding: int,
-    align_corners: bool,
-) -> Tensor:
-    return _empty_fake(image, size, image.dtype)
+def _(image: Tensor, coords: Tensor, basis: Tensor | None, fill: Tensor | None, size: list[int], *_: Any) -> Tensor:
+    return _empty(image, tuple(size), image.dtype)
 
 
 @torch.library.custom_op("stn::warp_cpu_backward", mutates_args=())
@@ -425,16 +414,9 @@ def _(
     for_coords: bool,
 ) -> tuple[Tensor, Tensor]:
     return (
-        _empty_fake(image, list(image.shape[2:]), image.dtype) if for_image else image.new_empty(0),
+        _empty(image, tuple(image.shape[2:]), image.dtype) if for_image else image.new_empty(0),
         coords.new_empty(coords.shape) if for_coords else coords.new_empty(0),
     )
-
-
-def _empty_fake(like: Tensor, size: list[int], dtype: torch.dtype) -> Tensor:
-    shape = [like.shape[0], like.shape[1], *size]
-    if not _is_channels_last(like):
-        return like.new_empty(shape, dtype=dtype)
-    return like.new_empty([shape[0], *size, shape[1]], dtype=dtype).movedim(-1, 1)
 
 
 def _op_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

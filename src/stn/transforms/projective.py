@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from .._checks import (
-    check_batches,
     check_bound,
     check_choice,
     check_float_tensor,
@@ -27,11 +26,10 @@ from .._checks import (
     coordinate_dtype,
     describe,
 )
-from ..conventions import as_projective
+from ..conventions import as_projective, compose_matrices
 from ..ops import reference
 from .affine import _bounded, _unbounded
 from .base import AbstractTransform
-from .rotations import product
 
 
 def projective_grid(theta: Tensor, size: tuple[int, ...], *, align_corners: bool = False) -> Tensor:
@@ -148,9 +146,7 @@ class AbstractProjectiveTransform(AbstractTransform):
         Raises:
             ValueError: for a result outside the bound or the family, as for `inverse`.
         """
-        a, b = self.matrix(a), self.matrix(b)
-        check_batches("a", a, "b", b)
-        return self._from_unturned(product(a, b), "b")
+        return self._from_unturned(compose_matrices(self.matrix(a), self.matrix(b)), "b")
 
     def _from_unturned(self, matrix: Tensor, argument: str) -> Tensor:
         """`from_matrix`, for a matrix whose sign says which side of the horizon is visible."""
