@@ -160,8 +160,9 @@ struct Chunk {
     alignas(64) R inverse[CHUNK + SLACK];     // and 1 / denominator, 0 where hidden
     alignas(64) i64 offset[CHUNK + SLACK];    // of the first tap, for pixels inside; else 0
     alignas(8) uint8_t inside[CHUNK + SLACK];
-    int inside_count, rest;
-    uint8_t others[CHUNK];                    // the pixels that read something, but not all of it inside
+    alignas(8) uint8_t nothing[CHUNK + SLACK]; // the pixel reads nothing but the background
+    int inside_count, nothing_count, rest;
+    uint8_t others[CHUNK];                    // the remaining pixels: some of their taps are inside
 };
 
 template <class R>
@@ -491,24 +492,26 @@ template <class R, int D, int MODE>
 void classify(const Problem& p, Chunk<R>& c, bool contiguous, i64 from, i64 to) {
     constexpr int K = Kernel<MODE>::K, before = Kernel<MODE>::before;
     int low[D];
-    unsigned range[D];
+    unsigned range[D], near[D];  // places of the integer part: all taps inside, some tap inside
     bool any = contiguous;
     for (int a = 0; a < D; a++) {
         i64 begin = a == D - 1 ? from : 0, end = a == D - 1 ? to : p.in[a];
         i64 places = end - begin - K + 1;
         low[a] = int(begin) + before;
         range[a] = places > 0 ? unsigned(places) : 0;
+        near[a] = unsigned(end - begin + K - 1);
         any &= places > 0;
     }
     int n = c.count, padded = (n + LANES - 1) / LANES * LANES;
-    int found = 0;
+    const int *__restrict x = c.i[0], *__restrict y = c.i[D > 1 ? 1 : 0], *__restrict z = c.i[D - 1];
+    uint8_t *__restrict inside = c.inside, *__restrict nothing = c.nothing;
+    c.inside_count = c.nothing_count = c.rest = 0;
     if (any) {
         i64 base = 0;
         for (int a = 0; a < D; a++) base += -before * p.image_stride[a];
-        const int *__restrict x = c.i[0], *__restrict y = c.i[1], *__restrict z = c.i[2];
-        uint8_t* __restrict inside = c.inside;
         i64* __restrict offset = c.offset;
         i64 sx = p.image_stride[0], sy = p.image_stride[1], sz = p.image_stride[2];
+        int found = 0;
         for (int k = 0; k < n; k++) {
             bool in = unsigned(x[k] - low[0]) < range[0];
             if (D > 1) in &= unsigned(y[k] - low[D > 1 ? 1 : 0]) < range[D > 1 ? 1 : 0];
@@ -523,20 +526,34 @@ void classify(const Problem& p, Chunk<R>& c, bool contiguous, i64 from, i64 to) 
             offset[k] = inside[k] ? at : 0;
         }
         for (int k = n; k < padded; k++) inside[k] = 0, offset[k] = 0;
+        c.inside_count = found;
     } else {
-        for (int k = 0; k < padded; k++) c.inside[k] = 0, c.offset[k] = 0;
+        for (int k = 0; k < padded; k++) inside[k] = 0, c.offset[k] = 0;
     }
-    c.inside_count = found;
-    c.rest = 0;
-    if (found == n) return;
-    // The owner of a part of the image passes over pixels that read other parts, or the background, alone.
-    bool pass = p.what == GRAD_IMAGE && (p.padding == ZEROS || p.padding == CONSTANT);
-    const int* last = c.i[D - 1];
-    for (int k = 0; k < n; k++) {
-        if (c.inside[k]) continue;
-        i64 begin = i64(last[k]) - before;
-        if (pass && (begin >= to || begin + K <= from)) continue;
-        c.others[c.rest++] = uint8_t(k);
+    if (c.inside_count == n) return;
+    for (int k = n; k < padded; k++) nothing[k] = 0;
+    if (p.padding == ZEROS || p.padding == CONSTANT) {
+        bool unowned = p.what == GRAD_IMAGE;  // a NaN gives nothing to the image, but is what the output has to be
+        int found = 0;
+        for (int k = 0; k < n; k++) {
+            bool some = unsigned(x[k] - low[0] + (K - 1)) < near[0];
+            if (D > 1) some &= unsigned(y[k] - low[D > 1 ? 1 : 0] + (K - 1)) < near[D > 1 ? 1 : 0];
+            if (D > 2) some &= unsigned(z[k] - low[D - 1] + (K - 1)) < near[D - 1];
+            bool nan = x[k] == NOWHERE;
+            if (D > 1) nan |= y[k] == NOWHERE;
+            if (D > 2) nan |= z[k] == NOWHERE;
+            nothing[k] = !some & (unowned | !nan);
+            found += nothing[k];
+        }
+        c.nothing_count = found;
+    } else {
+        for (int k = 0; k < n; k++) nothing[k] = 0;
+    }
+    if (c.inside_count + c.nothing_count == n) return;
+    for (int k = 0; k < n; k += 8) {
+        if ((load<uint64_t>(inside + k) | load<uint64_t>(nothing + k)) == 0x0101010101010101u) continue;
+        for (int q = k; q < k + 8 && q < n; q++)
+            if (!inside[q] && !nothing[q]) c.others[c.rest++] = uint8_t(q);
     }
 }
 
@@ -666,7 +683,7 @@ struct Rows {
     }
 };
 
-// `values[c][k]` for the pixels inside, for `channels` planes.
+// `values[c * apart + k]` for the pixels inside, for `channels` planes; g alike.
 template <class T, class R, int D, int MODE>
 struct Inside {
     static constexpr int K = Kernel<MODE>::K, NR = Rows<D, MODE>::N;
@@ -674,7 +691,7 @@ struct Inside {
 
     static inline void weights(const Chunk<R>& c, int a, int k, R* w, R* dw) { axis_weights<MODE>(c.t[a][k], w, dw); }
 
-    static void forward(const Problem& p, const Chunk<R>& c, const T* image, int channels, R (*values)[CHUNK + SLACK]) {
+    static void forward(const Problem& p, const Chunk<R>& c, const T* image, int channels, R* values, i64 apart) {
         Rows<D, MODE> rows(p);
         for (int k = 0; k < c.count; k++) {
             if (!c.inside[k]) continue;
@@ -689,13 +706,13 @@ struct Inside {
                     for (int e = 0; e < K; e++) sum[e] += row_weight[r] * get(from[rows.at[r] + e]);
                 R total = 0;
                 for (int e = 0; e < K; e++) total += sum[e] * w[0][e];
-                values[ch][k] = total;
+                values[ch * apart + k] = total;
             }
         }
     }
 
     // grad[a][k] = d/d position of the sum over channels of g * value
-    static void slopes(const Problem& p, const Chunk<R>& c, const T* image, int channels, R (*g)[CHUNK + SLACK], R (*grad)[CHUNK + SLACK], bool more) {
+    static void slopes(const Problem& p, const Chunk<R>& c, const T* image, int channels, const R* g, i64 apart, R (*grad)[CHUNK + SLACK], bool more) {
         Rows<D, MODE> rows(p);
         for (int k = 0; k < c.count; k++) {
             if (!c.inside[k]) continue;
@@ -704,7 +721,7 @@ struct Inside {
             R dot[NR][K] = {};
             for (int ch = 0; ch < channels; ch++) {
                 const T* from = image + ch * p.image_channel + c.offset[k];
-                R one = g[ch][k];
+                R one = g[ch * apart + k];
                 for (int r = 0; r < NR; r++)
                     for (int e = 0; e < K; e++) dot[r][e] += one * get(from[rows.at[r] + e]);
             }
@@ -776,7 +793,7 @@ template <class T, int D>
 struct InsideHalf {
     static constexpr int NR = Rows<D, LINEAR>::N;
 
-    static void forward(const Problem& p, const Chunk<float>& c, const T* image, int channels, float (*values)[CHUNK + SLACK]) {
+    static void forward(const Problem& p, const Chunk<float>& c, const T* image, int channels, float* values, i64 apart) {
         Rows<D, LINEAR> rows(p);
         for (int k = 0; k < c.count; k += LANES) {
             if (c.inside_count != c.count && none(c.inside + k, LANES)) continue;
@@ -794,12 +811,12 @@ struct InsideHalf {
                     left = mix(left, mix(e.left, f.left, y_, y), z_, z);
                     right = mix(right, mix(e.right, f.right, y_, y), z_, z);
                 }
-                store(values[ch] + k, mix(left, right, x_, x));
+                store(values + ch * apart + k, mix(left, right, x_, x));
             }
         }
     }
 
-    static void slopes(const Problem& p, const Chunk<float>& c, const T* image, int channels, float (*g)[CHUNK + SLACK], float (*grad)[CHUNK + SLACK], bool more) {
+    static void slopes(const Problem& p, const Chunk<float>& c, const T* image, int channels, const float* g, i64 apart, float (*grad)[CHUNK + SLACK], bool more) {
         Rows<D, LINEAR> rows(p);
         for (int k = 0; k < c.count; k += LANES) {
             if (c.inside_count != c.count && none(c.inside + k, LANES)) continue;
@@ -809,7 +826,7 @@ struct InsideHalf {
                 const T* from = image + ch * p.image_channel;
                 STN_REREAD(o);
                 for (int q = 0; q < LANES; q += 4) prefetch(from + o[q], c.ahead * i64(sizeof(T)));
-                vfloat one = load<vfloat>(g[ch] + k);
+                vfloat one = load<vfloat>(g + ch * apart + k);
                 for (int r = 0; r < NR; r++) {
                     Pairs<T> a(from + rows.at[r], o);
                     left[r] += one * a.left;
@@ -827,7 +844,7 @@ template <int D>
 struct Inside<float, float, D, LINEAR> {
     static constexpr int NR = Rows<D, LINEAR>::N;
 
-    static void forward(const Problem& p, const Chunk<float>& c, const float* image, int channels, float (*values)[CHUNK + SLACK]) {
+    static void forward(const Problem& p, const Chunk<float>& c, const float* image, int channels, float* values, i64 apart) {
         Rows<D, LINEAR> rows(p);
         for (int k = 0; k < c.count; k += LANES) {
             if (c.inside_count != c.count && none(c.inside + k, LANES)) continue;
@@ -846,12 +863,12 @@ struct Inside<float, float, D, LINEAR> {
                     a0 = mix(a0, mix(pairs(c2, o), pairs(c3, o), y0_, y0), z0_, z0);
                     a1 = mix(a1, mix(pairs(c2, o + LANES / 2), pairs(c3, o + LANES / 2), y1_, y1), z1_, z1);
                 }
-                store(values[ch] + k, mix(evens(a0, a1), odds(a0, a1), x_, x));
+                store(values + ch * apart + k, mix(evens(a0, a1), odds(a0, a1), x_, x));
             }
         }
     }
 
-    static void slopes(const Problem& p, const Chunk<float>& c, const float* image, int channels, float (*g)[CHUNK + SLACK], float (*grad)[CHUNK + SLACK], bool more) {
+    static void slopes(const Problem& p, const Chunk<float>& c, const float* image, int channels, const float* g, i64 apart, float (*grad)[CHUNK + SLACK], bool more) {
         Rows<D, LINEAR> rows(p);
         for (int k = 0; k < c.count; k += LANES) {
             if (c.inside_count != c.count && none(c.inside + k, LANES)) continue;
@@ -861,7 +878,7 @@ struct Inside<float, float, D, LINEAR> {
                 const float* from = image + ch * p.image_channel;
                 STN_REREAD(o);
                 for (int q = 0; q < LANES; q += 4) prefetch(from + o[q], c.ahead * i64(sizeof(float)));
-                vfloat one = load<vfloat>(g[ch] + k), g0 = twice_low(one), g1 = twice_high(one);
+                vfloat one = load<vfloat>(g + ch * apart + k), g0 = twice_low(one), g1 = twice_high(one);
                 for (int r = 0; r < NR; r++) {
                     dot[r][0] += g0 * pairs(from + rows.at[r], o);
                     dot[r][1] += g1 * pairs(from + rows.at[r], o + LANES / 2);
@@ -891,7 +908,7 @@ struct InsideCubic {
     }
     static inline R sum(vec v) { return (v[0] + v[2]) + (v[1] + v[3]); }
 
-    static void forward(const Problem& p, const Chunk<R>& c, const R* image, int channels, R (*values)[CHUNK + SLACK]) {
+    static void forward(const Problem& p, const Chunk<R>& c, const R* image, int channels, R* values, i64 apart) {
         Rows<D, CUBIC> rows(p);
         for (int k = 0; k < c.count; k++) {
             if (!c.inside[k]) continue;
@@ -909,12 +926,12 @@ struct InsideCubic {
                         total += w[D - 1][s] * plane;
                     }
                 }
-                values[ch][k] = sum(total * w[0]);
+                values[ch * apart + k] = sum(total * w[0]);
             }
         }
     }
 
-    static void slopes(const Problem& p, const Chunk<R>& c, const R* image, int channels, R (*g)[CHUNK + SLACK], R (*grad)[CHUNK + SLACK], bool more) {
+    static void slopes(const Problem& p, const Chunk<R>& c, const R* image, int channels, const R* g, i64 apart, R (*grad)[CHUNK + SLACK], bool more) {
         Rows<D, CUBIC> rows(p);
         for (int k = 0; k < c.count; k++) {
             if (!c.inside[k]) continue;
@@ -922,7 +939,7 @@ struct InsideCubic {
             for (int a = 0; a < D; a++) weights(c.t[a][k], w[a], dw[a]);
             for (int ch = 0; ch < channels; ch++) {
                 const R* from = image + ch * p.image_channel + c.offset[k];
-                for (int r = 0; r < NR; r++) dot[r] += g[ch][k] * load<vec>(from + rows.at[r]);
+                for (int r = 0; r < NR; r++) dot[r] += g[ch * apart + k] * load<vec>(from + rows.at[r]);
             }
             for (int a = 0; a < D; a++) {
                 vec wy = a == 1 ? dw[1] : w[1], wz = D > 2 ? (a == 2 ? dw[D - 1] : w[D - 1]) : w[0], total = {};
@@ -1019,7 +1036,7 @@ struct Frame {
         for (int k = 0; k < n; k++) fine &= c.t[0][k] + c.t[1][k] == c.t[0][k] + c.t[1][k];
         for (int k = n; k < (n + LANES - 1) / LANES * LANES; k++) offset[k] = 0, c.inside[k] = 0;
         c.inside_count = n;
-        c.rest = 0;
+        c.nothing_count = c.rest = 0;
         c.ahead = 0;
         return fine;
     }
@@ -1231,15 +1248,49 @@ struct Op {
     static constexpr bool DIRECT = D == 2 && MODE == LINEAR && Exactly<T, float>::yes;
     bool direct() const { return DIRECT && channels_last && p.out_channel == 1 && p.channels % LANES == 0; }
 
-    void read_grad(const Chunk<R>& c, const T* from, int channels, row* g) const {
+    // A whole chunk of the working type, pixels next to each other, is read and written in its place, others by way of
+    // a buffer, a row for each channel. Vector loops may pass the chunk's end in a buffer only.
+    bool in_place(const Chunk<R>& c) const { return Exactly<T, R>::yes && p.out_pixel == 1 && c.count == CHUNK; }
+
+    struct Values {
+        R* data;
+        i64 apart;
+    };
+
+    Values values_of(const Chunk<R>& c, T* to, row* buffer) const {
+        if constexpr (Exactly<T, R>::yes)
+            if (in_place(c)) return {to + c.first, p.out_channel};
+        return {buffer[0], CHUNK + SLACK};
+    }
+
+    void write(const Chunk<R>& c, T* to, int channels, const row* buffer) const {
+        if (in_place(c)) return;
+        for (int ch = 0; ch < channels; ch++) {
+            T* at = to + ch * p.out_channel + c.first * p.out_pixel;
+            if (p.out_pixel == 1)
+                for (int k = 0; k < c.count; k++) put(at[k], buffer[ch][k]);
+            else
+                for (int k = 0; k < c.count; k++) put(at[k * p.out_pixel], buffer[ch][k]);
+        }
+    }
+
+    struct Gradient {
+        const R* data;
+        i64 apart;
+    };
+
+    Gradient read_grad(const Chunk<R>& c, const T* from, int channels, row* buffer) const {
+        if constexpr (Exactly<T, R>::yes)
+            if (in_place(c)) return {from + c.first, p.out_channel};
         for (int ch = 0; ch < channels; ch++) {
             const T* at = from + ch * p.out_channel + c.first * p.out_pixel;
-            R* __restrict to = g[ch];
+            R* __restrict to = buffer[ch];
             if (p.out_pixel == 1)
                 for (int k = 0; k < c.count; k++) to[k] = get(at[k]);
             else
                 for (int k = 0; k < c.count; k++) to[k] = get(at[k * p.out_pixel]);
         }
+        return {buffer[0], CHUNK + SLACK};
     }
 
     // Forward
@@ -1249,7 +1300,7 @@ struct Op {
             i64 b = p.coords == BASIS ? task % p.batch : task / blocks, block = p.coords == BASIS ? task / p.batch : task % blocks;
             Positions<R, D> positions(p, b);
             Chunk<R> c;
-            alignas(64) row values[GROUP];
+            alignas(64) row buffer[GROUP];
             const T* image = static_cast<const T*>(p.image) + b * p.image_batch;
             T* out = static_cast<T*>(p.output) + b * p.out_batch;
             i64 end = (block + 1) * span < chunks ? (block + 1) * span : chunks;
@@ -1273,23 +1324,24 @@ struct Op {
                 for (i64 ch = 0; ch < p.channels; ch += GROUP) {
                     int n = int(p.channels - ch < GROUP ? p.channels - ch : GROUP);
                     const T* planes = image + ch * p.image_channel;
-                    if (c.inside_count) Inside<T, R, D, MODE>::forward(p, c, planes, n, values);
+                    Values to = values_of(c, out + ch * p.out_channel, buffer);
+                    if (c.inside_count) Inside<T, R, D, MODE>::forward(p, c, planes, n, to.data, to.apart);
+                    if (c.nothing_count)
+                        for (int e = 0; e < n; e++) {
+                            R* one = to.data + e * to.apart;
+                            R background = fill(ch + e);
+                            for (int k = 0; k < c.count; k++) one[k] = c.nothing[k] ? background : one[k];
+                        }
                     for (int q = 0; q < c.rest; q++) {
                         int k = c.others[q];
                         Taps<R, D, MODE> taps(p, c, k, false, 0, last_axis());
                         for (int e = 0; e < n; e++) {
                             R total = p.fill || taps.fill_weight != taps.fill_weight ? taps.fill_weight * fill(ch + e) : 0;
                             for (int tap = 0; tap < taps.count; tap++) total += taps.weight[tap] * get(planes[e * p.image_channel + taps.offset[tap]]);
-                            values[e][k] = is_finite<R, D>(c, k) ? total : R(NAN);
+                            to.data[e * to.apart + k] = is_finite<R, D>(c, k) ? total : R(NAN);
                         }
                     }
-                    for (int e = 0; e < n; e++) {
-                        T* to = out + (ch + e) * p.out_channel + c.first * p.out_pixel;
-                        if (p.out_pixel == 1)
-                            for (int k = 0; k < c.count; k++) put(to[k], values[e][k]);
-                        else
-                            for (int k = 0; k < c.count; k++) put(to[k * p.out_pixel], values[e][k]);
-                    }
+                    write(c, out + ch * p.out_channel, n, buffer);
                 }
             }
         });
@@ -1329,7 +1381,7 @@ struct Op {
             i64 b = p.coords == BASIS ? task % p.batch : task / blocks, block = p.coords == BASIS ? task / p.batch : task % blocks;
             Positions<R, D> positions(p, b);
             Chunk<R> c;
-            alignas(64) row g[GROUP], grad[3];
+            alignas(64) row buffer[GROUP], grad[3];
             const T* image = static_cast<const T*>(p.image) + b * p.image_batch;
             const T* out = static_cast<const T*>(p.output) + b * p.out_batch;
             i64 end = (block + 1) * span < chunks ? (block + 1) * span : chunks;
@@ -1362,13 +1414,13 @@ struct Op {
                     for (i64 ch = 0; ch < p.channels; ch += GROUP) {
                         int n = int(p.channels - ch < GROUP ? p.channels - ch : GROUP);
                         const T* planes = image + ch * p.image_channel;
-                        read_grad(c, out + ch * p.out_channel, n, g);
+                        Gradient g = read_grad(c, out + ch * p.out_channel, n, buffer);
                         // The loop for the pixels inside writes neighbours too.
                         R kept[3][CHUNK];
                         if (ch)
                             for (int q = 0; q < c.rest; q++)
                                 for (int a = 0; a < D; a++) kept[a][q] = grad[a][c.others[q]];
-                        if (c.inside_count) Inside<T, R, D, MODE>::slopes(p, c, planes, n, g, grad, ch > 0);
+                        if (c.inside_count) Inside<T, R, D, MODE>::slopes(p, c, planes, n, g.data, g.apart, grad, ch > 0);
                         for (int q = 0; q < c.rest; q++) {
                             int k = c.others[q];
                             R total[3] = {};
@@ -1377,7 +1429,7 @@ struct Op {
                             if (is_finite<R, D>(c, k)) {
                                 Taps<R, D, MODE> taps(p, c, k, true, 0, last_axis());
                                 for (int e = 0; e < n; e++) {
-                                    R one = g[e][k];
+                                    R one = g.data[e * g.apart + k];
                                     if (p.fill)
                                         for (int a = 0; a < D; a++) total[a] += taps.fill_slope[a] * fill(ch + e) * one;
                                     for (int tap = 0; tap < taps.count; tap++) {
@@ -1389,6 +1441,9 @@ struct Op {
                             for (int a = 0; a < D; a++) grad[a][k] = total[a];
                         }
                     }
+                    if (c.nothing_count)
+                        for (int a = 0; a < D; a++)
+                            for (int k = 0; k < c.count; k++) grad[a][k] = c.nothing[k] ? 0 : grad[a][k];
                 }
                 positions.reduce(c, grad, partial + (b * blocks + block) * sums);
             }
@@ -1441,7 +1496,7 @@ struct Op {
             clear(image, n, from, to);
             Positions<R, D> positions(p, b);
             Chunk<R> c;
-            alignas(64) row g[GROUP];
+            alignas(64) row buffer[GROUP];
             const T* out = static_cast<const T*>(p.output) + b * p.out_batch + ch * p.out_channel;
             for (i64 chunk = 0; chunk < chunks; chunk++) {
                 start(c, chunk);
@@ -1463,14 +1518,14 @@ struct Op {
                     continue;
                 }
                 if (!c.inside_count && !c.rest) continue;
-                read_grad(c, out, n, g);
+                Gradient g = read_grad(c, out, n, buffer);
                 if (c.inside_count) spread_inside(c, n, image, g);
                 for (int q = 0; q < c.rest; q++) {
                     int k = c.others[q];
                     if (!is_finite<R, D>(c, k)) continue;
                     Taps<R, D, MODE> taps(p, c, k, false, from, to);
                     for (int e = 0; e < n; e++)
-                        for (int tap = 0; tap < taps.count; tap++) image[e * p.image_channel + taps.offset[tap]] += taps.weight[tap] * g[e][k];
+                        for (int tap = 0; tap < taps.count; tap++) image[e * p.image_channel + taps.offset[tap]] += taps.weight[tap] * g.data[e * g.apart + k];
                 }
             }
         });
@@ -1496,7 +1551,7 @@ struct Op {
                 }
     }
 
-    void spread_inside(const Chunk<R>& c, int channels, R* image, row* g) const {
+    void spread_inside(const Chunk<R>& c, int channels, R* image, Gradient g) const {
         constexpr int K = Kernel<MODE>::K, NR = Rows<D, MODE>::N;
         Rows<D, MODE> rows(p);
         for (int k = 0; k < c.count; k++) {
@@ -1506,7 +1561,7 @@ struct Op {
             for (int ch = 0; ch < channels; ch++) {
                 R* to = image + ch * p.image_channel + c.offset[k];
                 for (int r = 0; r < NR; r++) {
-                    R one = g[ch][k] * (D > 1 ? w[D > 1 ? 1 : 0][r % K] : 1) * (D > 2 ? w[D - 1][r / K] : 1);
+                    R one = g.data[ch * g.apart + k] * (D > 1 ? w[D > 1 ? 1 : 0][r % K] : 1) * (D > 2 ? w[D - 1][r / K] : 1);
                     for (int e = 0; e < K; e++) to[rows.at[r] + e] += one * w[0][e];
                 }
             }
@@ -1553,16 +1608,6 @@ struct Op {
         return group < GROUP ? group : GROUP;
     }
 
-    void write(const Chunk<R>& c, T* out, int n, const row* values) const {
-        for (int e = 0; e < n; e++) {
-            T* to = out + e * p.out_channel + c.first * p.out_pixel;
-            if (p.out_pixel == 1)
-                for (int k = 0; k < c.count; k++) put(to[k], values[e][k]);
-            else
-                for (int k = 0; k < c.count; k++) put(to[k * p.out_pixel], values[e][k]);
-        }
-    }
-
     void forward_framed() const {
         i64 share = frame_group(TheFrame::bytes(p, p.in[1])), groups = (p.channels + share - 1) / share;
         parallel(p.batch * groups, [&](i64 task) {
@@ -1572,13 +1617,15 @@ struct Op {
             frame.copy(static_cast<const T*>(p.image) + b * p.image_batch + ch * p.image_channel, p, n, ch);
             Positions<R, D> positions(p, b);
             Chunk<R> c;
-            alignas(64) row values[GROUP];
+            alignas(64) row buffer[GROUP];
+            T* out = static_cast<T*>(p.output) + b * p.out_batch + ch * p.out_channel;
             for (i64 chunk = 0; chunk < chunks; chunk++) {
                 start(c, chunk);
                 positions.fill(c);
                 frame.place(c);
-                Inside<R, R, D, FM>::forward(frame.p, c, frame.data, n, values);
-                write(c, static_cast<T*>(p.output) + b * p.out_batch + ch * p.out_channel, n, values);
+                Values to = values_of(c, out, buffer);
+                Inside<R, R, D, FM>::forward(frame.p, c, frame.data, n, to.data, to.apart);
+                write(c, out, n, buffer);
             }
         });
     }
@@ -1592,7 +1639,7 @@ struct Op {
             TheFrame frame(p, 0, p.in[1]);
             Positions<R, D> positions(p, b);
             Chunk<R> c;
-            alignas(64) row g[GROUP], grad[3];
+            alignas(64) row buffer[GROUP], grad[3];
             for (i64 ch = 0; ch < p.channels; ch += share) {
                 int n = int(p.channels - ch < share ? p.channels - ch : share);
                 frame.copy(static_cast<const T*>(p.image) + b * p.image_batch + ch * p.image_channel, p, n, ch);
@@ -1600,8 +1647,8 @@ struct Op {
                     start(c, chunk);
                     positions.fill(c);
                     bool fine = frame.place(c);
-                    read_grad(c, static_cast<const T*>(p.output) + b * p.out_batch + ch * p.out_channel, n, g);
-                    Inside<R, R, D, FM>::slopes(frame.p, c, frame.data, n, g, grad, false);
+                    Gradient g = read_grad(c, static_cast<const T*>(p.output) + b * p.out_batch + ch * p.out_channel, n, buffer);
+                    Inside<R, R, D, FM>::slopes(frame.p, c, frame.data, n, g.data, g.apart, grad, false);
                     if (!fine)
                         for (int k = 0; k < c.count; k++)
                             if (!is_finite<R, D>(c, k))
@@ -1648,20 +1695,24 @@ struct Op {
             memset(frame.data, 0, size_t(frame.plane * n) * sizeof(R));
             Positions<R, D> positions(p, b);
             Chunk<R> c;
-            alignas(64) row g[GROUP];
+            alignas(64) row buffer[GROUP];
             const T* out = static_cast<const T*>(p.output) + b * p.out_batch + ch * p.out_channel;
             for (i64 chunk = 0; chunk < chunks; chunk++) {
                 start(c, chunk);
                 if (parts > 1 && !positions.touches(c, from, to)) continue;
                 positions.fill(c);
                 bool fine = frame.place(c);
-                read_grad(c, out, n, g);
-                if (!fine)
+                Gradient g = read_grad(c, out, n, buffer);
+                if (!fine) {
+                    if (g.data != buffer[0])
+                        for (int e = 0; e < n; e++) memcpy(buffer[e], g.data + e * g.apart, CHUNK * sizeof(R));
+                    g = {buffer[0], CHUNK + SLACK};
                     for (int k = 0; k < c.count; k++)
                         if (!is_finite<R, D>(c, k)) {
                             for (int a = 0; a < D; a++) c.t[a][k] = 0;
-                            for (int e = 0; e < n; e++) g[e][k] = 0;
+                            for (int e = 0; e < n; e++) buffer[e][k] = 0;
                         }
+                }
                 spread_frame(frame, c, n, g);
             }
             R* image = static_cast<R*>(p.grad_image) + b * p.image_batch + ch * p.image_channel;
@@ -1669,14 +1720,14 @@ struct Op {
         });
     }
 
-    void spread_frame(const TheFrame& frame, const Chunk<R>& c, int channels, row* g) const {
+    void spread_frame(const TheFrame& frame, const Chunk<R>& c, int channels, Gradient g) const {
         typedef R vec __attribute__((vector_size(4 * sizeof(R))));
         if constexpr (FM == LINEAR) {
             const vec x0 = {1, 0, 1, 0}, x1 = {-1, 1, -1, 1}, y0 = {1, 1, 0, 0}, y1 = {-1, -1, 1, 1};
             for (int k = 0; k < c.count; k++) {
                 vec w = (x0 + c.t[0][k] * x1) * (y0 + c.t[1][k] * y1);
                 R* at = frame.data + c.offset[k];
-                for (int ch = 0; ch < channels; ch++, at += frame.plane) store(at, load<vec>(at) + g[ch][k] * w);
+                for (int ch = 0; ch < channels; ch++, at += frame.plane) store(at, load<vec>(at) + g.data[ch * g.apart + k] * w);
             }
         } else {
             for (int k = 0; k < c.count; k++) {
@@ -1686,7 +1737,7 @@ struct Op {
                 for (int ch = 0; ch < channels; ch++) {
                     R* at = frame.data + ch * frame.plane + c.offset[k];
                     for (int r = 0; r < 4; r++)
-                        for (int e = 0; e < 4; e++) at[r * frame.width + e] += g[ch][k] * v[r] * w[e];
+                        for (int e = 0; e < 4; e++) at[r * frame.width + e] += g.data[ch * g.apart + k] * v[r] * w[e];
                 }
             }
         }
