@@ -627,11 +627,14 @@ inline V mix(V a, V b, V s, V t) { return s * a + t * b; }
 
 // float, linear: (x, x + 1) is one load of 64 bits; rows are blended before the pairs are taken apart.
 #if STN_SHUFFLES
+typedef double double2 __attribute__((vector_size(16)));
+typedef double double4 __attribute__((vector_size(32)));
+inline double2 two(const float* p, const i64* o) { return double2{load<double>(p + o[0]), load<double>(p + o[1])}; }
 #if defined(__AVX512F__)
 inline vfloat pairs(const float* p, const i64* o) {
-    const float *a = p + o[0], *b = p + o[1], *c = p + o[2], *d = p + o[3], *e = p + o[4], *f = p + o[5], *g = p + o[6], *h = p + o[7];
-    vdouble v = {load<double>(a), load<double>(b), load<double>(c), load<double>(d), load<double>(e), load<double>(f), load<double>(g), load<double>(h)};
-    return vfloat(v);
+    double2 a = two(p, o), b = two(p, o + 2), c = two(p, o + 4), d = two(p, o + 6);
+    double4 low = __builtin_shufflevector(a, b, 0, 1, 2, 3), high = __builtin_shufflevector(c, d, 0, 1, 2, 3);
+    return vfloat(__builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7));
 }
 inline vfloat evens(vfloat a, vfloat b) { return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30); }
 inline vfloat odds(vfloat a, vfloat b) { return __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31); }
@@ -1248,9 +1251,9 @@ struct Op {
     static constexpr bool DIRECT = D == 2 && MODE == LINEAR && Exactly<T, float>::yes;
     bool direct() const { return DIRECT && channels_last && p.out_channel == 1 && p.channels % LANES == 0; }
 
-    // A whole chunk of the working type, pixels next to each other, is read and written in its place, others by way of
+    // Pixels of the working type in whole vectors, next to each other, is read and written in its place, others by way of
     // a buffer, a row for each channel. Vector loops may pass the chunk's end in a buffer only.
-    bool in_place(const Chunk<R>& c) const { return Exactly<T, R>::yes && p.out_pixel == 1 && c.count == CHUNK; }
+    bool in_place(const Chunk<R>& c) const { return Exactly<T, R>::yes && p.out_pixel == 1 && c.count % LANES == 0; }
 
     struct Values {
         R* data;
@@ -1705,7 +1708,7 @@ struct Op {
                 Gradient g = read_grad(c, out, n, buffer);
                 if (!fine) {
                     if (g.data != buffer[0])
-                        for (int e = 0; e < n; e++) memcpy(buffer[e], g.data + e * g.apart, CHUNK * sizeof(R));
+                        for (int e = 0; e < n; e++) memcpy(buffer[e], g.data + e * g.apart, size_t(c.count) * sizeof(R));
                     g = {buffer[0], CHUNK + SLACK};
                     for (int k = 0; k < c.count; k++)
                         if (!is_finite<R, D>(c, k)) {
