@@ -283,6 +283,26 @@ struct Positions {
         return any;
     }
 
+    // AFFINE in two dimensions: the columns from..to of output row r whose position may lie within low..high of each
+    // axis; only ever wrong with more of them.
+    void columns(i64 r, const double* low, const double* high, i64& from, i64& to) const {
+        double begin = 0, end = double(p.out[0]);
+        for (int a = 0; a < 2; a++) {
+            double base = origin[a] + along[a][1] * double(r), by = along[a][0], slack = 0.01 + 1e-5 * fabs(by);
+            double first = low[a] - slack - base, last = high[a] + slack - base;
+            if (fabs(by) < 1e-9) {
+                if (!(first < 1e-3 && last > -1e-3)) end = 0;  // nowhere, or not a number
+                continue;
+            }
+            double one = first / by, other = last / by;
+            double least = floor(one < other ? one : other), most = floor(one < other ? other : one) + 1;
+            begin = begin < least ? least : begin;
+            end = end > most ? most : end;
+        }
+        from = i64(begin);
+        to = end > begin ? i64(end) : from;
+    }
+
     void fill(Chunk<R>& c) const {
         c.ahead = ahead();
         switch (p.coords) {
@@ -975,12 +995,12 @@ template <class R, int MODE>
 struct Frame {
     static constexpr int K = Kernel<MODE>::K, MARGIN = MODE == CUBIC ? 4 : 2;
     Problem p;      // as of the frame, for the loops that read it
-    i64 width, height, plane, from, to, wide;
+    i64 width, height, plane, from, to, left, wide;
     R* data;
 
-    // Rows from..to of the problem's image, `cell` numbers for each pixel.
-    Frame(const Problem& problem, i64 first, i64 last, int cell = 1) : p(problem), from(first), to(last) {
-        wide = problem.in[0];
+    // Rows from..to of the problem's image, `cell` numbers for each pixel; all columns, or `columns` from `start` on.
+    Frame(const Problem& problem, i64 first, i64 last, int cell = 1, i64 start = 0, i64 columns = -1) : p(problem), from(first), to(last), left(start) {
+        wide = columns < 0 ? problem.in[0] : columns;
         width = wide + 2 * MARGIN;
         height = to - from + 2 * MARGIN;
         plane = width * height * cell;
@@ -990,8 +1010,8 @@ struct Frame {
         data = static_cast<R*>(scratch());
     }
 
-    static i64 bytes(const Problem& p, i64 rows, int cell = 1) {
-        return (p.in[0] + 2 * MARGIN) * (rows + 2 * MARGIN) * cell * i64(sizeof(R));
+    static i64 bytes(i64 columns, i64 rows, int cell = 1) {
+        return (columns + 2 * MARGIN) * (rows + 2 * MARGIN) * cell * i64(sizeof(R));
     }
 
     template <class T>
@@ -1022,13 +1042,13 @@ struct Frame {
     // Offsets into the frame, for every pixel: those far outside read the margin. True if no position is NaN.
     bool place(Chunk<R>& c) const {
         constexpr int before = Kernel<MODE>::before, low = MODE == CUBIC ? -3 : -2, beyond = MODE == CUBIC ? 1 : 0;
-        int last_x = int(wide) + beyond, last_y = int(to - from) + beyond, top = int(from), n = c.count;
+        int last_x = int(wide) + beyond, last_y = int(to - from) + beyond, begin = int(left), top = int(from), n = c.count;
         int cell = int(p.image_stride[0]), line = int(p.image_stride[1]);
         const int *__restrict x = c.i[0], *__restrict y = c.i[1];
         i64* __restrict offset = c.offset;
-        bool fine = true;
+        int bad = 0;
         for (int k = 0; k < n; k++) {
-            int u = x[k], v = y[k] - top;
+            int u = x[k] - begin, v = y[k] - top;
             u = u < low ? low : u;
             u = u > last_x ? last_x : u;
             v = v < low ? low : v;
@@ -1036,12 +1056,15 @@ struct Frame {
             offset[k] = (v + (MARGIN - before)) * line + (u + (MARGIN - before)) * cell;
             c.inside[k] = 1;
         }
-        for (int k = 0; k < n; k++) fine &= c.t[0][k] + c.t[1][k] == c.t[0][k] + c.t[1][k];
+        for (int k = 0; k < n; k++) {
+            R total = c.t[0][k] + c.t[1][k];
+            bad |= total != total;
+        }
         for (int k = n; k < (n + LANES - 1) / LANES * LANES; k++) offset[k] = 0, c.inside[k] = 0;
         c.inside_count = n;
         c.nothing_count = c.rest = 0;
         c.ahead = 0;
-        return fine;
+        return !bad;
     }
 };
 
@@ -1210,14 +1233,35 @@ struct Op {
     const Problem& p;
     i64 pixels, chunks, blocks, span;
     bool rows_contiguous, channels_last;
+    unsigned stir;
 
     explicit Op(const Problem& problem) : p(problem) {
         pixels = p.out[0] * p.out[1] * p.out[2];
         chunks = (pixels + CHUNK - 1) / CHUNK;
         span = p.coords == BASIS ? BLOCK / 4 : BLOCK;  // a basis is read from the cache by one image after the other
         blocks = (chunks + span - 1) / span;
+        stir = stirring();
         rows_contiguous = p.image_stride[0] == 1;
         channels_last = !rows_contiguous && p.image_channel == 1 && p.channels > 1;
+    }
+
+    // The step, modulo the chunk, of an order that keeps neighbours of both axes far from each other.
+    unsigned stirring() const {
+        int best = 1, most = 0;
+        for (int back = 1; back < CHUNK; back += 2) {  // pixel k comes at time k * back
+            int least = CHUNK;
+            for (int e = 1; e < 9; e++) {
+                i64 step = e < 4 ? e : p.out[0] + e - 6;
+                if (step <= 0 || step >= CHUNK) continue;
+                int time = int(step) * back % CHUNK;
+                time = time < CHUNK - time ? time : CHUNK - time;
+                least = least < time ? least : time;
+            }
+            if (least > most) most = least, best = back;
+        }
+        int step = 1;
+        while (step * best % CHUNK != 1) step += 2;
+        return unsigned(step);
     }
 
     R fill(i64 channel) const { return p.fill ? static_cast<const R*>(p.fill)[channel] : 0; }
@@ -1282,9 +1326,9 @@ struct Op {
         i64 apart;
     };
 
-    Gradient read_grad(const Chunk<R>& c, const T* from, int channels, row* buffer) const {
+    Gradient read_grad(const Chunk<R>& c, const T* from, int channels, row* buffer, bool vectors = true) const {
         if constexpr (Exactly<T, R>::yes)
-            if (in_place(c)) return {from + c.first, p.out_channel};
+            if (vectors ? in_place(c) : p.out_pixel == 1) return {from + c.first, p.out_channel};
         for (int ch = 0; ch < channels; ch++) {
             const T* at = from + ch * p.out_channel + c.first * p.out_pixel;
             R* __restrict to = buffer[ch];
@@ -1599,7 +1643,7 @@ struct Op {
         if (!FRAMES || (p.padding != ZEROS && p.padding != BORDER && p.padding != CONSTANT)) return false;
         if (channels_last && p.channels >= 16) return false;
         if (p.coords == BASIS && pixels > 4096) return false;  // positions cost more than bounds tests
-        i64 bytes = TheFrame::bytes(p, p.in[1]);
+        i64 bytes = TheFrame::bytes(p.in[0], p.in[1]);
         if (p.in[0] > 4096 || p.in[1] > 4096 || bytes > FRAME_BYTES / 2 || p.in[0] * p.in[1] > 8 * pixels) return false;
         i64 group = frame_group(bytes);
         i64 tasks = p.what == GRAD_COORDS ? p.batch : p.batch * ((p.channels + group - 1) / group);
@@ -1612,7 +1656,7 @@ struct Op {
     }
 
     void forward_framed() const {
-        i64 share = frame_group(TheFrame::bytes(p, p.in[1])), groups = (p.channels + share - 1) / share;
+        i64 share = frame_group(TheFrame::bytes(p.in[0], p.in[1])), groups = (p.channels + share - 1) / share;
         parallel(p.batch * groups, [&](i64 task) {
             i64 b = task / groups, ch = task % groups * share;
             int n = int(p.channels - ch < share ? p.channels - ch : share);
@@ -1635,7 +1679,7 @@ struct Op {
 
     int grad_coords_framed() const {
         i64 sums = Positions<R, D>(p, 0).sums();
-        i64 share = frame_group(TheFrame::bytes(p, p.in[1]));
+        i64 share = frame_group(TheFrame::bytes(p.in[0], p.in[1]));
         double* total = static_cast<double*>(calloc(size_t(p.batch * sums + 1), sizeof(double)));
         if (!total) return 1;
         parallel(p.batch, [&](i64 b) {
@@ -1666,126 +1710,205 @@ struct Op {
         return 0;
     }
 
-    // Linear: a cell of four numbers for each pixel takes what its four neighbours are due, in one addition, and no two
-    // additions overlap in part. At the end the cells are added up where they belong.
-    static constexpr int CELL = FM == LINEAR ? 4 : 1;
+    // The image's gradient: a frame takes a whole image, or a tile of one, whose margin is thrown away or added to the
+    // border. With three channels or more a pixel of the frame is a vector of four.
 
-    bool grad_image_framed_pays(i64& stripe) const {
+    bool grad_image_framed_pays(i64& columns, i64& rows) const {
         if (!FRAMES || channels_last || (p.padding != ZEROS && p.padding != BORDER && p.padding != CONSTANT)) return false;
-        if (p.in[0] > 8192 || p.in[1] > (1 << 20) || p.in[0] * p.in[1] > 2 * pixels) return false;
-        i64 one = TheFrame::bytes(p, 1, CELL) - TheFrame::bytes(p, 0, CELL);
-        i64 rows = FRAME_BYTES / (one * (p.channels < 3 ? p.channels : 3)) - 2 * TheFrame::MARGIN;
-        if (rows >= p.in[1]) {
-            stripe = p.in[1];
-            return true;
-        }
-        stripe = rows;
-        return rows >= 16 && p.coords == AFFINE && (p.padding == ZEROS || p.padding == CONSTANT);
+        if (p.in[0] > (1 << 20) || p.in[1] > (1 << 20) || p.in[0] * p.in[1] > 16 * pixels) return false;
+        int at_once = p.channels < 3 ? int(p.channels) : 4;
+        columns = p.in[0], rows = p.in[1];
+        if (TheFrame::bytes(columns, rows) * at_once <= FRAME_BYTES) return true;
+        columns = even(p.in[0], 2 * TILE), rows = even(p.in[1], TILE);
+        return p.coords == AFFINE;
     }
 
-    void grad_image_framed(i64 stripe) const {
-        i64 parts = (p.in[1] + stripe - 1) / stripe;
-        stripe = (p.in[1] + parts - 1) / parts;
-        i64 share = FRAME_BYTES / TheFrame::bytes(p, stripe, CELL);
-        share = share < GROUP ? share : GROUP;
+    static constexpr i64 TILE = sizeof(R) == 4 ? 128 : 88;
+    static i64 even(i64 n, i64 most) {
+        i64 parts = (n + most - 1) / most;
+        return (n + parts - 1) / parts;
+    }
+
+    void grad_image_framed(i64 columns, i64 rows) const {
+        i64 across = (p.in[0] + columns - 1) / columns, parts = across * ((p.in[1] + rows - 1) / rows);
+        i64 share = FRAME_BYTES / TheFrame::bytes(columns, rows);
+        share = share >= 8 ? 8 : share >= 4 ? 4 : share;
         i64 groups = (p.channels + share - 1) / share;
         parallel(p.batch * groups * parts, [&](i64 task) {
             i64 part = task % parts, ch = task / parts % groups * share, b = task / parts / groups;
             int n = int(p.channels - ch < share ? p.channels - ch : share);
-            i64 from = part * stripe, to = from + stripe < p.in[1] ? from + stripe : p.in[1];
-            if (from >= to) return;
-            TheFrame frame(p, from, to, CELL);
-            memset(frame.data, 0, size_t(frame.plane * n) * sizeof(R));
+            i64 left = part % across * columns, top = part / across * rows;
+            i64 right = left + columns < p.in[0] ? left + columns : p.in[0], bottom = top + rows < p.in[1] ? top + rows : p.in[1];
+            TheFrame frame(p, top, bottom, n < 3 ? 1 : 4, left, right - left);
+            memset(frame.data, 0, size_t(frame.plane * (n < 3 ? n : (n + 3) / 4)) * sizeof(R));
             Positions<R, D> positions(p, b);
             Chunk<R> c;
-            alignas(64) row buffer[GROUP];
             const T* out = static_cast<const T*>(p.output) + b * p.out_batch + ch * p.out_channel;
-            for (i64 chunk = 0; chunk < chunks; chunk++) {
-                start(c, chunk);
-                if (parts > 1 && !positions.touches(c, from, to)) continue;
-                positions.fill(c);
-                bool fine = frame.place(c);
-                Gradient g = read_grad(c, out, n, buffer);
-                if (!fine) {
-                    if (g.data != buffer[0])
-                        for (int e = 0; e < n; e++) memcpy(buffer[e], g.data + e * g.apart, size_t(c.count) * sizeof(R));
-                    g = {buffer[0], CHUNK + SLACK};
-                    for (int k = 0; k < c.count; k++)
-                        if (!is_finite<R, D>(c, k)) {
-                            for (int a = 0; a < D; a++) c.t[a][k] = 0;
-                            for (int e = 0; e < n; e++) buffer[e][k] = 0;
-                        }
+            if (parts == 1) {
+                for (i64 chunk = 0; chunk < chunks; chunk++) {
+                    start(c, chunk);
+                    spread_chunk(positions, frame, c, n, out);
                 }
-                spread_frame(frame, c, n, g);
+            } else {
+                bool border = p.padding == BORDER;
+                double low[2] = {double(left - Frame<R, FM>::K / 2), double(top - Frame<R, FM>::K / 2)};
+                double high[2] = {double(right + Kernel<FM>::before), double(bottom + Kernel<FM>::before)};
+                if (border && !left) low[0] = -HUGE_VAL;
+                if (border && !top) low[1] = -HUGE_VAL;
+                if (border && right == p.in[0]) high[0] = HUGE_VAL;
+                if (border && bottom == p.in[1]) high[1] = HUGE_VAL;
+                for (i64 r = 0; r < p.out[1]; r++) {
+                    i64 from, to;
+                    positions.columns(r, low, high, from, to);
+                    for (; from < to; from += c.count) {
+                        c.first = r * p.out[0] + from;
+                        c.count = int(to - from < CHUNK ? to - from : CHUNK);
+                        spread_chunk(positions, frame, c, n, out);
+                    }
+                }
             }
             R* image = static_cast<R*>(p.grad_image) + b * p.image_batch + ch * p.image_channel;
-            for (int e = 0; e < n; e++) gather_frame(frame, e, image + e * p.image_channel);
+            for (int e = 0; e < n; e += n < 3 ? 1 : 4) give_frame(frame, e, n, image);
         });
     }
 
-    void spread_frame(const TheFrame& frame, const Chunk<R>& c, int channels, Gradient g) const {
-        typedef R vec __attribute__((vector_size(4 * sizeof(R))));
-        if constexpr (FM == LINEAR) {
-            const vec x0 = {1, 0, 1, 0}, x1 = {-1, 1, -1, 1}, y0 = {1, 1, 0, 0}, y1 = {-1, -1, 1, 1};
+    void spread_chunk(const Positions<R, D>& positions, const TheFrame& frame, Chunk<R>& c, int channels, const T* out) const {
+        alignas(64) row buffer[GROUP];
+        positions.fill(c);
+        bool fine = frame.place(c);
+        Gradient g = read_grad(c, out, channels, buffer, false);
+        if (!fine) {  // positions that are not numbers give nothing
+            if (g.data != buffer[0])
+                for (int e = 0; e < channels; e++) memcpy(buffer[e], g.data + e * g.apart, size_t(c.count) * sizeof(R));
+            g = {buffer[0], CHUNK + SLACK};
+            for (int k = 0; k < c.count; k++)
+                if (!is_finite<R, D>(c, k)) {
+                    for (int a = 0; a < D; a++) c.t[a][k] = 0;
+                    for (int e = 0; e < channels; e++) buffer[e][k] = 0;
+                }
+        }
+        alignas(64) R corners[4 * (CHUNK + SLACK)];
+        if (FM == LINEAR)
             for (int k = 0; k < c.count; k++) {
-                vec w = (x0 + c.t[0][k] * x1) * (y0 + c.t[1][k] * y1);
-                R* at = frame.data + c.offset[k];
-                for (int ch = 0; ch < channels; ch++, at += frame.plane) store(at, load<vec>(at) + g.data[ch * g.apart + k] * w);
+                R x = c.t[0][k], y = c.t[1][k], x_ = 1 - x, y_ = 1 - y;
+                corners[4 * k] = x_ * y_, corners[4 * k + 1] = x * y_, corners[4 * k + 2] = x_ * y, corners[4 * k + 3] = x * y;
             }
+        if (channels >= 3) {
+            for (int e = 0; e < channels; e += 4) spread_four(frame, c, frame.data + e / 4 * frame.plane, channels - e, g.data + e * g.apart, g.apart, corners);
+        } else {
+            for (int e = 0; e < channels; e++) spread_one(frame, c, frame.data + e * frame.plane, g.data + e * g.apart, corners);
+        }
+    }
+
+    // Neighbours add to the same pixels: not right after each other, or every load waits for the store before it.
+    template <class F>
+    void stirred(int count, F f) const {
+        const unsigned by = stir, n = unsigned(count);
+        unsigned most = 1;
+        while (most < n) most *= 2;
+        unsigned k = 0;
+        for (unsigned i = 0; i < most; i++, k = (k + by) & (most - 1))
+            if (k < n) f(size_t(k));
+    }
+
+    static inline void add_pair(R* to, R g, const R* w) {
+        if constexpr (sizeof(R) == 4) {  // a vector of four, half empty: GCC takes vectors of two apart
+            typedef float vec __attribute__((vector_size(16)));
+            typedef double half __attribute__((vector_size(16)));
+            vec sum = vec(half{load<double>(to), 0}) + (g - vec{}) * vec(half{load<double>(w), 0});
+            store(to, half(sum)[0]);
+        } else {
+            typedef R vec __attribute__((vector_size(16)));
+            store(to, load<vec>(to) + (g - vec{}) * load<vec>(w));
+        }
+    }
+
+    void spread_one(const TheFrame& frame, const Chunk<R>& c, R* data, const R* g, const R* corners) const {
+        if constexpr (FM == LINEAR) {
+            i64 line = frame.p.image_stride[1];
+            stirred(c.count, [&](size_t k) {
+                R *at = data + c.offset[k], *below = at + line;
+                add_pair(at, g[k], corners + 4 * k);
+                add_pair(below, g[k], corners + 4 * k + 2);
+            });
         } else {
             for (int k = 0; k < c.count; k++) {
                 R w[4], dw[4], v[4];
                 axis_weights<CUBIC>(c.t[0][k], w, dw);
                 axis_weights<CUBIC>(c.t[1][k], v, dw);
-                for (int ch = 0; ch < channels; ch++) {
-                    R* at = frame.data + ch * frame.plane + c.offset[k];
-                    for (int r = 0; r < 4; r++)
-                        for (int e = 0; e < 4; e++) at[r * frame.width + e] += g.data[ch * g.apart + k] * v[r] * w[e];
-                }
+                R* at = data + c.offset[k];
+                for (int r = 0; r < 4; r++)
+                    for (int e = 0; e < 4; e++) at[r * frame.width + e] += g[k] * v[r] * w[e];
             }
         }
     }
 
-    // What frame pixel (x, y) was given, counted from the frame's corner.
-    R given(const TheFrame& frame, const R* plane, i64 x, i64 y) const {
-        if (FM != LINEAR) return plane[y * frame.width + x];
-        const R* at = plane + (y * frame.width + x) * 4;
-        R total = at[0];
-        if (x) total += at[-4 + 1];
-        if (y) total += at[-4 * frame.width + 2];
-        if (x && y) total += at[-4 * frame.width - 4 + 3];
-        return total;
-    }
-
-    void gather_frame(const TheFrame& frame, int channel, R* image) const {
-        constexpr int M = TheFrame::MARGIN;
-        const R* plane = frame.data + channel * frame.plane;
-        i64 rows = frame.to - frame.from;
-        for (i64 y = 0; y < rows; y++) {
-            R* to = image + (frame.from + y) * p.image_stride[1];
-            const R *at = plane + ((y + M) * frame.width + M) * CELL, *above = at - frame.width * CELL;
+    // Four channels, or three and one that nobody will read.
+    void spread_four(const TheFrame& frame, const Chunk<R>& c, R* data, int channels, const R* g, i64 apart, const R* corners) const {
+        typedef R vec __attribute__((vector_size(4 * sizeof(R))));
+        const R *g1 = g + (channels > 1 ? 1 : 0) * apart, *g2 = g + (channels > 2 ? 2 : 0) * apart, *g3 = g + (channels > 3 ? 3 : 0) * apart;
+        i64 line = frame.p.image_stride[1];
+        stirred(c.count, [&](size_t k) {
+            vec one = {g[k], g1[k], g2[k], g3[k]};
+            R* at = data + c.offset[k];
             if constexpr (FM == LINEAR) {
-                if (p.image_stride[0] == 1)
-                    for (i64 x = 0; x < frame.wide; x++) to[x] = (at[4 * x] + at[4 * x - 3]) + (above[4 * x + 2] + above[4 * x - 1]);
-                else
-                    for (i64 x = 0; x < frame.wide; x++) to[x * p.image_stride[0]] = (at[4 * x] + at[4 * x - 3]) + (above[4 * x + 2] + above[4 * x - 1]);
+                const R* w = corners + 4 * k;
+                R* below = at + line;
+                vec a = load<vec>(at) + w[0] * one, b = load<vec>(at + 4) + w[1] * one;
+                vec d = load<vec>(below) + w[2] * one, e = load<vec>(below + 4) + w[3] * one;
+                store(at, a), store(at + 4, b), store(below, d), store(below + 4, e);
             } else {
-                for (i64 x = 0; x < frame.wide; x++) to[x * p.image_stride[0]] = at[x];
-            }
-        }
-        if (p.padding != BORDER) return;
-        // The margin shows border pixels; a stripe's inner edges have none, and there is only one stripe.
-        for (i64 y = 0; y < frame.height; y++)
-            for (i64 x = 0; x < frame.width; x++) {
-                i64 v = y - M, u = x - M;
-                if (v >= 0 && v < rows && u >= 0 && u < frame.wide) {
-                    x = M + frame.wide - 1;
-                    continue;
+                vec w, v, slopes;
+                InsideCubic<R, D>::weights(c.t[0][k], w, slopes);
+                InsideCubic<R, D>::weights(c.t[1][k], v, slopes);
+                for (int r = 0; r < 4; r++) {
+                    vec weighted = v[r] * one;
+                    for (int e = 0; e < 4; e++) store(at + r * line + 4 * e, load<vec>(at + r * line + 4 * e) + w[e] * weighted);
                 }
-                v = v < 0 ? 0 : v < rows ? v : rows - 1;
-                u = u < 0 ? 0 : u < frame.wide ? u : frame.wide - 1;
-                image[v * p.image_stride[1] + u * p.image_stride[0]] += given(frame, plane, x, y);
             }
+        });
+    }
+
+    // Adds margins to the border where the padding wants it, and copies channels e.. of the frame to the image.
+    void give_frame(const TheFrame& frame, int first, int channels, R* image) const {
+        constexpr int M = TheFrame::MARGIN;
+        i64 cell = frame.p.image_stride[0], line = frame.p.image_stride[1], rows = frame.to - frame.from;
+        R* data = frame.data + first / cell * frame.plane;
+        if (p.padding == BORDER) {
+            auto add = [](R* to, const R* from, i64 count) {
+                for (i64 e = 0; e < count; e++) to[e] += from[e];
+            };
+            for (int y = 0; y < M; y++) {
+                if (frame.from == 0) add(data + M * line, data + y * line, line);
+                if (frame.to == p.in[1]) add(data + (M + rows - 1) * line, data + (frame.height - 1 - y) * line, line);
+            }
+            for (i64 y = M; y < M + rows; y++)
+                for (int x = 0; x < M; x++) {
+                    R* at = data + y * line;
+                    if (frame.left == 0) add(at + M * cell, at + x * cell, cell);
+                    if (frame.left + frame.wide == p.in[0]) add(at + (M + frame.wide - 1) * cell, at + (frame.width - 1 - x) * cell, cell);
+                }
+        }
+        int some = cell == 1 ? 1 : channels - first < 4 ? channels - first : 4;
+        i64 by = p.image_stride[0];
+        for (i64 y = 0; y < rows; y++) {
+            const R* from = data + (y + M) * line + M * cell;
+            R* to = image + first * p.image_channel + (frame.from + y) * p.image_stride[1] + frame.left * by;
+            i64 x = 0;
+            if (by == 1 && cell == 1) memcpy(to, from, size_t(frame.wide) * sizeof(R)), x = frame.wide;
+#if STN_SHUFFLES
+            if constexpr (Exactly<R, float>::yes)
+                for (; by == 1 && x + LANES <= frame.wide; x += LANES) {
+                    vfloat v[4], w[4];
+                    for (int e = 0; e < 4; e++) v[e] = load<vfloat>(from + 4 * x + e * LANES);
+                    for (int e = 0; e < 4; e += 2) w[e] = evens(v[e], v[e + 1]), w[e + 1] = odds(v[e], v[e + 1]);
+                    v[0] = evens(w[0], w[2]), v[1] = evens(w[1], w[3]), v[2] = odds(w[0], w[2]), v[3] = odds(w[1], w[3]);
+                    for (int e = 0; e < some; e++) store(to + x + e * p.image_channel, v[e]);
+                }
+#endif
+            for (; x < frame.wide; x++)
+                for (int e = 0; e < some; e++) to[x * by + e * p.image_channel] = from[x * cell + e];
+        }
     }
 
     // Many channels: frames whose pixels hold all channels of a share next to each other.
@@ -1799,7 +1922,7 @@ struct Op {
         if (p.padding != ZEROS && p.padding != BORDER && p.padding != CONSTANT) return false;
         if (p.in[0] > 4096 || p.in[1] > 4096 || p.in[0] * p.in[1] > 4 * pixels) return false;
         // Half of the scratch leaves room in the second cache for what is read and written meanwhile.
-        i64 bytes = TheFrame::bytes(p, p.in[1]), fit = FRAME_BYTES / 2 / bytes;
+        i64 bytes = TheFrame::bytes(p.in[0], p.in[1]), fit = FRAME_BYTES / 2 / bytes;
         if (fit < 16) fit = FRAME_BYTES / bytes < 16 ? FRAME_BYTES / bytes : 16;
         fit = (fit < SHARE ? fit : SHARE) / LANES * LANES;
         if (!fit) return false;
@@ -1984,10 +2107,10 @@ struct Op {
         }
         if constexpr (FRAMES) {
             bool pays = scratch() && framed();
-            i64 stripe = 0;
+            i64 columns = 0, rows = 0;
             if (p.what == FORWARD && pays) return forward_framed(), 0;
             if (p.what == GRAD_COORDS && pays) return grad_coords_framed();
-            if (p.what == GRAD_IMAGE && scratch() && grad_image_framed_pays(stripe)) return grad_image_framed(stripe), 0;
+            if (p.what == GRAD_IMAGE && scratch() && grad_image_framed_pays(columns, rows)) return grad_image_framed(columns, rows), 0;
         }
         if (p.what == FORWARD) return forward(), 0;
         if (p.what == GRAD_COORDS) return grad_coords();
