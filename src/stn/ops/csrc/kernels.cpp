@@ -30,7 +30,6 @@ constexpr int SEGMENT = 64;     // pixels between two float64 positions
 constexpr int GROUP = 8;        // channels that share the taps of a pixel at the border
 constexpr int BLOCK = 32;       // chunks in a task; fixed, so that sums do not depend on the number of threads
 constexpr double FAR = 1 << 30; // positions beyond are all the same far outside
-constexpr int NOWHERE = -(1 << 30);  // the integer part of a position that is not finite
 
 #if defined(__AVX512F__)
 constexpr int LANES = 16;
@@ -173,16 +172,15 @@ inline void split(R position, int base, int& i, R& t) {
     i = base + q;
 }
 
+// `source` is what was given: it decides whether the fraction is a number, for in pixels it may be too large for the type.
 template <class R>
 inline void split_any(R position, R source, int& i, R& t) {
-    bool finite = source - source == 0;  // of what was given: as a position in pixels it may be too large for the type
-    R c = position < R(-FAR) ? R(-FAR) : position;
-    c = c > R(FAR) ? R(FAR) : c;
-    c = finite ? c : 0;
+    R c = position > R(-FAR) ? position : R(-FAR);  // without a branch, and a NaN ends here too
+    c = c < R(FAR) ? c : R(FAR);
     int q = int(c);
     q -= R(q) > c;
-    t = finite ? c - R(q) : R(NAN);
-    i = finite ? q : NOWHERE;
+    t = (c - R(q)) + (source - source);
+    i = q;
 }
 
 // Calls f(k, n, j, r, s) for runs of n pixels of one row, from chunk pixel k on, at output column j, row r, slice s.
@@ -204,6 +202,21 @@ inline void for_segments(const Problem& p, i64 first, int count, int longest, F 
     }
 }
 
+// Columns and rows, counted from the row of a chunk's first pixel, of images so narrow that a chunk has several rows.
+template <class R>
+struct Lattice {
+    static constexpr int WIDEST = SEGMENT;
+    R column[WIDEST + CHUNK + SLACK], row[WIDEST + CHUNK + SLACK];
+
+    void fill(i64 width) {
+        int c = 0, r = 0;
+        for (int k = 0; k < int(width) + CHUNK + LANES; k++) {
+            column[k] = R(c), row[k] = R(r);
+            if (++c == width) c = 0, r++;
+        }
+    }
+};
+
 // Where pixels are read: positions of image `b` in pixels, from any kind of coordinates, and the gradient's way back.
 template <class R, int D>
 struct Positions {
@@ -214,8 +227,9 @@ struct Positions {
     double origin[4], along[4][3];               // AFFINE (pixels), PROJECTIVE (normalized): position of pixel 0, steps
     double threshold;
     const double* coefficients;                  // BASIS
+    const Lattice<R>* lattice;                   // or null
 
-    Positions(const Problem& problem, i64 image) : p(problem), b(image) {
+    Positions(const Problem& problem, i64 image, const Lattice<R>* narrow = nullptr) : p(problem), b(image), lattice(narrow) {
         for (int a = 0; a < D; a++) {
             double n = double(p.in[a]), m = double(p.out[a]);
             scale[a] = p.align_corners ? (n - 1) / 2 : n / 2;
@@ -320,6 +334,7 @@ struct Positions {
     }
 
     void affine(Chunk<R>& c) const {
+        if (lattice && affine_narrow(c)) return;
         for_segments(p, c.first, c.count, SEGMENT, [&](int k, int n, i64 j, i64 r, i64 s) {
             for (int a = 0; a < D; a++) {
                 double base = at(a, j, r, s), by = along[a][0];
@@ -340,6 +355,27 @@ struct Positions {
                 }
             }
         });
+    }
+
+    bool affine_narrow(Chunk<R>& c) const {
+        i64 r = c.first / p.out[0], j = c.first - r * p.out[0];
+        double base[2];
+        for (int a = 0; a < 2; a++) {
+            base[a] = at(a, 0, r, 0);
+            constexpr double most = FAR / (4 * CHUNK);
+            if (!(fabs(base[a]) < FAR / 2 && fabs(along[a][0]) < most && fabs(along[a][1]) < most)) return false;
+        }
+        const R *__restrict column = lattice->column + j, *__restrict row = lattice->row + j;
+        int padded = (c.count + LANES - 1) / LANES * LANES;
+        for (int a = 0; a < 2; a++) {
+            int* __restrict i = c.i[a];
+            R* __restrict t = c.t[a];
+            double whole = floor(base[a]);
+            R start = R(base[a] - whole), by = R(along[a][0]), down = R(along[a][1]);
+            int from = int(whole);
+            for (int k = 0; k < padded; k++) split(start + column[k] * by + row[k] * down, from, i[k], t[k]);
+        }
+        return true;
     }
 
     void projective(Chunk<R>& c) const {
@@ -370,35 +406,34 @@ struct Positions {
     void basis(Chunk<R>& c) const {
         constexpr int N = sizeof(vdouble) / 8, U = 4;
         i64 count = p.basis_size;
-        for (int k = 0; k < c.count;) {
-            double at[3][N * U];
-            int n = c.count - k < N * U ? c.count - k : N * U;
+        alignas(64) double at[D][CHUNK];
+        int k = 0;
+        for (; k + N * U <= c.count; k += N * U) {
             const double* from = p.basis + c.first + k;
-            if (n == N * U) {
-                vdouble sum[D][U] = {};
-                for (i64 e = 0; e < count; e++) {
-                    for (int q = 0; q < U; q++) {
-                        vdouble value = load<vdouble>(from + e * p.basis_stride + q * N);
-                        for (int a = 0; a < D; a++) sum[a][q] += value * coefficients[e * D + a];
-                    }
+            vdouble sum[D][U] = {};
+            for (i64 e = 0; e < count; e++)
+                for (int q = 0; q < U; q++) {
+                    vdouble value = load<vdouble>(from + e * p.basis_stride + q * N);
+                    for (int a = 0; a < D; a++) sum[a][q] += value * coefficients[e * D + a];
                 }
-                for (int a = 0; a < D; a++)
-                    for (int q = 0; q < U; q++) store(at[a] + q * N, sum[a][q]);
-            } else {
-                for (int a = 0; a < D; a++)
-                    for (int q = 0; q < n; q++) at[a][q] = 0;
-                for (i64 e = 0; e < count; e++)
-                    for (int a = 0; a < D; a++)
-                        for (int q = 0; q < n; q++)
-                            at[a][q] += from[e * p.basis_stride + q] * coefficients[e * D + a];
-            }
             for (int a = 0; a < D; a++)
-                for (int q = 0; q < n; q++) {
-                    double fraction;
-                    split_any(at[a][q] * scale[a] + centre[a], at[a][q], c.i[a][k + q], fraction);
-                    c.t[a][k + q] = R(fraction);
-                }
-            k += n;
+                for (int q = 0; q < U; q++) store(at[a] + k + q * N, sum[a][q]);
+        }
+        for (int q = k; q < c.count; q++) {
+            double sum[D] = {};
+            for (i64 e = 0; e < count; e++)
+                for (int a = 0; a < D; a++) sum[a] += p.basis[e * p.basis_stride + c.first + q] * coefficients[e * D + a];
+            for (int a = 0; a < D; a++) at[a][q] = sum[a];
+        }
+        for (int a = 0; a < D; a++) {
+            int* __restrict i = c.i[a];
+            R* __restrict t = c.t[a];
+            double size = scale[a], middle = centre[a];
+            for (int q = 0; q < c.count; q++) {
+                double fraction;
+                split_any(at[a][q] * size + middle, at[a][q], i[q], fraction);
+                t[q] = R(fraction);
+            }
         }
     }
 
@@ -437,17 +472,31 @@ struct Positions {
             alignas(64) double wide[D][CHUNK];
             for (int a = 0; a < D; a++)
                 for (int k = 0; k < CHUNK; k++) wide[a][k] = k < c.count ? double(grad[a][k]) * scale[a] : 0;
-            for (i64 e = 0; e < p.basis_size; e++) {
-                const double* from = p.basis + c.first + e * p.basis_stride;
-                double sum[D] = {};
+            constexpr int N = sizeof(vdouble) / 8, U = 4;
+            const double* basis = p.basis + c.first;
+            i64 e = 0;
+            int whole = c.count / N * N;
+            for (; e + U <= p.basis_size; e += U) {
+                vdouble sum[D][U] = {};
+                for (int k = 0; k < whole; k += N)
+                    for (int q = 0; q < U; q++) {
+                        vdouble value = load<vdouble>(basis + (e + q) * p.basis_stride + k);
+                        for (int a = 0; a < D; a++) sum[a][q] += value * load<vdouble>(wide[a] + k);
+                    }
+                for (int q = 0; q < U; q++)
+                    for (int a = 0; a < D; a++) {
+                        double one = 0;
+                        for (int n = 0; n < N; n++) one += sum[a][q][n];
+                        for (int k = whole; k < c.count; k++) one += basis[(e + q) * p.basis_stride + k] * wide[a][k];
+                        total[(e + q) * D + a] += one;
+                    }
+            }
+            for (; e < p.basis_size; e++)
                 for (int a = 0; a < D; a++) {
                     double one = 0;
-#pragma omp simd reduction(+ : one)
-                    for (int k = 0; k < c.count; k++) one += from[k] * wide[a][k];
-                    sum[a] = one;
+                    for (int k = 0; k < c.count; k++) one += basis[e * p.basis_stride + k] * wide[a][k];
+                    total[e * D + a] += one;
                 }
-                for (int a = 0; a < D; a++) total[e * D + a] += sum[a];
-            }
             return;
         }
         int rows = D;
@@ -466,33 +515,44 @@ struct Positions {
                 }
             }
         }
-        alignas(64) R lattice[3][CHUNK + SLACK];
-        for_segments(p, c.first, c.count, SEGMENT, [&](int k, int n, i64 j, i64 r, i64 s) {
-            int padded = (n + LANES - 1) / LANES * LANES;
-            R left = R(first[0] + step[0] * double(j)), by = R(step[0]);
-            R y = D > 1 ? R(first[1] + step[1] * double(r)) : 0, z = D > 2 ? R(first[2] + step[2] * double(s)) : 0;
-            for (int q = 0; q < padded; q++) lattice[0][k + q] = left + R(q) * by;
-            if (D > 1)
-                for (int q = 0; q < padded; q++) lattice[1][k + q] = y;
-            if (D > 2)
-                for (int q = 0; q < padded; q++) lattice[2][k + q] = z;
-        });
-        for (int a = 0; a < rows; a++) {
-            const R* g = a < D ? grad[a] : last;
-            R plain = 0, x = 0, y = 0, z = 0;
-#pragma omp simd reduction(+ : plain, x, y, z)
-            for (int k = 0; k < c.count; k++) {
-                plain += g[k];
-                x += g[k] * lattice[0][k];
-                if (D > 1) y += g[k] * lattice[1][k];
-                if (D > 2) z += g[k] * lattice[2][k];
+        if (lattice) {
+            i64 r = c.first / p.out[0], j = c.first - r * p.out[0];
+            const R *__restrict column = lattice->column + j, *__restrict row = lattice->row + j;
+            double left = first[0], top = first[1] + step[1] * double(r);
+            for (int a = 0; a < rows; a++) {
+                const R* __restrict g = a < D ? grad[a] : last;
+                R plain = 0, x = 0, y = 0;
+#pragma omp simd reduction(+ : plain, x, y)
+                for (int k = 0; k < c.count; k++) {
+                    plain += g[k];
+                    x += g[k] * column[k];
+                    y += g[k] * row[k];
+                }
+                double* to = total + a * (D + 1);
+                to[0] += left * double(plain) + step[0] * double(x);
+                to[1] += top * double(plain) + step[1] * double(y);
+                to[D] += double(plain);
             }
-            double* to = total + a * (D + 1);
-            to[0] += double(x);
-            if (D > 1) to[1] += double(y);
-            if (D > 2) to[2] += double(z);
-            to[D] += double(plain);
+            return;
         }
+        for_segments(p, c.first, c.count, CHUNK, [&](int k, int n, i64 j, i64 r, i64 s) {
+            double left = first[0] + step[0] * double(j), y = D > 1 ? first[1] + step[1] * double(r) : 0, z = D > 2 ? first[2] + step[2] * double(s) : 0;
+            for (int a = 0; a < rows; a++) {
+                const R* __restrict g = (a < D ? grad[a] : last) + k;
+                R plain = 0, x = 0;
+#pragma omp simd reduction(+ : plain, x)
+                for (int q = 0; q < n; q++) {
+                    plain += g[q];
+                    x += g[q] * R(q);
+                }
+                double sum = double(plain);
+                double* to = total + a * (D + 1);
+                to[0] += left * sum + step[0] * double(x);
+                if (D > 1) to[1] += y * sum;
+                if (D > 2) to[2] += z * sum;
+                to[D] += sum;
+            }
+        });
     }
 
     void finish(const double* total) const {
@@ -559,10 +619,10 @@ void classify(const Problem& p, Chunk<R>& c, bool contiguous, i64 from, i64 to) 
             bool some = unsigned(x[k] - low[0] + (K - 1)) < near[0];
             if (D > 1) some &= unsigned(y[k] - low[D > 1 ? 1 : 0] + (K - 1)) < near[D > 1 ? 1 : 0];
             if (D > 2) some &= unsigned(z[k] - low[D - 1] + (K - 1)) < near[D - 1];
-            bool nan = x[k] == NOWHERE;
-            if (D > 1) nan |= y[k] == NOWHERE;
-            if (D > 2) nan |= z[k] == NOWHERE;
-            nothing[k] = !some & (unowned | !nan);
+            R total = c.t[0][k];
+            if (D > 1) total += c.t[D > 1 ? 1 : 0][k];
+            if (D > 2) total += c.t[D - 1][k];
+            nothing[k] = !some & (unowned | (total == total));
             found += nothing[k];
         }
         c.nothing_count = found;
@@ -1232,8 +1292,9 @@ struct Op {
 
     const Problem& p;
     i64 pixels, chunks, blocks, span;
-    bool rows_contiguous, channels_last;
+    bool rows_contiguous, channels_last, is_narrow;
     unsigned stir;
+    Lattice<R> lattice;
 
     explicit Op(const Problem& problem) : p(problem) {
         pixels = p.out[0] * p.out[1] * p.out[2];
@@ -1241,9 +1302,13 @@ struct Op {
         span = p.coords == BASIS ? BLOCK / 4 : BLOCK;  // a basis is read from the cache by one image after the other
         blocks = (chunks + span - 1) / span;
         stir = stirring();
+        is_narrow = D == 2 && p.out[0] < Lattice<R>::WIDEST && (p.coords == AFFINE || p.coords == PROJECTIVE);
+        if (is_narrow) lattice.fill(p.out[0]);
         rows_contiguous = p.image_stride[0] == 1;
         channels_last = !rows_contiguous && p.image_channel == 1 && p.channels > 1;
     }
+
+    const Lattice<R>* narrow() const { return is_narrow ? &lattice : nullptr; }
 
     // The step, modulo the chunk, of an order that keeps neighbours of both axes far from each other.
     unsigned stirring() const {
@@ -1345,7 +1410,7 @@ struct Op {
     void forward() const {
         parallel(p.batch * blocks, [&](i64 task) {
             i64 b = p.coords == BASIS ? task % p.batch : task / blocks, block = p.coords == BASIS ? task / p.batch : task % blocks;
-            Positions<R, D> positions(p, b);
+            Positions<R, D> positions(p, b, narrow());
             Chunk<R> c;
             alignas(64) row buffer[GROUP];
             const T* image = static_cast<const T*>(p.image) + b * p.image_batch;
@@ -1426,7 +1491,7 @@ struct Op {
         }
         parallel(p.batch * blocks, [&](i64 task) {
             i64 b = p.coords == BASIS ? task % p.batch : task / blocks, block = p.coords == BASIS ? task / p.batch : task % blocks;
-            Positions<R, D> positions(p, b);
+            Positions<R, D> positions(p, b, narrow());
             Chunk<R> c;
             alignas(64) row buffer[GROUP], grad[3];
             const T* image = static_cast<const T*>(p.image) + b * p.image_batch;
@@ -1541,7 +1606,7 @@ struct Op {
             int n = int(p.channels - ch < share ? p.channels - ch : share);
             R* image = static_cast<R*>(p.grad_image) + b * p.image_batch + ch * p.image_channel;
             clear(image, n, from, to);
-            Positions<R, D> positions(p, b);
+            Positions<R, D> positions(p, b, narrow());
             Chunk<R> c;
             alignas(64) row buffer[GROUP];
             const T* out = static_cast<const T*>(p.output) + b * p.out_batch + ch * p.out_channel;
@@ -1601,6 +1666,26 @@ struct Op {
     void spread_inside(const Chunk<R>& c, int channels, R* image, Gradient g) const {
         constexpr int K = Kernel<MODE>::K, NR = Rows<D, MODE>::N;
         Rows<D, MODE> rows(p);
+        if constexpr (MODE == LINEAR && D > 1) {
+            alignas(64) R weights[NR][2 * CHUNK];
+            for (int r = 0; r < NR; r++)
+                for (int k = 0; k < c.count; k++) {
+                    R x = c.t[0][k], y = c.t[1][k], z = c.t[D - 1][k];
+                    R w = (r % 2 ? y : 1 - y) * (D > 2 ? (r / 2 ? z : 1 - z) : 1);
+                    weights[r][2 * k] = w * (1 - x), weights[r][2 * k + 1] = w * x;
+                }
+            for (int ch = 0; ch < channels; ch++) {
+                R* plane = image + ch * p.image_channel;
+                const R* from = g.data + ch * g.apart;
+                stirred(c.count, [&](size_t k) {
+                    if (!c.inside[k]) return;
+                    R* to = plane + c.offset[k];
+                    prefetch(to, c.ahead * i64(sizeof(R)));
+                    for (int r = 0; r < NR; r++) add_pair(to + rows.at[r], from[k], weights[r] + 2 * k);
+                });
+            }
+            return;
+        }
         for (int k = 0; k < c.count; k++) {
             if (!c.inside[k]) continue;
             R w[3][K], dw[3][K];
@@ -1662,7 +1747,7 @@ struct Op {
             int n = int(p.channels - ch < share ? p.channels - ch : share);
             TheFrame frame(p, 0, p.in[1]);
             frame.copy(static_cast<const T*>(p.image) + b * p.image_batch + ch * p.image_channel, p, n, ch);
-            Positions<R, D> positions(p, b);
+            Positions<R, D> positions(p, b, narrow());
             Chunk<R> c;
             alignas(64) row buffer[GROUP];
             T* out = static_cast<T*>(p.output) + b * p.out_batch + ch * p.out_channel;
@@ -1684,7 +1769,7 @@ struct Op {
         if (!total) return 1;
         parallel(p.batch, [&](i64 b) {
             TheFrame frame(p, 0, p.in[1]);
-            Positions<R, D> positions(p, b);
+            Positions<R, D> positions(p, b, narrow());
             Chunk<R> c;
             alignas(64) row buffer[GROUP], grad[3];
             for (i64 ch = 0; ch < p.channels; ch += share) {
@@ -1741,7 +1826,7 @@ struct Op {
             i64 right = left + columns < p.in[0] ? left + columns : p.in[0], bottom = top + rows < p.in[1] ? top + rows : p.in[1];
             TheFrame frame(p, top, bottom, n < 3 ? 1 : 4, left, right - left);
             memset(frame.data, 0, size_t(frame.plane * (n < 3 ? n : (n + 3) / 4)) * sizeof(R));
-            Positions<R, D> positions(p, b);
+            Positions<R, D> positions(p, b, narrow());
             Chunk<R> c;
             const T* out = static_cast<const T*>(p.output) + b * p.out_batch + ch * p.out_channel;
             if (parts == 1) {
@@ -1970,7 +2055,7 @@ struct Op {
             int n = int(p.channels - ch < share ? p.channels - ch : share), cell = int(full(n));
             TheFrame frame(p, 0, p.in[1], cell);
             fill_many(frame, static_cast<const T*>(p.image) + b * p.image_batch + ch * p.image_channel, n, ch);
-            Positions<R, D> positions(p, b);
+            Positions<R, D> positions(p, b, narrow());
             Chunk<R> c;
             Corners corners(cell, frame.p.image_stride[1]);
             alignas(64) float values[LANES * SHARE];
@@ -1998,7 +2083,7 @@ struct Op {
         if (!total) return 1;
         parallel(p.batch * parts, [&](i64 task) {
             i64 b = task / parts;
-            Positions<R, D> positions(p, b);
+            Positions<R, D> positions(p, b, narrow());
             Chunk<R> c;
             alignas(64) float g[LANES * SHARE];
             alignas(64) row grad[3];
@@ -2047,7 +2132,7 @@ struct Op {
             int n = int(p.channels - ch < share ? p.channels - ch : share), cell = int(full(n));
             TheFrame frame(p, 0, p.in[1], cell);
             memset(frame.data, 0, size_t(frame.plane) * sizeof(R));
-            Positions<R, D> positions(p, b);
+            Positions<R, D> positions(p, b, narrow());
             Chunk<R> c;
             Corners corners(cell, frame.p.image_stride[1]);
             alignas(64) float g[LANES * SHARE];
