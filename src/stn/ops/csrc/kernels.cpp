@@ -217,6 +217,88 @@ struct Lattice {
     }
 };
 
+inline void prefetch(const void* from, i64 bytes) {
+    __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(from) + uintptr_t(bytes)));
+}
+
+// BASIS: a product with the coefficients of TEAM images at the same time, for the basis is what takes time to read.
+
+template <int D>
+struct Products {
+    typedef double Team[D][CHUNK];
+    static constexpr int N = sizeof(vdouble) / 8;
+    static constexpr int vectors(int team) { return (team < 4 ? 2 : 1) * (LANES == 16 ? 2 : 1); }  // as there are registers
+
+    // Normalized positions of `count` pixels from `first` on, of images b, b + 1, ..., one team.
+    template <int TEAM>
+    static void positions(const Problem& p, i64 b, i64 first, int count, Team* at) {
+        const double* coefficients = static_cast<const double*>(p.coords_data) + b * p.basis_size * D;
+        i64 image = p.basis_size * D;
+        constexpr int U = vectors(TEAM);
+        int k = 0;
+        for (; k + N * U <= count; k += N * U) {
+            const double* from = p.basis + first + k;
+            vdouble sum[TEAM][D][U] = {};
+            for (i64 e = 0; e < p.basis_size; e++, from += p.basis_stride) {
+                vdouble value[U];
+                for (int u = 0; u < U; u++) {
+                    prefetch(from + u * N, CHUNK * 8);
+                    value[u] = load<vdouble>(from + u * N);
+                }
+                for (int g = 0; g < TEAM; g++)
+                    for (int a = 0; a < D; a++)
+                        for (int u = 0; u < U; u++) sum[g][a][u] += value[u] * coefficients[g * image + e * D + a];
+            }
+            for (int g = 0; g < TEAM; g++)
+                for (int a = 0; a < D; a++)
+                    for (int u = 0; u < U; u++) store(at[g][a] + k + u * N, sum[g][a][u]);
+        }
+        for (; k < count; k++)
+            for (int g = 0; g < TEAM; g++)
+                for (int a = 0; a < D; a++) {
+                    double sum = 0;
+                    for (i64 e = 0; e < p.basis_size; e++) sum += p.basis[e * p.basis_stride + first + k] * coefficients[g * image + e * D + a];
+                    at[g][a][k] = sum;
+                }
+    }
+
+    // The way back: adds the products of the basis with the positions' gradients to the sums of each image.
+    template <int TEAM>
+    static void sums(const Problem& p, i64 first, int count, const Team* grad, double* total, i64 apart) {
+        constexpr int U = vectors(TEAM);
+        int whole = count / N * N;
+        i64 e = 0;
+        for (; e + U <= p.basis_size; e += U) {
+            const double* from = p.basis + first + e * p.basis_stride;
+            vdouble sum[TEAM][D][U] = {};
+            for (int k = 0; k < whole; k += N) {
+                vdouble value[U];
+                for (int u = 0; u < U; u++) value[u] = load<vdouble>(from + u * p.basis_stride + k);
+                for (int g = 0; g < TEAM; g++)
+                    for (int a = 0; a < D; a++) {
+                        vdouble one = load<vdouble>(grad[g][a] + k);
+                        for (int u = 0; u < U; u++) sum[g][a][u] += value[u] * one;
+                    }
+            }
+            for (int u = 0; u < U; u++)
+                for (int g = 0; g < TEAM; g++)
+                    for (int a = 0; a < D; a++) {
+                        double one = 0;
+                        for (int n = 0; n < N; n++) one += sum[g][a][u][n];
+                        for (int k = whole; k < count; k++) one += from[u * p.basis_stride + k] * grad[g][a][k];
+                        total[g * apart + (e + u) * D + a] += one;
+                    }
+        }
+        for (; e < p.basis_size; e++)
+            for (int g = 0; g < TEAM; g++)
+                for (int a = 0; a < D; a++) {
+                    double one = 0;
+                    for (int k = 0; k < count; k++) one += p.basis[e * p.basis_stride + first + k] * grad[g][a][k];
+                    total[g * apart + e * D + a] += one;
+                }
+    }
+};
+
 // Where pixels are read: positions of image `b` in pixels, from any kind of coordinates, and the gradient's way back.
 template <class R, int D>
 struct Positions {
@@ -226,8 +308,8 @@ struct Positions {
     double first[3], step[3];                    // the output lattice: normalized = first + step * k
     double origin[4], along[4][3];               // AFFINE (pixels), PROJECTIVE (normalized): position of pixel 0, steps
     double threshold;
-    const double* coefficients;                  // BASIS
     const Lattice<R>* lattice;                   // or null
+    typename Products<D>::Team* team = nullptr;  // BASIS: positions that are there already; takes their gradient instead
 
     Positions(const Problem& problem, i64 image, const Lattice<R>* narrow = nullptr) : p(problem), b(image), lattice(narrow) {
         for (int a = 0; a < D; a++) {
@@ -263,8 +345,6 @@ struct Positions {
                 largest = size > largest ? size : largest;
             }
             threshold = double(R(1e-4) * largest);
-        } else if (p.coords == BASIS) {
-            coefficients = static_cast<const double*>(p.coords_data) + b * p.basis_size * D;
         }
     }
 
@@ -329,7 +409,7 @@ struct Positions {
             for (int a = 0; a < D; a++) {
                 int* i = c.i[a];
                 const R* t = c.t[a];
-                for (int k = 0; k < c.count; k++) i[k] += (t[k] > R(0.5)) | ((t[k] == R(0.5)) & i[k] & 1);
+                for (int k = 0, n = c.count; k < n; k++) i[k] += (t[k] > R(0.5)) | ((t[k] == R(0.5)) & i[k] & 1);
             }
     }
 
@@ -404,35 +484,22 @@ struct Positions {
     }
 
     void basis(Chunk<R>& c) const {
-        constexpr int N = sizeof(vdouble) / 8, U = 4;
-        i64 count = p.basis_size;
-        alignas(64) double at[D][CHUNK];
-        int k = 0;
-        for (; k + N * U <= c.count; k += N * U) {
-            const double* from = p.basis + c.first + k;
-            vdouble sum[D][U] = {};
-            for (i64 e = 0; e < count; e++)
-                for (int q = 0; q < U; q++) {
-                    vdouble value = load<vdouble>(from + e * p.basis_stride + q * N);
-                    for (int a = 0; a < D; a++) sum[a][q] += value * coefficients[e * D + a];
-                }
-            for (int a = 0; a < D; a++)
-                for (int q = 0; q < U; q++) store(at[a] + k + q * N, sum[a][q]);
-        }
-        for (int q = k; q < c.count; q++) {
-            double sum[D] = {};
-            for (i64 e = 0; e < count; e++)
-                for (int a = 0; a < D; a++) sum[a] += p.basis[e * p.basis_stride + c.first + q] * coefficients[e * D + a];
-            for (int a = 0; a < D; a++) at[a][q] = sum[a];
-        }
+        alignas(64) typename Products<D>::Team mine;
+        if (!team) Products<D>::template positions<1>(p, b, c.first, c.count, &mine);
+        const auto& from = team ? *team : mine;
         for (int a = 0; a < D; a++) {
+            const double* __restrict at = from[a];
             int* __restrict i = c.i[a];
             R* __restrict t = c.t[a];
             double size = scale[a], middle = centre[a];
-            for (int q = 0; q < c.count; q++) {
-                double fraction;
-                split_any(at[a][q] * size + middle, at[a][q], i[q], fraction);
-                t[q] = R(fraction);
+            for (int k = 0, n = c.count; k < n; k++) {
+                double position = at[k] * size + middle;
+                position = position > -FAR ? position : -FAR;
+                position = position < FAR ? position : FAR;
+                int q = int(position);
+                q -= double(q) > position;
+                t[k] = R((position - double(q)) + (at[k] - at[k]));
+                i[k] = q;
             }
         }
     }
@@ -469,34 +536,11 @@ struct Positions {
             return;
         }
         if (p.coords == BASIS) {
-            alignas(64) double wide[D][CHUNK];
+            alignas(64) typename Products<D>::Team mine;
+            auto& wide = team ? *team : mine;
             for (int a = 0; a < D; a++)
-                for (int k = 0; k < CHUNK; k++) wide[a][k] = k < c.count ? double(grad[a][k]) * scale[a] : 0;
-            constexpr int N = sizeof(vdouble) / 8, U = 4;
-            const double* basis = p.basis + c.first;
-            i64 e = 0;
-            int whole = c.count / N * N;
-            for (; e + U <= p.basis_size; e += U) {
-                vdouble sum[D][U] = {};
-                for (int k = 0; k < whole; k += N)
-                    for (int q = 0; q < U; q++) {
-                        vdouble value = load<vdouble>(basis + (e + q) * p.basis_stride + k);
-                        for (int a = 0; a < D; a++) sum[a][q] += value * load<vdouble>(wide[a] + k);
-                    }
-                for (int q = 0; q < U; q++)
-                    for (int a = 0; a < D; a++) {
-                        double one = 0;
-                        for (int n = 0; n < N; n++) one += sum[a][q][n];
-                        for (int k = whole; k < c.count; k++) one += basis[(e + q) * p.basis_stride + k] * wide[a][k];
-                        total[(e + q) * D + a] += one;
-                    }
-            }
-            for (; e < p.basis_size; e++)
-                for (int a = 0; a < D; a++) {
-                    double one = 0;
-                    for (int k = 0; k < c.count; k++) one += basis[e * p.basis_stride + k] * wide[a][k];
-                    total[e * D + a] += one;
-                }
+                for (int k = 0; k < c.count; k++) wide[a][k] = double(grad[a][k]) * scale[a];
+            if (!team) Products<D>::template sums<1>(p, c.first, c.count, &mine, total, 0);
             return;
         }
         int rows = D;
@@ -744,10 +788,6 @@ inline vfloat twice_high(vfloat a) { return __builtin_shufflevector(a, a, 2, 2, 
 
 // Keeps the offsets in memory: hoisted out of a loop over channels there are more of them than registers.
 #define STN_REREAD(pointer) asm("" : "+r"(pointer))
-
-inline void prefetch(const void* from, i64 bytes) {
-    __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(from) + uintptr_t(bytes)));
-}
 
 inline bool none(const uint8_t* inside, int n) {
     bool some = false;
@@ -1405,19 +1445,58 @@ struct Op {
         return {buffer[0], CHUNK + SLACK};
     }
 
+    // Images that are worked on together.
+    static constexpr int TEAM = 4;
+    i64 teams() const { return p.coords == BASIS ? (p.batch + TEAM - 1) / TEAM : p.batch; }
+
+    // Calls f(positions, c, b) for chunks from..to of a team's images. `total`: the sums of its first image, the others
+    // `apart`.
+    template <class F>
+    void visit(i64 team, i64 from, i64 to, F f, double* total = nullptr, i64 apart = 0) const {
+        Chunk<R> c;
+        if (p.coords != BASIS) {
+            Positions<R, D> positions(p, team, narrow());
+            for (i64 chunk = from; chunk < to; chunk++) {
+                start(c, chunk);
+                f(positions, c, team);
+            }
+            return;
+        }
+        typedef Products<D> Product;
+        alignas(64) typename Product::Team at[TEAM];
+        i64 b = team * TEAM, n = p.batch - b < TEAM ? p.batch - b : TEAM;
+        for (i64 chunk = from; chunk < to; chunk++) {
+            start(c, chunk);
+            for (i64 g = 0; g < n;) {
+                if (n == 4) Product::template positions<4>(p, b, c.first, c.count, at), g = 4;
+                else if (n - g >= 2) Product::template positions<2>(p, b + g, c.first, c.count, at + g), g += 2;
+                else Product::template positions<1>(p, b + g, c.first, c.count, at + g), g++;
+            }
+            for (i64 g = 0; g < n; g++) {
+                Positions<R, D> positions(p, b + g);
+                positions.team = at + g;
+                f(positions, c, b + g);
+            }
+            if (!total) continue;
+            for (i64 g = 0; g < n;) {
+                if (n == 4) Product::template sums<4>(p, c.first, c.count, at, total, apart), g = 4;
+                else if (n - g >= 2) Product::template sums<2>(p, c.first, c.count, at + g, total + g * apart, apart), g += 2;
+                else Product::template sums<1>(p, c.first, c.count, at + g, total + g * apart, apart), g++;
+            }
+        }
+    }
+
     // Forward
 
     void forward() const {
-        parallel(p.batch * blocks, [&](i64 task) {
-            i64 b = p.coords == BASIS ? task % p.batch : task / blocks, block = p.coords == BASIS ? task / p.batch : task % blocks;
-            Positions<R, D> positions(p, b, narrow());
-            Chunk<R> c;
-            alignas(64) row buffer[GROUP];
-            const T* image = static_cast<const T*>(p.image) + b * p.image_batch;
-            T* out = static_cast<T*>(p.output) + b * p.out_batch;
+        i64 all = teams();
+        parallel(all * blocks, [&](i64 task) {
+            i64 team = p.coords == BASIS ? task % all : task / blocks, block = p.coords == BASIS ? task / all : task % blocks;
             i64 end = (block + 1) * span < chunks ? (block + 1) * span : chunks;
-            for (i64 chunk = block * span; chunk < end; chunk++) {
-                start(c, chunk);
+            alignas(64) row buffer[GROUP];
+            visit(team, block * span, end, [&](const Positions<R, D>& positions, Chunk<R>& c, i64 b) {
+                const T* image = static_cast<const T*>(p.image) + b * p.image_batch;
+                T* out = static_cast<T*>(p.output) + b * p.out_batch;
                 positions.fill(c);
                 classify<R, D, MODE>(p, c, rows_contiguous || direct(), 0, last_axis());
                 if (channels_last && p.out_channel == 1) {
@@ -1431,7 +1510,7 @@ struct Op {
                             }
                         forward_channels(c, k, image, out + (c.first + k) * p.out_pixel);
                     }
-                    continue;
+                    return;
                 }
                 for (i64 ch = 0; ch < p.channels; ch += GROUP) {
                     int n = int(p.channels - ch < GROUP ? p.channels - ch : GROUP);
@@ -1455,7 +1534,7 @@ struct Op {
                     }
                     write(c, out + ch * p.out_channel, n, buffer);
                 }
-            }
+            });
         });
     }
 
@@ -1489,16 +1568,16 @@ struct Op {
             partial = static_cast<double*>(calloc(size_t(p.batch * blocks * sums + 1), sizeof(double)));
             if (!partial) return 1;
         }
-        parallel(p.batch * blocks, [&](i64 task) {
-            i64 b = p.coords == BASIS ? task % p.batch : task / blocks, block = p.coords == BASIS ? task / p.batch : task % blocks;
-            Positions<R, D> positions(p, b, narrow());
-            Chunk<R> c;
-            alignas(64) row buffer[GROUP], grad[3];
-            const T* image = static_cast<const T*>(p.image) + b * p.image_batch;
-            const T* out = static_cast<const T*>(p.output) + b * p.out_batch;
+        i64 all = teams();
+        parallel(all * blocks, [&](i64 task) {
+            i64 team = p.coords == BASIS ? task % all : task / blocks, block = p.coords == BASIS ? task / all : task % blocks;
             i64 end = (block + 1) * span < chunks ? (block + 1) * span : chunks;
-            for (i64 chunk = block * span; chunk < end; chunk++) {
-                start(c, chunk);
+            alignas(64) row buffer[GROUP], grad[3];
+            i64 first = p.coords == BASIS ? team * TEAM : team;
+            double* total = partial + (first * blocks + block) * sums;
+            visit(team, block * span, end, [&](const Positions<R, D>& positions, Chunk<R>& c, i64 b) {
+                const T* image = static_cast<const T*>(p.image) + b * p.image_batch;
+                const T* out = static_cast<const T*>(p.output) + b * p.out_batch;
                 positions.fill(c);
                 classify<R, D, MODE>(p, c, rows_contiguous || direct(), 0, last_axis());
                 if (!p.channels)
@@ -1557,8 +1636,8 @@ struct Op {
                         for (int a = 0; a < D; a++)
                             for (int k = 0; k < c.count; k++) grad[a][k] = c.nothing[k] ? 0 : grad[a][k];
                 }
-                positions.reduce(c, grad, partial + (b * blocks + block) * sums);
-            }
+                positions.reduce(c, grad, total);
+            }, total, blocks * sums);
         });
         if (sums) {
             for (i64 b = 0; b < p.batch; b++) {
@@ -1599,20 +1678,19 @@ struct Op {
         i64 rows = last_axis(), parts = (8 + p.batch * groups - 1) / (p.batch * groups);
         parts = parts < rows / 8 ? parts : rows / 8;
         parts = parts > 1 && p.channels * pixels > 65536 ? parts : 1;
-        parallel(p.batch * groups * parts, [&](i64 task) {
-            i64 part = task % parts, group = task / parts % groups, b = task / parts / groups;
+        parallel(teams() * groups * parts, [&](i64 task) {
+            i64 part = task % parts, group = task / parts % groups, team = task / parts / groups;
             i64 from = rows * part / parts, to = rows * (part + 1) / parts;
             i64 ch = group * share;
             int n = int(p.channels - ch < share ? p.channels - ch : share);
-            R* image = static_cast<R*>(p.grad_image) + b * p.image_batch + ch * p.image_channel;
-            clear(image, n, from, to);
-            Positions<R, D> positions(p, b, narrow());
-            Chunk<R> c;
+            i64 first = p.coords == BASIS ? team * TEAM : team, last = p.coords == BASIS ? first + TEAM : first + 1;
+            R* images = static_cast<R*>(p.grad_image) + ch * p.image_channel;
+            for (i64 b = first; b < last && b < p.batch; b++) clear(images + b * p.image_batch, n, from, to);
             alignas(64) row buffer[GROUP];
-            const T* out = static_cast<const T*>(p.output) + b * p.out_batch + ch * p.out_channel;
-            for (i64 chunk = 0; chunk < chunks; chunk++) {
-                start(c, chunk);
-                if (parts > 1 && !positions.touches(c, from, to)) continue;
+            visit(team, 0, chunks, [&](const Positions<R, D>& positions, Chunk<R>& c, i64 b) {
+                R* image = images + b * p.image_batch;
+                const T* out = static_cast<const T*>(p.output) + b * p.out_batch + ch * p.out_channel;
+                if (parts > 1 && !positions.touches(c, from, to)) return;
                 positions.fill(c);
                 classify<R, D, MODE>(p, c, rows_contiguous || direct(), from, to);
                 if (channels_last) {
@@ -1627,9 +1705,9 @@ struct Op {
                             }
                         spread_channels(c, k, n, image, one, from, to);
                     }
-                    continue;
+                    return;
                 }
-                if (!c.inside_count && !c.rest) continue;
+                if (!c.inside_count && !c.rest) return;
                 Gradient g = read_grad(c, out, n, buffer);
                 if (c.inside_count) spread_inside(c, n, image, g);
                 for (int q = 0; q < c.rest; q++) {
@@ -1639,7 +1717,7 @@ struct Op {
                     for (int e = 0; e < n; e++)
                         for (int tap = 0; tap < taps.count; tap++) image[e * p.image_channel + taps.offset[tap]] += taps.weight[tap] * g.data[e * g.apart + k];
                 }
-            }
+            });
         });
     }
 
