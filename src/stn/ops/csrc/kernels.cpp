@@ -148,11 +148,18 @@ inline i64 pad(i64 k, i64 n, int padding, bool align_corners) {
 
 // A chunk of output pixels
 
+// Always inline: GCC takes a function that does nothing else for one without effect and drops the calls.
+#define STN_INLINE inline __attribute__((always_inline))
+STN_INLINE void prefetch(const void* from, i64 bytes) {
+    __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(from) + uintptr_t(bytes)));
+}
+
 template <class R>
 struct Chunk {
     i64 first;  // number of the first pixel
     int count;
-    i64 ahead;  // from a pixel's offset to about where the image is read a few output rows later
+    i64 ahead;  // from a pixel's offset to about where the image is read a few output rows later, 0 for no prefetch
+    bool sparse;  // pixels lie so far apart that each has cache lines of its own
     alignas(64) int i[3][CHUNK + SLACK];
     alignas(64) R t[3][CHUNK + SLACK];
     alignas(64) R u[3][CHUNK + SLACK];        // PROJECTIVE: the normalized position,
@@ -162,6 +169,14 @@ struct Chunk {
     alignas(8) uint8_t nothing[CHUNK + SLACK]; // the pixel reads nothing but the background
     int inside_count, nothing_count, rest;
     uint8_t others[CHUNK];                    // the remaining pixels: some of their taps are inside
+
+    template <class T>
+    STN_INLINE void prefetch_later(const T* image, const i64* offsets) const {
+        if (sparse)
+            for (int q = 0; q < LANES; q++) prefetch(image + offsets[q], ahead * i64(sizeof(T)));
+        else if (ahead)
+            for (int q = 0; q < LANES; q += 4) prefetch(image + offsets[q], ahead * i64(sizeof(T)));
+    }
 };
 
 template <class R>
@@ -216,10 +231,6 @@ struct Lattice {
         }
     }
 };
-
-inline void prefetch(const void* from, i64 bytes) {
-    __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(from) + uintptr_t(bytes)));
-}
 
 // BASIS: a product with the coefficients of TEAM images at the same time, for the basis is what takes time to read.
 
@@ -365,14 +376,23 @@ struct Positions {
         return total;
     }
 
+    bool sparse() const {
+        double area = double(p.in[0]) * double(p.in[1]) / (double(p.out[0]) * double(p.out[1]));
+        if (p.coords == AFFINE && D == 2) area = fabs(along[0][0] * along[1][1] - along[0][1] * along[1][0]);
+        return area > 2;
+    }
+
     // Whether pixels of the chunk may read rows from `from` to `to` of the slowest axis; only ever wrong with yes.
     bool touches(const Chunk<R>& c, i64 from, i64 to) const {
-        if (p.coords != AFFINE || (p.padding != ZEROS && p.padding != CONSTANT)) return true;
+        if (p.coords != AFFINE) return true;
+        bool background = p.padding == ZEROS || p.padding == CONSTANT;
+        double least = background ? -HUGE_VAL : 3, most = background ? HUGE_VAL : double(p.in[D - 1]) - 4;
         bool any = false;
         for_segments(p, c.first, c.count, CHUNK, [&](int, int n, i64 j, i64 r, i64 s) {
             double a = at(D - 1, j, r, s), b = at(D - 1, j + n - 1, r, s);
             double low = a < b ? a : b, high = a < b ? b : a;
-            any |= !(high < double(from) - 3 || low > double(to) + 2);
+            bool padded = !(low >= least && high <= most);
+            any |= padded || !(high < double(from) - 3 || low > double(to) + 2);
         });
         return any;
     }
@@ -399,6 +419,7 @@ struct Positions {
 
     void fill(Chunk<R>& c) const {
         c.ahead = ahead();
+        c.sparse = sparse();
         switch (p.coords) {
             case AFFINE: affine(c); break;
             case PROJECTIVE: projective(c); break;
@@ -442,8 +463,9 @@ struct Positions {
         double base[2];
         for (int a = 0; a < 2; a++) {
             base[a] = at(a, 0, r, 0);
-            constexpr double most = FAR / (4 * CHUNK);
-            if (!(fabs(base[a]) < FAR / 2 && fabs(along[a][0]) < most && fabs(along[a][1]) < most)) return false;
+            // Steps in float32 from the row's first position: not too far for them to be exact.
+            double reach = fabs(along[a][0]) * double(p.out[0]) + fabs(along[a][1]) * double(CHUNK / p.out[0] + 1);
+            if (!(fabs(base[a]) < FAR / 2 && reach < 512)) return false;
         }
         const R *__restrict column = lattice->column + j, *__restrict row = lattice->row + j;
         int padded = (c.count + LANES - 1) / LANES * LANES;
@@ -667,6 +689,16 @@ void classify(const Problem& p, Chunk<R>& c, bool contiguous, i64 from, i64 to) 
             if (D > 1) total += c.t[D > 1 ? 1 : 0][k];
             if (D > 2) total += c.t[D - 1][k];
             nothing[k] = !some & (unowned | (total == total));
+            found += nothing[k];
+        }
+        c.nothing_count = found;
+    } else if (p.what == GRAD_IMAGE && (from > 0 || to < p.in[D - 1])) {
+        // Another part owns what has all taps within the image, but none here; padding does not come in.
+        const int* last = c.i[D - 1];
+        int all = int(p.in[D - 1]) - K, first = int(from) - K, end = int(to), found = 0;
+        for (int k = 0; k < n; k++) {
+            int begin = last[k] - before;
+            nothing[k] = (begin >= 0) & (begin <= all) & ((begin <= first) | (begin >= end));
             found += nothing[k];
         }
         c.nothing_count = found;
@@ -926,7 +958,7 @@ struct InsideHalf {
                 const T* from = image + ch * p.image_channel;
                 const i64* o = c.offset + k;
                 STN_REREAD(o);
-                for (int q = 0; q < LANES; q += 4) prefetch(from + o[q], c.ahead * i64(sizeof(T)));
+                c.prefetch_later(from, o);
                 Pairs<T> a(from, o), b(from + rows.at[1], o);
                 vfloat left = mix(a.left, b.left, y_, y), right = mix(a.right, b.right, y_, y);
                 if (D > 2) {
@@ -948,7 +980,7 @@ struct InsideHalf {
             for (int ch = 0; ch < channels; ch++) {
                 const T* from = image + ch * p.image_channel;
                 STN_REREAD(o);
-                for (int q = 0; q < LANES; q += 4) prefetch(from + o[q], c.ahead * i64(sizeof(T)));
+                c.prefetch_later(from, o);
                 vfloat one = load<vfloat>(g + ch * apart + k);
                 for (int r = 0; r < NR; r++) {
                     Pairs<T> a(from + rows.at[r], o);
@@ -978,7 +1010,7 @@ struct Inside<float, float, D, LINEAR> {
                 const float* from = image + ch * p.image_channel;
                 const i64* o = c.offset + k;
                 STN_REREAD(o);
-                for (int q = 0; q < LANES; q += 4) prefetch(from + o[q], c.ahead * i64(sizeof(float)));
+                c.prefetch_later(from, o);
                 vfloat a0 = mix(pairs(from, o), pairs(from + rows.at[1], o), y0_, y0);
                 vfloat a1 = mix(pairs(from, o + LANES / 2), pairs(from + rows.at[1], o + LANES / 2), y1_, y1);
                 if (D > 2) {
@@ -1000,7 +1032,7 @@ struct Inside<float, float, D, LINEAR> {
             for (int ch = 0; ch < channels; ch++) {
                 const float* from = image + ch * p.image_channel;
                 STN_REREAD(o);
-                for (int q = 0; q < LANES; q += 4) prefetch(from + o[q], c.ahead * i64(sizeof(float)));
+                c.prefetch_later(from, o);
                 vfloat one = load<vfloat>(g + ch * apart + k), g0 = twice_low(one), g1 = twice_high(one);
                 for (int r = 0; r < NR; r++) {
                     dot[r][0] += g0 * pairs(from + rows.at[r], o);
@@ -1163,7 +1195,7 @@ struct Frame {
         for (int k = n; k < (n + LANES - 1) / LANES * LANES; k++) offset[k] = 0, c.inside[k] = 0;
         c.inside_count = n;
         c.nothing_count = c.rest = 0;
-        c.ahead = 0;
+        c.ahead = 0, c.sparse = false;
         return !bad;
     }
 };
