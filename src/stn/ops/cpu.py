@@ -20,7 +20,10 @@ from . import reference
 
 def _load() -> tuple[Any, str | None]:
     try:
-        return importlib.import_module("._native", __package__), None
+        native = importlib.import_module("._native", __package__)
+        if native.connect(Tensor):
+            return native, None
+        return None, f"torch {torch.__version__} does not offer its tensors to C (__dlpack_c_exchange_api__)"
     except ImportError as error:
         reason = f"cannot be loaded: {error}"
     try:
@@ -35,7 +38,6 @@ _FORWARD, _GRAD_COORDS, _GRAD_IMAGE = range(3)
 _AFFINE, _PROJECTIVE, _BASIS, _GRID = range(4)
 _MODES = {"nearest": 0, "bilinear": 1, "bicubic": 2}
 _PADDINGS = {"zeros": 0, "border": 1, "reflection": 2, "circular": 3, "constant": 4}
-_TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3, torch.uint8: 4}
 
 
 def unavailable() -> str | None:
@@ -113,12 +115,13 @@ def _warp(
         return _reference(kind, size, mode, padding_mode, align_corners)(image, coords, basis, fill)
     options = (kind, _MODES[mode], _PADDINGS[padding_mode], align_corners)
     # A transform inside of a compiled function cannot see through the op.
-    if torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+    compiling, transforms = torch.compiler.is_compiling(), torch._C._are_functorch_transforms_active()
+    if compiling and transforms:
         return _reference(kind, size, mode, padding_mode, align_corners)(image, coords, basis, fill)
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+    if compiling or torch._C._len_torch_dispatch_stack():
         return _op(image, coords, basis, fill, list(size), *options)
     out: Tensor
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+    if transforms or forward_ad._current_level >= 0:
         out = _Warp.apply(image, coords, basis, fill, size, options)
     elif grads and (image.requires_grad or coords.requires_grad):
         out = _EagerWarp.apply(image, coords, basis, fill, size, options)
@@ -158,53 +161,26 @@ def _call(
     coords: Tensor,
     basis: Tensor | None,
     fill: Tensor | None,
-    size: tuple[int, ...],
     options: _Options,
     out: Tensor,
     result: Tensor,
 ) -> None:
     """Fills `result`: the output, or the gradient of the coordinates or of the image (in whose layout `image` then comes)."""
     kind, mode, padding, align_corners = options
-    stride = out.stride()
-    _native.run(
-        (what, mode, padding, kind, _TYPES[out.dtype], align_corners, torch.get_num_threads()),
-        image.data_ptr(),
-        image.shape,
-        image.stride(),
-        size,
-        coords.data_ptr(),
-        coords.stride() if kind == _GRID else (),
-        () if basis is None else (basis.data_ptr(), basis.shape[1], basis.stride(1)),
-        0 if fill is None else fill.data_ptr(),
-        (out.data_ptr(), stride[0], stride[1], _pixel_stride(out)),
-        result.data_ptr(),
-        result.numel() * result.element_size(),
-    )
-
-
-def _pixel_stride(out: Tensor) -> int:
-    """The distance of consecutive pixels, where it is the same for all of them; else -1."""
-    shape, stride = out.shape, out.stride()
-    step = None
-    expected = 0
-    for n, s in zip(reversed(shape[2:]), reversed(stride[2:]), strict=True):
-        if n == 1:
-            continue
-        if step is None:
-            step, expected = s, s
-        elif s != expected:
-            return -1
-        expected *= n
-    return 1 if step is None else step
+    threads = torch.get_num_threads()
+    _native.run(what, mode, padding, kind, align_corners, threads, image, coords, basis, fill, out, result)
 
 
 def _is_channels_last(image: Tensor) -> bool:
-    return image.shape[1] > 1 and image.stride(1) == 1 and not image.is_contiguous()
+    return not image.is_contiguous() and image.shape[1] > 1 and image.stride(1) == 1
 
 
 def _empty(like: Tensor, size: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """(B, C, *size) in the memory format of `like`."""
-    shape = (like.shape[0], like.shape[1], *size)
+    old = like.shape
+    if like.is_contiguous() and old[2:] == size and like.dtype == dtype:
+        return torch.empty_like(like)
+    shape = (old[0], old[1], *size)
     if not _is_channels_last(like):
         return like.new_empty(shape, dtype=dtype)
     return like.new_empty((shape[0], *size, shape[1]), dtype=dtype).movedim(-1, 1)
@@ -228,7 +204,7 @@ def _forward(
     out = _empty(image, size, image.dtype)
     if out.numel():
         coords, basis, fill = _prepare(coords, basis, fill, options[0])
-        _call(_FORWARD, image, coords, basis, fill, size, options, out, out)
+        _call(_FORWARD, image, coords, basis, fill, options, out, out)
     return out
 
 
@@ -243,7 +219,7 @@ def _backward(
     for_image: bool,
     for_coords: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
-    if _pixel_stride(grad) < 0:
+    if not grad.is_contiguous() and _native.pixel_stride(grad) < 0:
         grad = grad.contiguous()
     kept = coords
     coords, basis, fill = _prepare(coords, basis, fill, options[0])
@@ -254,14 +230,15 @@ def _backward(
         if empty:
             grad_image.zero_()
         else:
-            _call(_GRAD_IMAGE, grad_image, coords, basis, fill, size, options, grad, grad_image)
-        grad_image = grad_image.to(image.dtype)
+            _call(_GRAD_IMAGE, grad_image, coords, basis, fill, options, grad, grad_image)
+        if grad_image.dtype != image.dtype:
+            grad_image = grad_image.to(image.dtype)
     if for_coords:
-        grad_coords = torch.empty(kept.shape, dtype=kept.dtype)
+        grad_coords = torch.empty_like(kept, memory_format=torch.contiguous_format)
         if empty or options[1] == _MODES["nearest"]:
             grad_coords.zero_()
         else:
-            _call(_GRAD_COORDS, image, coords, basis, fill, size, options, grad, grad_coords)
+            _call(_GRAD_COORDS, image, coords, basis, fill, options, grad, grad_coords)
     return grad_image, grad_coords
 
 
@@ -288,8 +265,9 @@ class _Warp(torch.autograd.Function):
         image, coords, basis, fill = ctx.saved_tensors
         for_image, for_coords = ctx.needs_input_grad[:2]
         # Somebody will differentiate the gradient, or transforms it, or pulls back what a transform has left behind.
-        wrapped = any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in (grad, image, coords))
-        if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active() or wrapped:
+        wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+        again = torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
+        if again or wrapped(grad) or wrapped(image) or wrapped(coords):
             truth = _truth(basis, fill, ctx.size, ctx.options)
             grads = torch.func.vjp(truth, image, coords)[1](grad.to(_working_dtype(image)))
             return (grads[0] if for_image else None, grads[1] if for_coords else None, None, None, None, None)

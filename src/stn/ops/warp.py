@@ -80,7 +80,7 @@ def sample(
 ) -> Tensor:
     """image (B, C, *in) at grid (B, *out, d), equal batches; the result has the image's type and memory format."""
     kernel = _select(image.ndim - 2, mode, padding_mode, image.device)
-    out = kernel.sample(image, grid.to(_working_dtype(image)), mode, padding_mode, fill, align_corners)
+    out = kernel.sample(image, _as_coordinates(grid, image), mode, padding_mode, fill, align_corners)
     return _as_image(out, image)
 
 
@@ -95,7 +95,7 @@ def warp_affine(
 ) -> Tensor:
     """`sample` at the affine grid of matrix (B, d, d+1) without the caller ever seeing a grid."""
     kernel = _select(image.ndim - 2, mode, padding_mode, image.device)
-    out = kernel.warp_affine(image, matrix.to(_working_dtype(image)), size, mode, padding_mode, fill, align_corners)
+    out = kernel.warp_affine(image, _as_coordinates(matrix, image), size, mode, padding_mode, fill, align_corners)
     return _as_image(out, image)
 
 
@@ -110,7 +110,7 @@ def warp_projective(
 ) -> Tensor:
     """`sample` at the grid of projective maps (B, d+1, d+1) whose denominators are positive on the visible side."""
     kernel = _select(image.ndim - 2, mode, padding_mode, image.device)
-    out = kernel.warp_projective(image, matrix.to(_working_dtype(image)), size, mode, padding_mode, fill, align_corners)
+    out = kernel.warp_projective(image, _as_coordinates(matrix, image), size, mode, padding_mode, fill, align_corners)
     return _as_image(out, image)
 
 
@@ -133,12 +133,17 @@ def warp_basis(
     return _as_image(out, image)
 
 
-def _working_dtype(image: Tensor) -> torch.dtype:
-    return torch.float64 if image.dtype == torch.float64 else torch.float32
+# Calls on tensors cost about as much as a small warp: each is left out where nothing is to be done.
+
+
+def _as_coordinates(theta: Tensor, image: Tensor) -> Tensor:
+    dtype = torch.float64 if image.dtype == torch.float64 else torch.float32
+    return theta if theta.dtype == dtype else theta.to(dtype)
 
 
 def _as_image(out: Tensor, image: Tensor) -> Tensor:
-    out = out.to(image.dtype)
-    if image.shape[1] > 1 and image.stride(1) == 1 and not image.is_contiguous():
+    if out.dtype != image.dtype:
+        out = out.to(image.dtype)
+    if not image.is_contiguous() and image.shape[1] > 1 and image.stride(1) == 1:
         out = out.movedim(1, -1).contiguous().movedim(-1, 1)  # channels last, in words that vmap knows
     return out

@@ -1373,7 +1373,7 @@ struct Op {
         chunks = (pixels + CHUNK - 1) / CHUNK;
         span = p.coords == BASIS ? BLOCK / 4 : BLOCK;  // a basis is read from the cache by one image after the other
         blocks = (chunks + span - 1) / span;
-        stir = stirring();
+        stir = p.what == GRAD_IMAGE ? stirring() : 1;
         is_narrow = D == 2 && p.out[0] < Lattice<R>::WIDEST && (p.coords == AFFINE || p.coords == PROJECTIVE);
         if (is_narrow) lattice.fill(p.out[0]);
         rows_contiguous = p.image_stride[0] == 1;
