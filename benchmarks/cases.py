@@ -42,10 +42,11 @@ CASES = (
     Case("2,1,128,128,128", (2, 1, 128, 128, 128), bars=(10, 11, 5)),
     Case("TPS, 25 points, 64,3,224,224", (64, 3, 224, 224), kind="tps", bars=(4, 4.5, 4)),
     Case("cubic, 16,3,224,224", (16, 3, 224, 224), mode="bicubic", bars=(3, 3, 3)),
-    Case("bf16, 64,3,224,224", (64, 3, 224, 224), dtype=torch.bfloat16, bars=(7, 5, 5)),
     Case("channels last, 16,64,56,56", (16, 64, 56, 56), channels_last=True, bars=(5.5, 7, 6)),
     Case("projective, 64,3,224,224", (64, 3, 224, 224), kind="projective", bars=(6, 5, 5)),
     Case("grid, 64,3,224,224", (64, 3, 224, 224), kind="grid", bars=(1.5, 1.5, 1.5)),
+    # At the end: torch 2.13's grid_sample writes outside of its memory in half precision beyond 32767 pixels.
+    Case("bf16, 64,3,224,224", (64, 3, 224, 224), dtype=torch.bfloat16, bars=(7, 5, 5)),
 )
 QUICK = ("256,1,28,28", "128,3,32,32", "16,64,56,56", "1,1,28,28")
 

@@ -9,13 +9,13 @@ stops the run. Rounds are interleaved, in alternating order, after a warm-up; th
 from __future__ import annotations
 
 import argparse
+import ctypes
 import importlib
 import importlib.metadata
 import json
 import platform
 import statistics
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -136,27 +136,21 @@ def peers(case: Case, image: Tensor, theta: Tensor) -> dict[str, Callable[[], ob
 
 
 def peak(run: Callable[[], object]) -> float:
-    """MiB of this process above what it had before, sampled while `run` runs."""
-    statm = Path("/proc/self/statm")
-    if not statm.exists():
+    """MiB of this process that `run` needs at its peak, above what it had before; NaN where the system does not say."""
+    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    if not status.exists() or not reset.exists():
         return float("nan")
-    page = 4096 / 2**20
-    before, most, done = int(statm.read_text().split()[1]), 0, threading.Event()
 
-    def watch() -> None:
-        nonlocal most
-        while not done.is_set():
-            most = max(most, int(statm.read_text().split()[1]) - before)
-            time.sleep(0.0005)
+    def kilobytes(name: str) -> int:
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(name))
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed, but kept, would hide what is taken
+    reset.write_text("5")  # the peak starts anew
+    before = kilobytes("VmRSS")
     kept = run()
-    most = max(most, int(statm.read_text().split()[1]) - before)
-    done.set()
-    watcher.join()
+    most = kilobytes("VmHWM") - before
     del kept
-    return most * page
+    return most / 1024
 
 
 def run_case(case: Case, seconds: float, compiled: bool) -> dict[str, Any]:
@@ -186,7 +180,7 @@ def run_case(case: Case, seconds: float, compiled: bool) -> dict[str, Any]:
 def table(result: dict[str, Any]) -> str:
     """Ratios to torch, best against best; bold where the bar is missed, which is a loss."""
     lines = [
-        "| image -> out | forward | to theta | to theta and image | ms, torch -> stn | stn forward / copy | peak MiB, torch -> stn | faster than stn, forward |",
+        "| image -> out | forward | to theta | to theta and image | ms, torch -> stn | stn forward / copy | peak MiB, torch -> stn (forward / to theta / to both) | faster than stn, forward |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in result["cases"]:
@@ -204,7 +198,7 @@ def table(result: dict[str, Any]) -> str:
             if n not in ("stn", "copy") and t < forward["stn"]
         ]
         lines.append(
-            f"| {row['case']} | {' | '.join(ratios)} | {' / '.join(times)} | {forward['stn'] / forward['copy']:.1f} | {memory[-1]} | {', '.join(faster) or 'none'} |"
+            f"| {row['case']} | {' | '.join(ratios)} | {' / '.join(times)} | {forward['stn'] / forward['copy']:.1f} | {' / '.join(memory)} | {', '.join(faster) or 'none'} |"
         )
     machine = result["machine"]
     seen = ", ".join(f"{name} {version}" for name, version in result["versions"].items())

@@ -520,3 +520,62 @@ def test_the_gradient_of_the_fill_is_not_lost():
         grads.append(torch.autograd.grad(out.square().sum(), fill)[0])
     torch.testing.assert_close(*grads)
     assert bool(grads[0].abs().max() > 0)
+
+
+# The ways that large, narrow and many images take
+
+
+@pytest.mark.parametrize("padding_mode", PADDINGS)
+@pytest.mark.parametrize("mode", MODES[1:])
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [((1, 3, 300, 310), (150, 260)), ((1, 1, 500, 600), (300, 280)), ((2, 5, 260, 140), (140, 150))],
+)
+def test_large_images(shape, size, mode, padding_mode):
+    """The image's gradient in tiles or in parts: every pixel belongs to one of them, and margins to none or the border."""
+    generator = rng(shape, mode, padding_mode)
+    image = torch.from_numpy(generator.standard_normal(shape))
+    for scale in (0.4, 1.0, 2.2):
+        matrix = scale * (np.eye(2, 3) + 0.3 * generator.standard_normal((shape[0], 2, 3)))
+        theta = torch.from_numpy(matrix)
+        options = (mode, padding_mode, fill_of(padding_mode, shape[1]), False)
+        weights = torch.from_numpy(generator.standard_normal((shape[0], shape[1], *size)))
+        args = "affine", image, theta, None, size, options, weights
+        compare(all_of("cpu", *args), all_of("reference", *args), torch.float64)
+        narrow = "affine", image.float(), theta.float(), None, size, options, weights
+        # The reference at the rounded theta: what is left is the kernel's own rounding, of positions up to 600 pixels.
+        exact = "affine", image.float().double(), theta.float().double(), None, size, options, weights
+        ours, truth = all_of("cpu", *narrow), all_of("reference", *exact)
+        for a, b in zip(ours[:2], truth[:2], strict=True):  # a position next to a kink has another slope in float32
+            torch.testing.assert_close(a.double(), b, rtol=0, atol=2e-3 * float(b.abs().max()))
+
+
+@pytest.mark.parametrize("kind", ["affine", "projective"])
+@pytest.mark.parametrize("width", [1, 2, 31, 63, 64, 65, 129])
+def test_every_width_of_the_output(kind, width):
+    """Narrow outputs have several rows in a chunk of pixels, and share one lattice unless their steps are long."""
+    for spread, rows in ((0.2, 40), (30.0, 7)):
+        image, coords, _, size = problem(kind, 2, in_size=(20, 30), out_size=(rows, width), spread=spread, seed=width)
+        options = ("bilinear", "zeros", None, False)
+        for dtype in (torch.float64, torch.float32):
+            image, coords = image.to(dtype), coords.to(dtype)
+            truth = all_of("reference", kind, image.double(), coords.double(), None, size, options)
+            ours = all_of("cpu", kind, image, coords, None, size, options)
+            compare(ours, truth, dtype, scale=1 if spread < 1 else 100)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 4, 5, 7])
+def test_a_basis_is_shared_by_teams_of_images(batch):
+    for size, members in (((6, 8), 1), ((30, 31), 7), ((70, 90), 4)):  # the last has no frame of its own
+        image, _, _, _ = problem("basis", 2, batch=batch, in_size=(24, 30), out_size=size)
+        generator = rng(batch, size)
+        basis = torch.from_numpy(generator.standard_normal((size[0] * size[1], members)))
+        coords = torch.from_numpy(0.4 * generator.standard_normal((batch, members, 2)))
+        options = ("bilinear", "zeros", None, False)
+        args = "basis", image, coords, basis, size, options
+        compare(all_of("cpu", *args), all_of("reference", *args), torch.float64)
+
+
+def test_a_tensor_type_without_the_c_interface_is_refused():
+    assert not cpu._native.connect(int)
+    assert cpu._native.connect(torch.Tensor)

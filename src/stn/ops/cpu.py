@@ -164,11 +164,15 @@ def _call(
     options: _Options,
     out: Tensor,
     result: Tensor,
-) -> None:
-    """Fills `result`: the output, or the gradient of the coordinates or of the image (in whose layout `image` then comes)."""
+) -> bool:
+    """Fills `result`: the output, or the gradient of the coordinates or of the image (in whose layout `image` then comes).
+
+    False, and nothing filled, where the gradient of the image has to be of the working type.
+    """
     kind, mode, padding, align_corners = options
     threads = torch.get_num_threads()
-    _native.run(what, mode, padding, kind, align_corners, threads, image, coords, basis, fill, out, result)
+    done: bool = _native.run(what, mode, padding, kind, align_corners, threads, image, coords, basis, fill, out, result)
+    return done
 
 
 def _is_channels_last(image: Tensor) -> bool:
@@ -226,13 +230,14 @@ def _backward(
     grad_image = grad_coords = None
     empty = not grad.numel()
     if for_image:
-        grad_image = _empty(image, tuple(image.shape[2:]), _working_dtype(image))
+        shape = tuple(image.shape[2:])
+        grad_image = _empty(image, shape, image.dtype)
         if empty:
             grad_image.zero_()
-        else:
-            _call(_GRAD_IMAGE, grad_image, coords, basis, fill, options, grad, grad_image)
-        if grad_image.dtype != image.dtype:
-            grad_image = grad_image.to(image.dtype)
+        elif not _call(_GRAD_IMAGE, grad_image, coords, basis, fill, options, grad, grad_image):
+            sums = _empty(image, shape, _working_dtype(image))
+            _call(_GRAD_IMAGE, sums, coords, basis, fill, options, grad, sums)
+            grad_image.copy_(sums)
     if for_coords:
         grad_coords = torch.empty_like(kept, memory_format=torch.contiguous_format)
         if empty or options[1] == _MODES["nearest"]:

@@ -32,10 +32,11 @@ struct Problem {
     const void* image;
     void* output;       // FORWARD: written; otherwise the gradient that came in, read
     void* grad_coords;  // dense, as coords_data; GRID: (B, pixel, d)
-    void* grad_image;   // with the strides of `image`, zeroed by the kernel
+    void* grad_image;   // with the strides of `image`, all written by the kernel, in the working type,
+    bool grad_as_image; // or in that of the image: then some cases cannot add it up
 };
 
-// Kernels return 0, or 1 where there was no memory.
+// Kernels return 0, 1 where there was no memory, or 2 where a gradient has to be of the working type.
 #define STN_KERNELS(set)                \
     int run_##set##_f32(const Problem&);  \
     int run_##set##_f64(const Problem&);  \

@@ -1962,8 +1962,11 @@ struct Op {
                     }
                 }
             }
-            R* image = static_cast<R*>(p.grad_image) + b * p.image_batch + ch * p.image_channel;
-            for (int e = 0; e < n; e += n < 3 ? 1 : 4) give_frame(frame, e, n, image);
+            i64 at = b * p.image_batch + ch * p.image_channel;
+            for (int e = 0; e < n; e += n < 3 ? 1 : 4) {
+                if (p.grad_as_image) give_frame(frame, e, n, static_cast<T*>(p.grad_image) + at);
+                else give_frame(frame, e, n, static_cast<R*>(p.grad_image) + at);
+            }
         });
     }
 
@@ -2065,7 +2068,8 @@ struct Op {
     }
 
     // Adds margins to the border where the padding wants it, and copies channels e.. of the frame to the image.
-    void give_frame(const TheFrame& frame, int first, int channels, R* image) const {
+    template <class G>
+    void give_frame(const TheFrame& frame, int first, int channels, G* image) const {
         constexpr int M = TheFrame::MARGIN;
         i64 cell = frame.p.image_stride[0], line = frame.p.image_stride[1], rows = frame.to - frame.from;
         R* data = frame.data + first / cell * frame.plane;
@@ -2088,21 +2092,22 @@ struct Op {
         i64 by = p.image_stride[0];
         for (i64 y = 0; y < rows; y++) {
             const R* from = data + (y + M) * line + M * cell;
-            R* to = image + first * p.image_channel + (frame.from + y) * p.image_stride[1] + frame.left * by;
+            G* to = image + first * p.image_channel + (frame.from + y) * p.image_stride[1] + frame.left * by;
             i64 x = 0;
-            if (by == 1 && cell == 1) memcpy(to, from, size_t(frame.wide) * sizeof(R)), x = frame.wide;
+            if (by == 1 && cell == 1)
+                for (; x < frame.wide; x++) put(to[x], from[x]);
 #if STN_SHUFFLES
             if constexpr (Exactly<R, float>::yes)
-                for (; by == 1 && x + LANES <= frame.wide; x += LANES) {
+                for (; by == 1 && cell == 4 && x + LANES <= frame.wide; x += LANES) {
                     vfloat v[4], w[4];
                     for (int e = 0; e < 4; e++) v[e] = load<vfloat>(from + 4 * x + e * LANES);
                     for (int e = 0; e < 4; e += 2) w[e] = evens(v[e], v[e + 1]), w[e + 1] = odds(v[e], v[e + 1]);
                     v[0] = evens(w[0], w[2]), v[1] = evens(w[1], w[3]), v[2] = odds(w[0], w[2]), v[3] = odds(w[1], w[3]);
-                    for (int e = 0; e < some; e++) store(to + x + e * p.image_channel, v[e]);
+                    for (int e = 0; e < some; e++) write_lanes(to + x + e * p.image_channel, 1, LANES, v[e]);
                 }
 #endif
             for (; x < frame.wide; x++)
-                for (int e = 0; e < some; e++) to[x * by + e * p.image_channel] = from[x * cell + e];
+                for (int e = 0; e < some; e++) put(to[x * by + e * p.image_channel], from[x * cell + e]);
         }
     }
 
@@ -2261,11 +2266,14 @@ struct Op {
                     }
                 }
             }
-            give_many(frame, n, static_cast<R*>(p.grad_image) + b * p.image_batch + ch * p.image_channel);
+            i64 at = b * p.image_batch + ch * p.image_channel;
+            if (p.grad_as_image) give_many(frame, n, static_cast<T*>(p.grad_image) + at);
+            else give_many(frame, n, static_cast<R*>(p.grad_image) + at);
         });
     }
 
-    void give_many(const TheFrame& frame, int channels, R* image) const {
+    template <class G>
+    void give_many(const TheFrame& frame, int channels, G* image) const {
         constexpr int M = TheFrame::MARGIN;
         i64 cell = frame.p.image_stride[0], line = frame.p.image_stride[1], wide = p.in[0];
         auto add = [](float* to, const float* from, i64 count) {
@@ -2309,6 +2317,7 @@ struct Op {
         }
         if (p.what == FORWARD) return forward(), 0;
         if (p.what == GRAD_COORDS) return grad_coords();
+        if (p.grad_as_image && !Exactly<T, R>::yes) return 2;
         return grad_image(), 0;
     }
 };

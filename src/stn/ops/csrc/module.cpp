@@ -131,7 +131,8 @@ void large_pages(void* data, size_t bytes) {
 
 // `out`: the output, or the gradient that came in; `result`: what is written, the output once more or a gradient. For a
 // gradient of the image `image` only lends its shape and strides.
-void run(int what, int mode, int padding, int kind, bool align_corners, int threads, nb::handle image_tensor,
+// False where the gradient of the image has to be in the working type.
+bool run(int what, int mode, int padding, int kind, bool align_corners, int threads, nb::handle image_tensor,
          nb::handle coords_tensor, nb::handle basis_tensor, nb::handle fill_tensor, nb::handle out_tensor,
          nb::handle result_tensor) {
     DLTensor image = view(image_tensor), coords = view(coords_tensor), out = view(out_tensor), result = view(result_tensor);
@@ -168,7 +169,7 @@ void run(int what, int mode, int padding, int kind, bool align_corners, int thre
     p.out_channel = out.strides[1];
     p.out_pixel = pixel_stride(out);
     if (what == stn::GRAD_COORDS) p.grad_coords = result.begin();
-    if (what == stn::GRAD_IMAGE) p.grad_image = result.begin();
+    if (what == stn::GRAD_IMAGE) p.grad_image = result.begin(), p.grad_as_image = result.bits == out.bits;
     size_t fresh = result.bits / 8;
     for (int a = 0; a < result.ndim; a++) fresh *= size_t(result.shape[a]);
     int failed;
@@ -177,7 +178,8 @@ void run(int what, int mode, int padding, int kind, bool align_corners, int thre
         if (fresh >= (4 << 20)) large_pages(result.begin(), fresh);
         failed = chosen[p.type](p);
     }
-    if (failed) throw std::bad_alloc();
+    if (failed == 1) throw std::bad_alloc();
+    return !failed;
 }
 
 }  // namespace
