@@ -106,8 +106,8 @@ def _warp(
         coords = coords.to(torch.float64)
     if fill is not None:
         fill = fill.to(_working_dtype(image)).expand(image.shape[1])
-    if _is_channels_last(image) and (image.dtype != torch.float32 or image.shape[1] % 16):
-        image = image.contiguous()  # vectors of channels want whole ones; plane by plane is faster, copy and all
+    if mode == "bicubic" and _is_channels_last(image):
+        image = image.contiguous()  # plane by plane is faster, copy and all
     grads = torch.is_grad_enabled()
     needs_fill = grads and fill is not None and fill.requires_grad
     needs_basis = grads and basis is not None and basis.requires_grad

@@ -1432,6 +1432,74 @@ struct Op {
     static constexpr bool DIRECT = D == 2 && MODE == LINEAR && Exactly<T, float>::yes;
     bool direct() const { return DIRECT && channels_last && p.out_channel == 1 && p.channels % LANES == 0; }
 
+    // Any other number and type of channels next to each other: loops over them.
+    static constexpr bool LOOPS = MODE != CUBIC;
+    bool loops() const { return LOOPS && channels_last && p.out_channel == 1; }
+
+    struct Near {
+        i64 at[N];
+        R w[N], slope[D][N];
+
+        explicit Near(const Problem& p) {
+            constexpr int K = Kernel<MODE>::K;
+            for (int e = 0; e < N; e++) {
+                at[e] = e % K * p.image_stride[0];
+                if (D > 1) at[e] += e / K % K * p.image_stride[1];
+                if (D > 2) at[e] += e / (K * K) * p.image_stride[2];
+            }
+        }
+
+        inline void weigh(const Chunk<R>& c, int k) {
+            constexpr int K = Kernel<MODE>::K;
+            R one[3][K], by[3][K];
+            for (int a = 0; a < D; a++) axis_weights<MODE>(c.t[a][k], one[a], by[a]);
+            for (int e = 0; e < N; e++) {
+                int q[3] = {e % K, e / K % K, e / (K * K)};
+                w[e] = 1;
+                for (int a = 0; a < D; a++) w[e] *= one[a][q[a]];
+                for (int a = 0; a < D; a++) {
+                    slope[a][e] = by[a][q[a]];
+                    for (int o = 0; o < D; o++)
+                        if (o != a) slope[a][e] *= one[o][q[o]];
+                }
+            }
+        }
+
+        // C channels, or as many as there are.
+        template <int C>
+        inline void blend(const T* __restrict from, i64 channels, T* __restrict to) const {
+            for (i64 ch = 0; ch < (C ? C : channels); ch++) {
+                R total = w[0] * get(from[ch]);
+                for (int e = 1; e < N; e++) total += w[e] * get(from[at[e] + ch]);
+                put(to[ch], total);
+            }
+        }
+
+        template <int C>
+        inline void dot(const T* __restrict from, i64 channels, const T* __restrict g, R* grad) const {
+            R sum[N] = {};
+            for (int e = 0; e < N; e++) {
+                R one = 0;
+#pragma omp simd reduction(+ : one)
+                for (i64 ch = 0; ch < (C ? C : channels); ch++) one += get(g[ch]) * get(from[at[e] + ch]);
+                sum[e] = one;
+            }
+            for (int a = 0; a < D; a++) {
+                grad[a] = 0;
+                for (int e = 0; e < N; e++) grad[a] += slope[a][e] * sum[e];
+            }
+        }
+
+        template <int C>
+        inline void spread(R* image, i64 channels, const T* g) const {
+            for (int e = 0; e < N; e++) {
+                R* __restrict to = image + at[e];
+                const T* __restrict from = g;
+                for (i64 ch = 0; ch < (C ? C : channels); ch++) to[ch] += w[e] * get(from[ch]);
+            }
+        }
+    };
+
     // Pixels of the working type in whole vectors, next to each other, is read and written in its place, others by way of
     // a buffer, a row for each channel. Vector loops may pass the chunk's end in a buffer only.
     bool in_place(const Chunk<R>& c) const { return Exactly<T, R>::yes && p.out_pixel == 1 && c.count % LANES == 0; }
@@ -1530,17 +1598,29 @@ struct Op {
                 const T* image = static_cast<const T*>(p.image) + b * p.image_batch;
                 T* out = static_cast<T*>(p.output) + b * p.out_batch;
                 positions.fill(c);
-                classify<R, D, MODE>(p, c, rows_contiguous || direct(), 0, last_axis());
+                classify<R, D, MODE>(p, c, rows_contiguous || loops(), 0, last_axis());
                 if (channels_last && p.out_channel == 1) {
+                    Near near(p);
                     for (int k = 0; k < c.count; k++) {
+                        T* to = out + (c.first + k) * p.out_pixel;
                         if constexpr (DIRECT)
                             if (c.inside[k] && direct()) {
                                 Corners corners(p.image_stride[0], p.image_stride[1]);
                                 corners.weigh(c.t[0][k], c.t[1][k]);
-                                corners.blend(image + c.offset[k], int(p.channels), out + (c.first + k) * p.out_pixel, c.ahead);
+                                corners.blend(image + c.offset[k], int(p.channels), to, c.ahead);
                                 continue;
                             }
-                        forward_channels(c, k, image, out + (c.first + k) * p.out_pixel);
+                        if (LOOPS && c.inside[k]) {
+                            near.weigh(c, k);
+                            const T* from = image + c.offset[k];
+                            prefetch(from, c.ahead * i64(sizeof(T)));
+                            if (p.channels == 3) near.template blend<3>(from, 3, to);
+                            else near.template blend<0>(from, p.channels, to);
+                        } else if (c.nothing_count && c.nothing[k]) {
+                            for (i64 ch = 0; ch < p.channels; ch++) put(to[ch], fill(ch));
+                        } else {
+                            forward_channels(c, k, image, to);
+                        }
                     }
                     return;
                 }
@@ -1611,7 +1691,7 @@ struct Op {
                 const T* image = static_cast<const T*>(p.image) + b * p.image_batch;
                 const T* out = static_cast<const T*>(p.output) + b * p.out_batch;
                 positions.fill(c);
-                classify<R, D, MODE>(p, c, rows_contiguous || direct(), 0, last_axis());
+                classify<R, D, MODE>(p, c, rows_contiguous || loops(), 0, last_axis());
                 if (!p.channels)
                     for (int a = 0; a < D; a++)
                         for (int k = 0; k < c.count; k++) grad[a][k] = 0;
@@ -1631,7 +1711,23 @@ struct Op {
                                     if (!c.inside[q]) slopes_channels(c, q, image, out + (c.first + q) * p.out_pixel, grad);
                                 continue;
                             }
-                        for (int q = k; q < k + some; q++) slopes_channels(c, q, image, out + (c.first + q) * p.out_pixel, grad);
+                        Near near(p);
+                        for (int q = k; q < k + some; q++) {
+                            const T* one = out + (c.first + q) * p.out_pixel;
+                            if (LOOPS && c.inside[q]) {
+                                R slope[3];
+                                near.weigh(c, q);
+                                const T* from = image + c.offset[q];
+                                prefetch(from, c.ahead * i64(sizeof(T)));
+                                if (p.channels == 3) near.template dot<3>(from, 3, one, slope);
+                                else near.template dot<0>(from, p.channels, one, slope);
+                                for (int a = 0; a < D; a++) grad[a][q] = slope[a];
+                            } else if (c.nothing_count && c.nothing[q]) {
+                                for (int a = 0; a < D; a++) grad[a][q] = 0;
+                            } else {
+                                slopes_channels(c, q, image, one, grad);
+                            }
+                        }
                     }
                 } else {
                     for (i64 ch = 0; ch < p.channels; ch += GROUP) {
@@ -1724,9 +1820,11 @@ struct Op {
                 const T* out = static_cast<const T*>(p.output) + b * p.out_batch + ch * p.out_channel;
                 if (parts > 1 && !positions.touches(c, from, to)) return;
                 positions.fill(c);
-                classify<R, D, MODE>(p, c, rows_contiguous || direct(), from, to);
+                classify<R, D, MODE>(p, c, rows_contiguous || loops(), from, to);
                 if (channels_last) {
+                    Near near(p);
                     for (int k = 0; k < c.count; k++) {
+                        if (c.nothing_count && c.nothing[k]) continue;
                         const T* one = out + (c.first + k) * p.out_pixel;
                         if constexpr (DIRECT)
                             if (c.inside[k] && direct()) {
@@ -1735,7 +1833,13 @@ struct Op {
                                 corners.spread(image + c.offset[k], one, n, c.ahead);
                                 continue;
                             }
-                        spread_channels(c, k, n, image, one, from, to);
+                        if (LOOPS && c.inside[k]) {
+                            near.weigh(c, k);
+                            if (n == 3) near.template spread<3>(image + c.offset[k], 3, one);
+                            else near.template spread<0>(image + c.offset[k], n, one);
+                        } else {
+                            spread_channels(c, k, n, image, one, from, to);
+                        }
                     }
                     return;
                 }
