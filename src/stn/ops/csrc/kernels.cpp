@@ -413,8 +413,8 @@ struct Positions {
             begin = begin < least ? least : begin;
             end = end > most ? most : end;
         }
-        from = i64(begin);
-        to = end > begin ? i64(end) : from;
+        bool some = begin < end;
+        from = some ? i64(begin) : 0, to = some ? i64(end) : 0;
     }
 
     void fill(Chunk<R>& c) const {
@@ -688,7 +688,8 @@ void classify(const Problem& p, Chunk<R>& c, bool contiguous, i64 from, i64 to) 
             R total = c.t[0][k];
             if (D > 1) total += c.t[D > 1 ? 1 : 0][k];
             if (D > 2) total += c.t[D - 1][k];
-            nothing[k] = !some & (unowned | (total == total));
+            bool counts = some | !(unowned | (total == total));
+            nothing[k] = !counts;
             found += nothing[k];
         }
         c.nothing_count = found;
@@ -2050,7 +2051,7 @@ struct Op {
                 }
             } else {
                 bool border = p.padding == BORDER;
-                double low[2] = {double(left - Frame<R, FM>::K / 2), double(top - Frame<R, FM>::K / 2)};
+                double low[2] = {double(left - TheFrame::K / 2), double(top - TheFrame::K / 2)};
                 double high[2] = {double(right + Kernel<FM>::before), double(bottom + Kernel<FM>::before)};
                 if (border && !left) low[0] = -HUGE_VAL;
                 if (border && !top) low[1] = -HUGE_VAL;
