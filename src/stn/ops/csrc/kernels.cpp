@@ -1892,6 +1892,7 @@ struct Op {
             for (int ch = 0; ch < channels; ch++) {
                 R* plane = image + ch * p.image_channel;
                 const R* from = g.data + ch * g.apart;
+                for (int k = 0; k < c.count; k += 16) prefetch(from + k, CHUNK * i64(sizeof(R)));
                 stirred(c.count, [&](size_t k) {
                     if (!c.inside[k]) return;
                     R* to = plane + c.offset[k];
@@ -2080,6 +2081,9 @@ struct Op {
         positions.fill(c);
         bool fine = frame.place(c);
         Gradient g = read_grad(c, out, channels, buffer, false);
+        if (g.data != buffer[0])  // read out of order: the processor does not see the next row of the output coming
+            for (int e = 0; e < channels; e++)
+                for (int k = 0; k < c.count; k += 16) prefetch(g.data + e * g.apart + k, p.out[0] * i64(sizeof(R)));
         if (!fine) {  // positions that are not numbers give nothing
             if (g.data != buffer[0])
                 for (int e = 0; e < channels; e++) memcpy(buffer[e], g.data + e * g.apart, size_t(c.count) * sizeof(R));
