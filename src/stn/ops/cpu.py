@@ -106,7 +106,7 @@ def _warp(
         coords = coords.to(torch.float64)
     if fill is not None:
         fill = fill.to(_working_dtype(image)).expand(image.shape[1])
-    if mode == "bicubic" and _is_channels_last(image):
+    if mode != "nearest" and _is_channels_last(image) and (mode == "bicubic" or image.element_size() == 2):
         image = image.contiguous()  # plane by plane is faster, copy and all
     grads = torch.is_grad_enabled()
     needs_fill = grads and fill is not None and fill.requires_grad
