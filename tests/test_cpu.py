@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
+import os
 import zlib
 
 import numpy as np
@@ -579,3 +580,24 @@ def test_a_basis_is_shared_by_teams_of_images(batch):
 def test_a_tensor_type_without_the_c_interface_is_refused():
     assert not cpu._native.connect(int)
     assert cpu._native.connect(torch.Tensor)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") < 8 << 30, reason="needs 8 GiB of free memory"
+)
+def test_more_than_2_to_the_31_elements():
+    """Images and outputs whose last pixels lie beyond 32 bits."""
+    n = 46342  # squared, 2.1e9
+    image = torch.zeros(1, 1, n, n, dtype=torch.uint8)
+    patch = torch.arange(64, dtype=torch.uint8).reshape(8, 8)
+    image[0, 0, -8:, -8:] = patch
+    shift = 1 - 8 / n
+    theta = torch.tensor([[[8 / n, 0, shift], [0, 8 / n, shift]]], dtype=torch.float32)
+    with use_backend("cpu"):
+        out = op.warp_affine(image, theta, (8, 8), "nearest", "zeros", None, False)
+        assert torch.equal(out[0, 0], patch)
+        del image
+        small = patch[None, None] + 1
+        out = op.warp_affine(small, torch.eye(2, 3)[None], (n, n), "nearest", "zeros", None, False)
+    assert out[0, 0, 0, 0] == 1 and out[0, 0, -1, -1] == 64 and out[0, 0, -1, 0] == 57
