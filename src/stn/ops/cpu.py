@@ -181,10 +181,7 @@ def _is_channels_last(image: Tensor) -> bool:
 
 def _empty(like: Tensor, size: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """(B, C, *size) in the memory format of `like`."""
-    old = like.shape
-    if like.is_contiguous() and old[2:] == size and like.dtype == dtype:
-        return torch.empty_like(like)
-    shape = (old[0], old[1], *size)
+    shape = (like.shape[0], like.shape[1], *size)
     if not _is_channels_last(like):
         return like.new_empty(shape, dtype=dtype)
     return like.new_empty((shape[0], *size, shape[1]), dtype=dtype).movedim(-1, 1)
@@ -205,7 +202,10 @@ def _prepare(
 def _forward(
     image: Tensor, coords: Tensor, basis: Tensor | None, fill: Tensor | None, size: tuple[int, ...], options: _Options
 ) -> Tensor:
-    out = _empty(image, size, image.dtype)
+    if image.is_contiguous() and image.shape[2:] == size:
+        out = torch.empty_like(image)  # the cheapest allocation
+    else:
+        out = _empty(image, size, image.dtype)
     if out.numel():
         coords, basis, fill = _prepare(coords, basis, fill, options[0])
         _call(_FORWARD, image, coords, basis, fill, options, out, out)
@@ -218,7 +218,6 @@ def _backward(
     coords: Tensor,
     basis: Tensor | None,
     fill: Tensor | None,
-    size: tuple[int, ...],
     options: _Options,
     for_image: bool,
     for_coords: bool,
@@ -231,7 +230,7 @@ def _backward(
     empty = not grad.numel()
     if for_image:
         shape = tuple(image.shape[2:])
-        grad_image = _empty(image, shape, image.dtype)
+        grad_image = torch.empty_like(image) if image.is_contiguous() else _empty(image, shape, image.dtype)
         if empty:
             grad_image.zero_()
         elif not _call(_GRAD_IMAGE, grad_image, coords, basis, fill, options, grad, grad_image):
@@ -276,7 +275,7 @@ class _Warp(torch.autograd.Function):
             truth = _truth(basis, fill, ctx.size, ctx.options)
             grads = torch.func.vjp(truth, image, coords)[1](grad.to(_working_dtype(image)))
             return (grads[0] if for_image else None, grads[1] if for_coords else None, None, None, None, None)
-        grads = _backward(grad, image, coords, basis, fill, ctx.size, ctx.options, for_image, for_coords)
+        grads = _backward(grad, image, coords, basis, fill, ctx.options, for_image, for_coords)
         return (*grads, None, None, None, None)
 
     @staticmethod
@@ -365,7 +364,6 @@ def _op_backward(
     coords: Tensor,
     basis: Tensor | None,
     fill: Tensor | None,
-    size: list[int],
     kind: int,
     mode: int,
     padding: int,
@@ -374,7 +372,7 @@ def _op_backward(
     for_coords: bool,
 ) -> tuple[Tensor, Tensor]:
     options = (kind, mode, padding, align_corners)
-    grads = _backward(grad, image, coords, basis, fill, tuple(size), options, for_image, for_coords)
+    grads = _backward(grad, image, coords, basis, fill, options, for_image, for_coords)
     return (
         image.new_empty(0) if grads[0] is None else grads[0],
         coords.new_empty(0) if grads[1] is None else grads[1],
@@ -388,7 +386,6 @@ def _(
     coords: Tensor,
     basis: Tensor | None,
     fill: Tensor | None,
-    size: list[int],
     kind: int,
     mode: int,
     padding: int,
@@ -403,7 +400,7 @@ def _(
 
 
 def _op_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.size, kind, mode, padding, align_corners = inputs
+    *tensors, _, kind, mode, padding, align_corners = inputs
     ctx.options = (kind, mode, padding, align_corners)
     ctx.save_for_backward(*tensors)
 
@@ -411,7 +408,7 @@ def _op_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _op_grad(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     image, coords, basis, fill = ctx.saved_tensors
     for_image, for_coords = ctx.needs_input_grad[:2]
-    grads = _op_backward(grad, image, coords, basis, fill, ctx.size, *ctx.options, for_image, for_coords)
+    grads = _op_backward(grad, image, coords, basis, fill, *ctx.options, for_image, for_coords)
     return (grads[0] if for_image else None, grads[1] if for_coords else None, *[None] * 7)
 
 
