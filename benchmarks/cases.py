@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import stn
+from stn._checks import coordinate_dtype
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,10 @@ def build(case: Case) -> tuple[Tensor, Tensor, Warp, Warp]:
     shape = [batch, case.shape[1], *size]
 
     def read(image: Tensor, grid: Tensor) -> Tensor:
-        # In float32: torch 2.13's grid_sample in half precision writes outside of its memory beyond 32767 pixels.
-        return F.grid_sample(image.float(), grid, mode=mode, padding_mode=case.padding_mode, align_corners=False).to(
-            image.dtype
-        )
+        # Half precision in float32: torch 2.13's own grid_sample writes outside of its memory beyond 32767 pixels.
+        dtype = coordinate_dtype(image)
+        out = F.grid_sample(image.to(dtype), grid.to(dtype), mode, case.padding_mode, align_corners=False)
+        return out.to(image.dtype)
 
     def ours(image: Tensor, theta: Tensor) -> Tensor:
         return stn.warp(image, theta, size, mode=mode, padding_mode=case.padding_mode)  # type: ignore[arg-type]

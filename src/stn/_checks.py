@@ -99,4 +99,7 @@ def check_bound(argument: str, value: float | None, above: float = 0.0) -> None:
 
 def coordinate_dtype(*tensors: Tensor) -> torch.dtype:
     """float64 where any of the tensors is float64, else float32: coordinates are never half precision."""
-    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+    for tensor in tensors:  # every small warp comes by here: a loop, not a generator
+        if tensor.dtype == torch.float64:
+            return torch.float64
+    return torch.float32

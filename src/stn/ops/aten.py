@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .._checks import coordinate_dtype
 from ..kernels import Kernel
 from . import reference
 
@@ -63,7 +64,7 @@ def warp_basis(
     fill: Tensor | None,
     align_corners: bool,
 ) -> Tensor:
-    dtype = torch.float64 if image.dtype == torch.float64 else torch.float32
+    dtype = coordinate_dtype(image)
     grid = reference.basis_grid(basis, coefficients, size, dtype)
     return sample(image, grid, mode, padding_mode, fill, align_corners)
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from .._checks import coordinate_dtype
 from . import reference
 
 
@@ -105,7 +106,7 @@ def _warp(
     if kind == _BASIS:
         coords = coords.to(torch.float64)
     if fill is not None:
-        fill = fill.to(_working_dtype(image)).expand(image.shape[1])
+        fill = fill.to(coordinate_dtype(image)).expand(image.shape[1])
     if mode != "nearest" and _is_channels_last(image) and (mode == "bicubic" or image.element_size() == 2):
         image = image.contiguous()  # plane by plane is faster, copy and all
     grads = torch.is_grad_enabled()
@@ -128,10 +129,6 @@ def _warp(
     else:
         out = _forward(image, coords, basis, fill, size, options)
     return out
-
-
-def _working_dtype(image: Tensor) -> torch.dtype:
-    return torch.float64 if image.dtype == torch.float64 else torch.float32
 
 
 _MODE_NAMES, _PADDING_NAMES = list(_MODES), list(_PADDINGS)
@@ -234,7 +231,7 @@ def _backward(
         if empty:
             grad_image.zero_()
         elif not _call(_GRAD_IMAGE, grad_image, coords, basis, fill, options, grad, grad_image):
-            sums = _empty(image, shape, _working_dtype(image))
+            sums = _empty(image, shape, coordinate_dtype(image))
             _call(_GRAD_IMAGE, sums, coords, basis, fill, options, grad, sums)
             grad_image.copy_(sums)
     if for_coords:
@@ -273,7 +270,7 @@ class _Warp(torch.autograd.Function):
         again = torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
         if again or wrapped(grad) or wrapped(image) or wrapped(coords):
             truth = _truth(basis, fill, ctx.size, ctx.options)
-            grads = torch.func.vjp(truth, image, coords)[1](grad.to(_working_dtype(image)))
+            grads = torch.func.vjp(truth, image, coords)[1](grad.to(coordinate_dtype(image)))
             return (grads[0] if for_image else None, grads[1] if for_coords else None, None, None, None, None)
         grads = _backward(grad, image, coords, basis, fill, ctx.options, for_image, for_coords)
         return (*grads, None, None, None, None)

@@ -19,6 +19,7 @@ import math
 import torch
 from torch import Tensor
 
+from .._checks import coordinate_dtype
 from ..conventions import lattice
 from ..kernels import Kernel
 
@@ -108,7 +109,7 @@ def warp_basis(
     fill: Tensor | None,
     align_corners: bool,
 ) -> Tensor:
-    dtype = torch.float64 if image.dtype == torch.float64 else torch.float32
+    dtype = coordinate_dtype(image)
     return sample(image, basis_grid(basis, coefficients, size, dtype), mode, padding_mode, fill, align_corners)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .._checks import check_choice
+from .._checks import check_choice, coordinate_dtype
 from ..kernels import Kernel
 from . import aten, cpu, reference, triton
 
@@ -137,7 +137,7 @@ def warp_basis(
 
 
 def _as_coordinates(theta: Tensor, image: Tensor) -> Tensor:
-    dtype = torch.float64 if image.dtype == torch.float64 else torch.float32
+    dtype = coordinate_dtype(image)
     return theta if theta.dtype == dtype else theta.to(dtype)
 
 

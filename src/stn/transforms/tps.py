@@ -21,7 +21,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from .._checks import check_bound, check_float_tensor, check_number, check_size, describe
+from .._checks import check_bound, check_float_tensor, check_number, check_size, coordinate_dtype, describe
 from ..conventions import check_matrix
 from .affine import _bounded, _unbounded
 from .base import AbstractTransform
@@ -294,7 +294,7 @@ class ThinPlateSpline(AbstractTransform):
         if points.ndim != 3 or points.shape[1:] != self.control_points.shape:
             k, d = self.control_points.shape
             raise ValueError(f"points: expected (B, {k}, {d}), got shape {tuple(points.shape)}")
-        dtype = torch.float64 if points.dtype == torch.float64 else torch.float32
+        dtype = coordinate_dtype(points)
         offsets = (points.to(torch.float64) - self.control_points).to(dtype)
         return _unbounded(offsets.flatten(1), self.max_offset, "max_offset")
 

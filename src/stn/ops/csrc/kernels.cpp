@@ -1768,16 +1768,19 @@ struct Op {
                 positions.reduce(c, grad, total);
             }, total, blocks * sums);
         });
-        if (sums) {
-            for (i64 b = 0; b < p.batch; b++) {
-                double* total = partial + b * blocks * sums;
-                for (i64 block = 1; block < blocks; block++)
-                    for (i64 e = 0; e < sums; e++) total[e] += total[block * sums + e];
-                Positions<R, D>(p, b).finish(total);
-            }
-            free(partial);
-        }
+        finish(partial, blocks, sums);
         return 0;
+    }
+
+    // Adds up the parts of each image's sums, in their order, writes the gradient and frees them; a grid's has none.
+    void finish(double* partial, i64 parts, i64 sums) const {
+        for (i64 b = 0; sums && b < p.batch; b++) {
+            double* total = partial + b * parts * sums;
+            for (i64 part = 1; part < parts; part++)
+                for (i64 e = 0; e < sums; e++) total[e] += total[part * sums + e];
+            Positions<R, D>(p, b).finish(total);
+        }
+        free(partial);
     }
 
     void slopes_channels(const Chunk<R>& c, int k, const T* image, const T* out, row* grad) const {
@@ -2005,9 +2008,7 @@ struct Op {
                 }
             }
         });
-        if (sums)
-            for (i64 b = 0; b < p.batch; b++) Positions<R, D>(p, b).finish(total + b * sums);
-        free(total);
+        finish(total, 1, sums);
         return 0;
     }
 
@@ -2338,14 +2339,7 @@ struct Op {
                 }
             }
         });
-        if (sums)
-            for (i64 b = 0; b < p.batch; b++) {
-                double* first = total + b * parts * sums;
-                for (i64 part = 1; part < parts; part++)
-                    for (i64 e = 0; e < sums; e++) first[e] += first[part * sums + e];
-                Positions<R, D>(p, b).finish(first);
-            }
-        free(total);
+        finish(total, parts, sums);
         return 0;
     }
 
