@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ._checks import check_image, describe
-from .module import Warp
+from .coordinates import Frame
+from .transformer import Warp
 
 OUT_OF_FRAME = 0.75  # share of positions outside the image above which nothing much is seen
 SCALE_RANGE = (0.05, 5.0)  # sides of the sampled frame, relative to the image
@@ -62,7 +63,7 @@ def diagnose(image: Tensor, warp: Warp) -> Diagnosis:
             f"non-finite theta in {bad} of {len(theta)} images: lower the localizer's learning rate or clip gradients"
         )
         return Diagnosis(float("nan"), float("nan"), float("nan"), float("nan"), (message,))
-    grid = warp.transform.grid(theta, (9,) * len(warp.size), image_size=warp.image_size, align_corners=True).float()
+    grid = warp.transform.grid(theta, (9,) * len(warp.size), Frame(warp.image_size, align_corners=True)).float()
     sides = [
         (grid.select(axis + 1, -1) - grid.select(axis + 1, 0)).norm(dim=-1).flatten(1).mean(1) / 2
         for axis in range(len(warp.size))

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from ._checks import check_choice, check_count, check_flag, check_number, describe
 from .localization import ConvLocalizer, FCLocalizer, SharedLocalizer, check_widths, features_out
-from .module import SpatialTransformer, Warp
 from .placement import IterativeTransformer
-from .sampling import PADDING_MODES, PaddingMode
+from .reading import PADDING_MODES, PaddingMode
+from .transformer import SpatialTransformer, Warp
 from .transforms import AbstractTransform, Affine, by_name
 
 Shape = tuple[int, int, int]  # (C, H, W)

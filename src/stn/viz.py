@@ -20,10 +20,10 @@ from torch import Tensor
 
 from ._checks import check_choice, check_size, describe
 from .conventions import normalized_to_pixel
-from .module import Warp
-from .transforms.affine import AbstractConstrained, AbstractMatrixTransform, Affine
-from .transforms.base import AbstractTransform
-from .transforms.compose import Compose
+from .coordinates import Frame
+from .transformer import Warp
+from .transforms.affine import AbstractConstrained, Affine
+from .transforms.base import AbstractTransform, Compose
 from .transforms.polar import Polar
 from .transforms.projective import Corners
 
@@ -448,9 +448,7 @@ def warped_grid(
     steps, along = torch.linspace(-1, 1, lines), torch.linspace(-1, 1, 65)
     fixed, running = torch.meshgrid(steps, along, indexing="ij")
     points = torch.cat([torch.stack([running, fixed], -1), torch.stack([fixed, running], -1)]).reshape(1, -1, 2)
-    mapped = transform.map_points(
-        theta, points.expand(len(theta), -1, -1).to(theta.dtype), image_size=size, align_corners=align_corners
-    )
+    mapped = transform.map_points(theta, points.expand(len(theta), -1, -1).to(theta.dtype), Frame(size, align_corners))
     paths = normalized_to_pixel(mapped, size, align_corners=align_corners).reshape(len(theta), 2 * lines, 65, 2).numpy()
     margin = frame_margin(torch.from_numpy(paths).flatten(1, 2), size)
     columns = min(_positive("columns", columns), len(theta))
@@ -483,7 +481,7 @@ def frame_outlines(warp: Warp) -> Tensor:
         >>> frame_outlines(transformer.warp(torch.rand(2, 1, 28, 28))).shape
         torch.Size([2, 5, 2])
     """
-    straight = isinstance(warp.transform, AbstractMatrixTransform)
+    straight = warp.transform.kind == "affine"
     return warp.outline(1 if straight else 16).detach().cpu().float()
 
 

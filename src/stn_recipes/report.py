@@ -30,7 +30,7 @@ from torch import Tensor
 import stn
 from stn import viz
 from stn.models import TransformerClassifier
-from stn.sampling import PaddingMode
+from stn.reading import PaddingMode
 from stn.transforms.affine import AbstractMatrixTransform
 
 from .data import DataError
@@ -534,8 +534,8 @@ def _in_words(transformer: stn.SpatialTransformer, theta: Tensor, image_size: tu
     transform = transformer.transform
     if not isinstance(transform, AbstractMatrixTransform):
         return None
-    m = transform.matrix(theta, image_size=image_size, align_corners=transformer.align_corners)
-    half = m.new_tensor(stn.conventions.extent(image_size, align_corners=transformer.align_corners))
+    m = transform.matrix(theta, stn.Frame(image_size, transformer.align_corners))
+    half = m.new_tensor(stn.geometry.extent(image_size, align_corners=transformer.align_corners))
     linear = m[:, :, :2] * half[:, None] / half
     turn = torch.atan2(linear[:, 1, 0] - linear[:, 0, 1], linear[:, 0, 0] + linear[:, 1, 1]).rad2deg()
     zoom = torch.linalg.det(linear.double()).abs().clamp_min(1e-12).rsqrt()
