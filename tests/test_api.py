@@ -30,7 +30,7 @@ NOT_IMAGES = (
     IMAGE[0, 0], IMAGE[None, None], IMAGE.int(), IMAGE.bool(), IMAGE.to(torch.complex64), IMAGE[:, :, :0], IMAGE[..., :0],
     None, IMAGE.numpy(), [[1.0]], 3,
 )  # fmt: skip
-NOT_SIZES = ((0, 4), (4,), (4, 4, 4), (-1, 4), (2.0, 4), (True, 4), "44", 4, ("4", 4), (None, 4), torch.ones(2))
+NOT_SIZES = ((4,), (4, 4, 4), (-1, 4), (2.0, 4), (True, 4), "44", 4, ("4", 4), (None, 4), torch.ones(2))
 
 
 def refuses(argument, call, *nots):
@@ -149,7 +149,7 @@ def test_sample():
     refuses("image", lambda bad: stn.sample(bad, GRID), *NOT_IMAGES)
     refuses(
         "grid", lambda bad: stn.sample(IMAGE, bad),
-        GRID[0], GRID[..., :1], GRID.long(), GRID[:, :0], torch.zeros(3, 4, 4, 2), torch.zeros(2, 3, 4, 4, 3), None, 1.0,
+        GRID[0], GRID[..., :1], GRID.long(), torch.zeros(3, 4, 4, 2), torch.zeros(2, 3, 4, 4, 3), None, 1.0,
         GRID.numpy(), GRID.to("meta"), torch.zeros(2, 4, 4, 3),
     )  # fmt: skip
     refuses("grid", lambda bad: stn.sample(VOLUME, bad), GRID, torch.zeros(2, 4, 4, 4, 2))
@@ -225,7 +225,7 @@ def test_spatial_transformer_network():
             "theta", lambda bad, f=function: f(image, bad), theta[:, :5], theta[0], theta.int(), None, torch.zeros(3, 6),
             theta.to("meta"), theta.reshape(2, 2, 3),
         )  # fmt: skip
-    refuses("size", lambda bad: stn.spatial_transformer_network(image, theta, bad), (0, 4), 4, (4, 4, 4))
+    refuses("size", lambda bad: stn.spatial_transformer_network(image, theta, bad), (-1, 4), 4, (4, 4, 4))
     refuses("out_dims", lambda bad: compat.spatial_transformer_network(image, theta, bad), (0, 4), 4, (4, 4, 4))
 
 
@@ -245,7 +245,7 @@ def test_conventions():
         refuses("size", lambda bad, f=function: f(points, bad), (0, 4), 4, "44", (4.0, 4))
         refuses("points", lambda bad, f=function: f(bad, (4,)), points)
     refuses("size", stn.geometry.extent, (), (0, 4), (4, 4, 4, 4), 4, None)
-    refuses("n", stn.geometry.lattice, 0, -1, 2.0, "4", None, True)
+    refuses("n", stn.geometry.lattice, -1, 2.0, "4", None, True)
     not_matrices = (matrix[0], matrix.int(), None, torch.zeros(1, 6), torch.zeros(1, 4, 5))
     for function, argument in ((conventions.theta_from_pixel, "matrix"), (conventions.theta_to_pixel, "theta")):
         refuses(argument, lambda bad, f=function: f(bad, (4, 4), (4, 4)), *not_matrices)

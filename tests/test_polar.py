@@ -147,7 +147,7 @@ def test_dots_are_found_where_to_polar_says():
 def test_gradients(family):
     theta, points = torch.randn(2, 2, dtype=torch.float64).requires_grad_(), some_points(3).requires_grad_()
     for call in (family.map_points, family.to_polar):
-        assert torch.autograd.gradcheck(lambda t, p: call(t, p, image_size=SIZE), (theta, points))
+        assert torch.autograd.gradcheck(lambda t, p: call(t, p, stn.Frame(SIZE)), (theta, points))
     assert torch.autograd.gradcheck(lambda t: family.grid(t, (2, 3), stn.Frame(SIZE)), (theta,))
 
 

@@ -332,7 +332,7 @@ def test_wrong_arguments(transform):
     for bad in (points[..., :1], points[0], None, points[:2]):
         with pytest.raises(ValueError, match=r"^points: "):
             transform.map_points(right, bad)
-    for size in ((4,), (0,) * transform.ndim, "45", None):
+    for size in ((4,), (-1,) * transform.ndim, "45", None):
         with pytest.raises(ValueError, match=r"^size: "):
             transform.grid(right, size)
     for matrix in (torch.zeros(1, 2, 2), torch.zeros(1, 4, 3), torch.zeros(3, 3), None, torch.zeros(1, 5, 5)):

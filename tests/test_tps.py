@@ -407,7 +407,7 @@ def test_wrong_arguments(transform):
     for bad in (points, None, points[0]):
         with pytest.raises(ValueError, match=r"^points: "):
             transform.from_points(bad)
-    for size in ((4,), (0,) * d, "45", None):
+    for size in ((4,), (-1,) * d, "45", None):
         with pytest.raises(ValueError, match=r"^size: "):
             transform.grid(right, size)
     with pytest.raises(ValueError, match="ThinPlateSpline has no inverse within its family"):

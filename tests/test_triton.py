@@ -527,6 +527,7 @@ def test_compiles_for_a_gpu(elsewhere, kernel, kind, d, tmp_path, monkeypatch):
 
 def test_who_runs(monkeypatch):
     monkeypatch.setattr(dispatch, "BACKENDS", (triton, *[k for k in dispatch.BACKENDS if k is not triton]))
+    monkeypatch.setattr(dispatch, "_known", {})
     case = Case(3, "bicubic", "circular", "cuda", torch.float32)
     assert stn.ops.backends()["triton"] == "available"
     assert triton.refuses(case) is None

@@ -54,38 +54,35 @@ def check_float_tensor(argument: str, value: Any, expected: str) -> None:
         raise ValueError(f"{argument}: expected {expected} of a floating-point type, got {value.dtype}")
 
 
-def check_image(image: Any, argument: str = "image") -> None:
-    """(B, C, [[D,] H,] W), floating point, every spatial size at least 1."""
+def check_image(image: Any, argument: str = "image") -> tuple[int, ...]:
+    """(B, C, [[D,] H,] W), floating point, every spatial size at least 1; returns these sizes."""
     check_float_tensor(argument, image, "images (B, C, [[D,] H,] W)")
-    _check_image_shape(image, argument)
+    return _check_image_shape(image, argument)
 
 
-def check_readable(image: Any, mode: Any, argument: str = "image") -> None:
+def check_readable(image: Any, mode: Any, argument: str = "image") -> tuple[int, ...]:
     """As `check_image`, for what is read and not trained on: bytes too, and integers of any width where nothing is
     blended."""
-    if isinstance(image, Tensor) and image.is_floating_point():
-        _check_image_shape(image, argument)
-        return
-    if not isinstance(image, Tensor) or image.is_complex():
-        check_float_tensor(argument, image, "images (B, C, [[D,] H,] W)")
-    if image.dtype != torch.uint8 and mode != "nearest":
-        raise ValueError(
-            f"{argument}: expected images of a floating-point type or uint8 with mode={mode!r}, got {image.dtype}; "
-            f"other integers, such as labels, are read with mode='nearest'"
-        )
-    _check_image_shape(image, argument)
+    if not isinstance(image, Tensor) or not image.is_floating_point():
+        if not isinstance(image, Tensor) or image.is_complex():
+            check_float_tensor(argument, image, "images (B, C, [[D,] H,] W)")
+        if image.dtype != torch.uint8 and mode != "nearest":
+            raise ValueError(
+                f"{argument}: expected images of a floating-point type or uint8 with mode={mode!r}, got {image.dtype}; "
+                f"other integers, such as labels, are read with mode='nearest'"
+            )
+    return _check_image_shape(image, argument)
 
 
-def _check_image_shape(image: Tensor, argument: str) -> None:
-    if image.ndim not in (3, 4, 5):
+def _check_image_shape(image: Tensor, argument: str) -> tuple[int, ...]:
+    size = tuple(image.shape[2:])
+    if not 1 <= len(size) <= 3:
         raise ValueError(
             f"{argument}: expected (B, C, W), (B, C, H, W) or (B, C, D, H, W), got shape {tuple(image.shape)}"
         )
-    for n in image.shape[2:]:
-        if n < 1:
-            raise ValueError(
-                f"{argument}: expected every spatial size to be at least 1, got shape {tuple(image.shape)}"
-            )
+    if min(size) < 1:
+        raise ValueError(f"{argument}: expected every spatial size to be at least 1, got shape {tuple(image.shape)}")
+    return size
 
 
 def check_size(size: Any, ndim: int | None = None, argument: str = "size", least: int = 1) -> tuple[int, ...]:
@@ -97,7 +94,9 @@ def check_size(size: Any, ndim: int | None = None, argument: str = "size", least
     if len(size) != ndim if ndim else len(size) not in (1, 2, 3):
         raise ValueError(f"{argument}: expected {wanted}, got {tuple(size)}")
     try:
-        numbers = tuple(n if type(n) is int or isinstance(n, torch.SymInt) else _index(n) for n in size)
+        numbers: tuple[Any, ...] = tuple(
+            n if type(n) is int or isinstance(n, torch.SymInt) else _index(n) for n in size
+        )
     except TypeError:
         raise ValueError(f"{argument}: expected {wanted}, got {tuple(size)}") from None
     for n in numbers:

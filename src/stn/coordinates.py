@@ -72,18 +72,20 @@ def check_grid(image: Tensor, grid: Any) -> Coordinates:
 def check_matrices(theta: Any, size: tuple[int, ...]) -> Coordinates:
     """Affine maps (B, d, d+1) or projective ones (B, d+1, d+1) for an output of `size`, or a ValueError."""
     d = len(size)
+    if isinstance(theta, Tensor) and theta.ndim == 3 and theta.is_floating_point():
+        _, rows, columns = theta.shape
+        if rows == d and columns == d + 1:
+            return Coordinates("affine", size, theta)
+        if rows == columns == d + 1:
+            return Coordinates("projective", size, geometry.facing(theta.to(coordinate_dtype(theta))))
     expected = f"matrices (B, {d}, {d + 1}) or (B, {d + 1}, {d + 1})"
     check_float_tensor("theta", theta, expected)
-    if theta.ndim != 3 or theta.shape[1] not in (d, d + 1) or theta.shape[2] != d + 1:
-        hint = ""
-        if theta.ndim == 2:
-            hint = "; name the family of a flat theta with transform=, stn.Affine() for six numbers"
-        if d == 1 and theta.shape[-1] == 3:
-            hint = "; an image of three dimensions is (B, C, W), a signal: a picture needs its batch, (1, C, H, W)"
-        raise ValueError(f"theta: expected {expected}, got shape {tuple(theta.shape)}{hint}")
-    if theta.shape[1] == d:
-        return Coordinates("affine", size, theta)
-    return Coordinates("projective", size, geometry.facing(theta.to(coordinate_dtype(theta))))
+    hint = ""
+    if theta.ndim == 2:
+        hint = "; name the family of a flat theta with transform=, stn.Affine() for six numbers"
+    if d == 1 and theta.shape[-1] == 3:
+        hint = "; an image of three dimensions is (B, C, W), a signal: a picture needs its batch, (1, C, H, W)"
+    raise ValueError(f"theta: expected {expected}, got shape {tuple(theta.shape)}{hint}")
 
 
 def positions(coordinates: Coordinates, align_corners: bool, dtype: torch.dtype | None = None) -> Tensor:

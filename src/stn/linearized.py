@@ -106,9 +106,9 @@ def linearized_warp(
         >>> torch.equal(out, stn.warp(image, theta, transform=stn.Translation()))
         True
     """
-    check_image(image)
+    image_size = check_image(image)
     reading = check_reading(mode, padding_mode, fill, align_corners)
-    size = check_target(image, size, transform)
+    size = check_target(image_size, size, transform)
     return read_linearized(image, theta, size, transform, reading, samples, spread, generator)
 
 

@@ -202,7 +202,8 @@ class ConvLocalizer(nn.Module):
         size = tuple(image.shape[2:]) if isinstance(image, Tensor) else ()
         if len(size) != self.ndim or image.shape[1] != self.in_channels or self.image_size not in (None, size):
             sizes = ", ".join(map(str, self.image_size or ("any",) * self.ndim))
-            raise ValueError(f"image: expected (B, {self.in_channels}, {sizes}), got {describe(image)}")
+            came = f"shape {tuple(image.shape)}" if isinstance(image, Tensor) else describe(image)
+            raise ValueError(f"image: expected (B, {self.in_channels}, {sizes}), got {came}")
         theta: Tensor = self.head(self.features(image))
         return theta
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -33,14 +34,27 @@ class Reading(NamedTuple):
 
 def check_reading(mode: Any, padding_mode: Any, fill: Any = 0.0, align_corners: Any = False) -> Reading:
     """The options of a public call as a `Reading`, or a ValueError that names the one that is wrong."""
-    kernel = mode if isinstance(mode, kernels.Kernel) else _kernel(mode)
+    if padding_mode == "constant":
+        return _without_fill.__wrapped__(mode, padding_mode, align_corners)._replace(fill=_background(fill))
+    if not isinstance(fill, (int, float)) or fill != 0:
+        check_choice("padding_mode", padding_mode, PADDING_MODES)
+        raise ValueError(f"fill: expected 0 with padding_mode={padding_mode!r}; it belongs to padding_mode='constant'")
+    if torch.compiler.is_compiling():  # which does not look into caches
+        return _without_fill.__wrapped__(mode, padding_mode, align_corners)
+    try:
+        return _without_fill(mode, padding_mode, align_corners)
+    except TypeError:  # not hashable, so nothing that it could be
+        return _without_fill.__wrapped__(mode, padding_mode, align_corners)
+
+
+@functools.lru_cache(typed=True)  # True is not 1 here
+def _without_fill(mode: Any, padding_mode: Any, align_corners: Any) -> Reading:
+    if not isinstance(mode, kernels.Kernel):
+        check_choice("mode", mode, MODES)
+        mode = kernels.NAMED.get(mode, mode)
     check_flag("align_corners", align_corners)
     check_choice("padding_mode", padding_mode, PADDING_MODES)
-    if padding_mode == "constant":
-        return Reading(kernel, padding_mode, _background(fill), align_corners)
-    if not isinstance(fill, (int, float)) or fill != 0:
-        raise ValueError(f"fill: expected 0 with padding_mode={padding_mode!r}; it belongs to padding_mode='constant'")
-    return Reading(kernel, padding_mode, None, align_corners)
+    return Reading(mode, padding_mode, None, align_corners)
 
 
 def fit_fill(reading: Reading, image: Tensor) -> Reading:
@@ -52,12 +66,9 @@ def fit_fill(reading: Reading, image: Tensor) -> Reading:
         raise ValueError(
             f"fill: expected a number or {image.shape[1]} of them, one per channel, got {fill.numel()} of them"
         )
+    if fill.device.type == "meta" != image.device.type:
+        raise ValueError(f"fill: expected numbers, got {describe(fill)} without any")
     return reading._replace(fill=fill.to(image.device, coordinate_dtype(image)))
-
-
-def _kernel(mode: Any) -> str | kernels.Kernel:
-    check_choice("mode", mode, MODES)
-    return kernels.NAMED.get(mode, mode)
 
 
 def _background(fill: Any) -> Tensor:

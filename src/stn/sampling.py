@@ -86,13 +86,13 @@ def sample(
 
 def read(image: Tensor, coordinates: Coordinates, reading: Reading, argument: str = "theta") -> Tensor:
     """`sample` for what has been checked, but for the batches and the fill."""
-    batch = check_batches("image", image, argument, coordinates.values)
+    values = coordinates.values
+    batch = check_batches("image", image, argument, values)
     if image.shape[0] != batch:
         image = image.expand(batch, *image.shape[1:])
-    if coordinates.values.shape[0] != batch:
-        values = coordinates.values
+    elif values.shape[0] != batch:
         coordinates = coordinates._replace(values=values.expand(batch, *values.shape[1:]))
-    return ops.warp(image, coordinates, fit_fill(reading, image))
+    return ops.warp(image, coordinates, reading if reading.fill is None else fit_fill(reading, image))
 
 
 def valid_mask(grid: Tensor) -> Tensor:
@@ -165,21 +165,24 @@ def warp(
         options |= {"antialias": antialias, "align_corners": align_corners}
         out: Tensor = handle_torch_function(warp, (image, theta), image, theta, size, **options)
         return out
-    check_readable(image, mode)
+    image_size = check_readable(image, mode)
     reading = check_reading(mode, padding_mode, fill, align_corners)
     check_flag("antialias", antialias)
-    size = check_target(image, size, transform)
+    size = check_target(image_size, size, transform)
     return read_warp(image, theta, size, transform, reading, antialias)
 
 
-def check_target(image: Tensor, size: tuple[int, ...] | None, transform: AbstractTransform | None) -> tuple[int, ...]:
-    """The size of the output for a checked image, and a ValueError for a transform that does not fit it."""
-    d = image.ndim - 2
-    if transform is not None and not isinstance(transform, AbstractTransform):
-        raise ValueError(f"transform: expected a transform such as stn.Affine(), got {describe(transform)}")
-    if transform is not None and transform.ndim != d:
-        raise ValueError(f"transform: expected one in {d}D for an image of shape {tuple(image.shape)}, got {transform}")
-    return tuple(image.shape[2:]) if size is None else check_size(size, d, least=0)
+def check_target(
+    image_size: tuple[int, ...], size: tuple[int, ...] | None, transform: AbstractTransform | None
+) -> tuple[int, ...]:
+    """The size of the output for an image of `image_size`, and a ValueError for a transform that does not fit it."""
+    d = len(image_size)
+    if transform is not None:
+        if not isinstance(transform, AbstractTransform):
+            raise ValueError(f"transform: expected a transform such as stn.Affine(), got {describe(transform)}")
+        if transform.ndim != d:
+            raise ValueError(f"transform: expected one in {d}D for an image of size {image_size}, got {transform}")
+    return image_size if size is None else check_size(size, d, least=0)
 
 
 def where_to_read(

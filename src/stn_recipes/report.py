@@ -31,7 +31,6 @@ import stn
 from stn import viz
 from stn.models import TransformerClassifier
 from stn.reading import PaddingMode
-from stn.transforms.affine import AbstractMatrixTransform
 
 from .data import DataError
 from .files import atomic_path, write_text
@@ -532,10 +531,10 @@ def _theta(transformer: stn.SpatialTransformer, theta: Tensor, image_size: tuple
 def _in_words(transformer: stn.SpatialTransformer, theta: Tensor, image_size: tuple[int, int]) -> dict[str, str] | None:
     """Turn and magnification of affine warps, in the terms of the picture."""
     transform = transformer.transform
-    if not isinstance(transform, AbstractMatrixTransform):
+    if transform.kind != "affine":
         return None
-    m = transform.matrix(theta, stn.Frame(image_size, transformer.align_corners))
-    half = m.new_tensor(stn.geometry.extent(image_size, align_corners=transformer.align_corners))
+    m = transform.matrix(theta, stn.Frame(image_size, transformer.reading.align_corners))
+    half = m.new_tensor(stn.geometry.extent(image_size, align_corners=transformer.reading.align_corners))
     linear = m[:, :, :2] * half[:, None] / half
     turn = torch.atan2(linear[:, 1, 0] - linear[:, 0, 1], linear[:, 0, 0] + linear[:, 1, 1]).rad2deg()
     zoom = torch.linalg.det(linear.double()).abs().clamp_min(1e-12).rsqrt()
@@ -599,14 +598,7 @@ def _film(
     columns = sorted({round(last * (i / (FILM_COLUMNS - 1)) ** 1.6) for i in range(FILM_COLUMNS)})
     height, width = images.shape[2:]
     size = (height, width)
-    warps = []
-    for values in theta:
-        output = stn.warp(
-            images, values, transformer.size, transform=transformer.transform, mode=transformer.mode,
-            padding_mode=transformer.padding_mode, fill=transformer.fill, align_corners=transformer.align_corners,
-        )  # fmt: skip
-        output_size = tuple(output.shape[2:])
-        warps.append(stn.Warp(output, values, transformer.transform, size, output_size, transformer.align_corners))
+    warps = [transformer.warp(images, values) for values in theta]
     outlines = torch.stack([viz.frame_outlines(warp) for warp in warps])  # (E, N, K, 2)
     margin = viz.frame_margin(outlines.flatten(0, 1), size)
     rows = []

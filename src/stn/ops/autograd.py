@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from .._checks import coordinate_dtype
 from ..coordinates import Coordinates, Kind, positions
-from ..kernels import Kernel
 from ..reading import Reading
 from . import _torch, layout, reference
 from .backend import Backend
@@ -40,21 +39,22 @@ def warp(backend: Backend, image: Tensor, coordinates: Coordinates, reading: Rea
         if _torch.transforming() or _torch.in_forward_mode():  # which do not see through an op
             return by_reference(image, coordinates, reading)
         return _operators[backend.NAME](image, coordinates, reading)
-    if _torch.in_forward_mode() or torch.jit.is_tracing():
+    if _torch.in_forward_mode() or _torch.tracing():
         _refuse_constants()
         return by_reference(image, coordinates, reading)
+    image, coordinates, reading = _in_memory(image, coordinates, reading)
+    values, fill = coordinates.values, reading.fill
     if _torch.transforming():
-        how = (backend, kind, size, reading.kernel, reading.padding, reading.align_corners)
-        out: Tensor = _Warp.apply(image, values, basis, fill, *how)
+        out: Tensor = _Warp.apply(image, values, basis, fill, backend, kind, size, reading._replace(fill=None))
         return out
     if _torch.modes() or type(image) not in _PLAIN or type(values) not in _PLAIN:
         if not backend.OPAQUE:
             return backend.forward(image, coordinates, reading)
         return _operators[backend.NAME](image, coordinates, reading)
     if grads and (image.requires_grad or values.requires_grad):
-        out = _EagerWarp.apply(image, values, basis, fill, backend, coordinates, reading)
+        out = _EagerWarp.apply(image, values, basis, fill, (backend, coordinates, reading))
     else:
-        out = _forward(backend, image, coordinates, reading)
+        out = backend.forward(image, coordinates, reading)
     return out
 
 
@@ -65,47 +65,49 @@ def by_reference(image: Tensor, coordinates: Coordinates, reading: Reading) -> T
 
 
 def _refuse_constants() -> None:
-    if torch.jit.is_tracing() and torch.onnx.is_in_onnx_export():
+    if _torch.tracing() and torch.onnx.is_in_onnx_export():
         raise ValueError("dynamo: expected torch.onnx.export(..., dynamo=True), got the exporter that traces")
 
 
-def _forward(backend: Backend, image: Tensor, coordinates: Coordinates, reading: Reading) -> Tensor:
-    image, coordinates, reading = _in_memory(image, coordinates, reading)
-    return backend.forward(image, coordinates, reading)
-
-
 def _in_memory(image: Tensor, coordinates: Coordinates, reading: Reading) -> tuple[Tensor, Coordinates, Reading]:
-    values = _torch.materialized(coordinates.values)
-    if values is not coordinates.values:
-        coordinates = coordinates._replace(values=values)
-    if reading.fill is not None:
-        reading = reading._replace(fill=_torch.materialized(reading.fill))
-    return _torch.materialized(image), coordinates, reading
+    """The same numbers in memory, of views that are negated only when somebody looks (`conj().imag`)."""
+    if image.is_neg():
+        image = image.resolve_neg()
+    if coordinates.values.is_neg():
+        coordinates = coordinates._replace(values=coordinates.values.resolve_neg())
+    if reading.fill is not None and reading.fill.is_neg():
+        reading = reading._replace(fill=reading.fill.resolve_neg())
+    return image, coordinates, reading
 
 
-def _backward(
-    backend: Backend,
-    grad: Tensor,
-    image: Tensor,
-    coordinates: Coordinates,
-    reading: Reading,
-    for_image: bool,
-    for_values: bool,
-) -> tuple[Tensor | None, Tensor | None]:
+def _saved_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    image, values, basis, fill = ctx.saved_tensors
+    backend, kind, size, reading = ctx.how
+    coordinates = Coordinates(kind, size, values, basis)
+    if fill is not None:
+        reading = reading._replace(fill=fill)
+    for_image, for_values = ctx.needs_input_grad[:2]
     wrapped = _torch.is_wrapped
     # Somebody will differentiate the gradient, transforms it, or pulls back what a transform has left behind.
     again = torch.is_grad_enabled() or _torch.transforming() or _torch.in_forward_mode()
-    if again or wrapped(grad) or wrapped(image) or wrapped(coordinates.values):
-        pull = torch.func.vjp(
-            lambda i, v: by_reference(i, coordinates._replace(values=v), reading), image, coordinates.values
-        )[1]
-        grads = pull(grad)
-        return (grads[0] if for_image else None, grads[1] if for_values else None)
-    grad = _torch.materialized(grad)
-    if backend.OPAQUE and (type(grad) is not Tensor or not _torch.has_memory(grad) or _torch.modes()):
-        return _operators[backend.NAME].backward(grad, image, coordinates, reading, for_image, for_values)
-    image, coordinates, reading = _in_memory(image, coordinates, reading)
+    if again or wrapped(grad) or wrapped(image) or wrapped(values):
+        return _pull_back(grad, image, coordinates, reading, for_image, for_values)
+    if type(grad) is not Tensor or _torch.modes() or not _torch.is_in_memory(grad):
+        grad = _torch.materialized(grad)
+        if backend.OPAQUE and grad.numel():
+            return _operators[backend.NAME].backward(grad, image, coordinates, reading, for_image, for_values)
     return backend.backward(grad, image, coordinates, reading, for_image, for_values)
+
+
+def _pull_back(
+    grad: Tensor, image: Tensor, coordinates: Coordinates, reading: Reading, for_image: bool, for_values: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of the reference, differentiable in turn."""
+    run = torch.func.vjp(
+        lambda i, v: by_reference(i, coordinates._replace(values=v), reading), image, coordinates.values
+    )
+    grads = run[1](grad)
+    return (grads[0] if for_image else None, grads[1] if for_values else None)
 
 
 class _Warp(torch.autograd.Function):
@@ -118,12 +120,9 @@ class _Warp(torch.autograd.Function):
         backend: Backend,
         kind: Kind,
         size: tuple[int, ...],
-        kernel: str | Kernel,
-        padding: str,
-        align_corners: bool,
+        reading: Reading,
     ) -> Tensor:
-        coordinates = Coordinates(kind, size, values, basis)
-        return _forward(backend, image, coordinates, Reading(kernel, padding, fill, align_corners))
+        return backend.forward(image, Coordinates(kind, size, values, basis), reading._replace(fill=fill))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -132,7 +131,7 @@ class _Warp(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return (*_saved_backward(ctx, grad), *[None] * 8)
+        return (*_saved_backward(ctx, grad), None, None, None, None, None, None)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensor, int]:
@@ -163,32 +162,17 @@ class _EagerWarp(torch.autograd.Function):
         values: Tensor,
         basis: Tensor | None,
         fill: Tensor | None,
-        backend: Backend,
-        coordinates: Coordinates,  # of the same tensors, which are arguments to be found by autograd
-        reading: Reading,
+        what: tuple[Backend, Coordinates, Reading],  # of the same tensors, which are arguments to be seen by autograd
     ) -> Tensor:
+        backend, coordinates, reading = what
         ctx.save_for_backward(image, values, basis, fill)
-        ctx.how = (
-            backend,
-            coordinates.kind,
-            coordinates.size,
-            reading.kernel,
-            reading.padding,
-            reading.align_corners,
-        )
-        return _forward(backend, image, coordinates, reading)
+        kept = reading if fill is None else reading._replace(fill=None)  # tensors are kept by autograd alone
+        ctx.how = backend, coordinates.kind, coordinates.size, kept
+        return backend.forward(image, coordinates, reading)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return (*_saved_backward(ctx, grad), *[None] * 5)
-
-
-def _saved_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    image, values, basis, fill = ctx.saved_tensors
-    backend, kind, size, kernel, padding, align_corners = ctx.how
-    coordinates, reading = Coordinates(kind, size, values, basis), Reading(kernel, padding, fill, align_corners)
-    for_image, for_values = ctx.needs_input_grad[:2]
-    return _backward(backend, grad, image, coordinates, reading, for_image, for_values)
+        return (*_saved_backward(ctx, grad), None, None, None)
 
 
 class _Operator:
@@ -207,7 +191,7 @@ class _Operator:
             align_corners: bool,
         ) -> Tensor:
             coordinates, reading = _records(values, basis, fill, kind, size, kernel, padding, align_corners)
-            return _forward(backend, image, coordinates, reading)
+            return backend.forward(*_in_memory(image, coordinates, reading))
 
         def backward(
             grad: Tensor,

@@ -86,7 +86,8 @@ def backward(
             grad_values.zero_()
         else:
             _run(_GRAD_COORDS, image, prepared, reading, grad, grad_values)
-        grad_values = grad_values.to(coordinates.values.dtype)
+        if grad_values.dtype != coordinates.values.dtype:
+            grad_values = grad_values.to(coordinates.values.dtype)
     return grad_image, grad_values
 
 

@@ -16,9 +16,9 @@ differentiable.
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Iterator
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from .._checks import check_choice, coordinate_dtype
 from ..coordinates import Coordinates, positions
 from ..kernels import Kernel
 from ..reading import Reading
-from . import aten, autograd, cpu, reference
+from . import _torch, aten, autograd, cpu, reference
 from .backend import Backend, Case
 from .triton import launch as triton
 
@@ -37,21 +37,29 @@ BACKENDS: tuple[Backend, ...] = (cpu, triton, aten, reference)
 _wanted: ContextVar[str | None] = ContextVar("stn_backend", default=None)
 
 
-@torch.compiler.assume_constant_result  # compilers do not know context variables
+@_torch.constant_when_compiled  # compilers do not know context variables
 def _asked_for() -> str | None:
     return _wanted.get()
 
 
+# Who runs a case, by what makes it: a `Case` takes longer to make than to look up.
+_known: dict[tuple[Any, ...], Backend] = {}
+
+
 def warp(image: Tensor, coordinates: Coordinates, reading: Reading) -> Tensor:
     """Reads image (B, C, *in) at the coordinates of equal batch: (B, C, *size), in its type and memory format."""
-    case = Case(image.ndim - 2, reading.kernel, reading.padding, image.device.type, image.dtype, _asked_for())
-    backend = _choose(case)
+    what = (image.ndim - 2, reading.kernel, reading.padding, image.device.type, image.dtype, _asked_for())
+    backend = _known.get(what)
+    if backend is None:
+        backend = _choose(Case(*what))
+        if not torch.compiler.is_compiling():
+            _known[what] = backend
     kind, size, values, _ = coordinates
     if kind not in backend.KINDS:
         grid = positions(coordinates, reading.align_corners, coordinate_dtype(image))
         coordinates = Coordinates("grid", size, grid)
-    elif kind != "basis" and values.dtype != (dtype := coordinate_dtype(image)):
-        coordinates = Coordinates(kind, size, values.to(dtype))
+    elif kind != "basis" and values.dtype != coordinate_dtype(image):
+        coordinates = Coordinates(kind, size, values.to(coordinate_dtype(image)))
     return autograd.warp(backend, image, coordinates, reading)
 
 
@@ -103,22 +111,14 @@ def which_backend(
 
 
 def _choose(case: Case) -> Backend:
-    chosen, reasons = _first_that_runs(case, BACKENDS)
-    if chosen is None:
-        raise ValueError(f"backend: expected one that runs {case.describe()}, got {case.asked_for!r}: {reasons}")
-    return chosen
-
-
-@functools.cache
-def _first_that_runs(case: Case, candidates: tuple[Backend, ...]) -> tuple[Backend | None, str]:
     reasons = []
-    for backend in candidates:
+    for backend in BACKENDS:
         if case.asked_for in (None, backend.NAME):
             reason = backend.refuses(case)
             if reason is None:
-                return backend, ""
-            reasons.append(reason)
-    return None, "; ".join(reasons)
+                return backend
+            reasons.append(f"{backend.NAME} {reason}")
+    raise ValueError(f"backend: expected one that runs {case.describe()}, got {'; '.join(reasons)}")
 
 
 for _backend in BACKENDS:

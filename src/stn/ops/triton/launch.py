@@ -170,7 +170,8 @@ def _run_backward(
     counted = grad_image is not None and torch.are_deterministic_algorithms_enabled()
     # Arguments that a case does not touch are any tensor.
     counts = scales = sums = coords
-    quantum, strides = 1.0, (0, 0)
+    quantum = 1.0
+    strides: tuple[int, ...] = (0, 0)
     if counted:
         assert grad_image is not None
         counts = torch.zeros_like(grad_image, dtype=torch.int64)
