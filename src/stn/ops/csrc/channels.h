@@ -1,56 +1,12 @@
-#pragma once
 // Many channels: LANES of them are one vector, and those of a pixel lie next to each other.
+#pragma once
+#include "chunk.h"
+#include "pixels.h"
 
-constexpr int SHARE = 64;  // channels that are worked on at the same time, at most
-constexpr int NEXT = 32;   // pixels ahead in every plane: more planes than the processor's own prefetcher follows
+namespace stn::STN_SET {
+namespace {
 
-template <class A, class B> struct Exactly { static constexpr bool yes = false; };
-template <class A> struct Exactly<A, A> { static constexpr bool yes = true; };
-
-template <int... I> struct Order {};
-#if defined(__AVX512F__)
-typedef Order<0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15> Lanes;
-#elif defined(__AVX__)
-typedef Order<0, 1, 2, 3, 4, 5, 6, 7> Lanes;
-#else
-typedef Order<0, 1, 2, 3> Lanes;
-#endif
-
-// Exchanges the upper half of every 2 S lanes of a with the lower half of those of b.
-template <int S, int... I>
-inline void exchange(vfloat& a, vfloat& b, Order<I...>) {
-#if STN_SHUFFLES
-    vfloat low = __builtin_shufflevector(a, b, ((I & S) ? LANES + (I ^ S) : I)...);
-    b = __builtin_shufflevector(a, b, ((I & S) ? LANES + I : (I ^ S))...);
-    a = low;
-#else
-    vfloat low = {((I & S) ? b[I ^ S] : a[I])...};
-    b = vfloat{((I & S) ? b[I] : a[I ^ S])...};
-    a = low;
-#endif
-}
-
-template <int S = 1>
-inline void transpose(vfloat* v) {
-    if constexpr (S < LANES) {
-        for (int k = 0; k < LANES; k++)
-            if (!(k & S)) exchange<S>(v[k], v[k + S], Lanes());
-        transpose<2 * S>(v);
-    }
-}
-
-// Lane k of the result is the sum of the lanes of v[k].
-template <int S = 1>
-inline vfloat sums_of(vfloat* v) {
-    if constexpr (S < LANES) {
-        for (int k = 0; k < LANES; k += 2 * S) {
-            exchange<S>(v[k], v[k + S], Lanes());
-            v[k] += v[k + S];
-        }
-        return sums_of<2 * S>(v);
-    }
-    return v[0];
-}
+constexpr int NEXT = 32;  // pixels ahead in every plane: more planes than the processor's own prefetcher follows
 
 // The first n of LANES numbers `step` apart, and back.
 template <class T>
@@ -118,7 +74,7 @@ struct Corners {
         for (int e = 0; e < 4; e++) w[e] = one[e] - vfloat{};
     }
 
-    // `ahead`: from here to where a later row of the output reads; 0 in a frame, which lies in the cache.
+    // `ahead`: from here to where a later row of the output reads; 0 in a copy, which lies in the cache.
     inline void blend(const float* at, int channels, float* to, i64 ahead = 0) const {
         const float* below = at + down;
         for (int ch = 0; ch < channels; ch += LANES) {
@@ -153,3 +109,6 @@ struct Corners {
         }
     }
 };
+
+}  // namespace
+}  // namespace stn::STN_SET

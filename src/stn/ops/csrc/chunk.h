@@ -1,11 +1,15 @@
+// A chunk of output pixels, numbered row by row: where each is read, and how.
 #pragma once
-// A chunk of output pixels
+#include "simd.h"
 
-// Always inline: GCC takes a function that does nothing else for one without effect and drops the calls.
-#define STN_INLINE inline __attribute__((always_inline))
-STN_INLINE void prefetch(const void* from, i64 bytes) {
-    __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(from) + uintptr_t(bytes)));
-}
+namespace stn::STN_SET {
+namespace {
+
+constexpr int CHUNK = 128;       // pixels; scratch for a chunk stays in the first cache
+constexpr int SLACK = 64;        // vector loops may write this far past the end of a chunk
+constexpr double FAR = 1 << 30;  // positions beyond are all the same far outside
+
+template <class R> using Row = R[CHUNK + SLACK];
 
 template <class R>
 struct Chunk {
@@ -70,17 +74,13 @@ inline void for_segments(const Problem& p, i64 first, int count, int longest, F 
     }
 }
 
-// Columns and rows, counted from the row of a chunk's first pixel, of images so narrow that a chunk has several rows.
-template <class R>
-struct Lattice {
-    static constexpr int WIDEST = SEGMENT;
-    R column[WIDEST + CHUNK + SLACK], row[WIDEST + CHUNK + SLACK];
 
-    void fill(i64 width) {
-        int c = 0, r = 0;
-        for (int k = 0; k < int(width) + CHUNK + LANES; k++) {
-            column[k] = R(c), row[k] = R(r);
-            if (++c == width) c = 0, r++;
-        }
-    }
-};
+template <class R, int D>
+inline bool is_finite(const Chunk<R>& c, int k) {
+    R total = c.t[0][k];
+    for (int a = 1; a < D; a++) total += c.t[a][k];
+    return total == total;
+}
+
+}  // namespace
+}  // namespace stn::STN_SET

@@ -1,21 +1,28 @@
+// Classes of pixels: all taps inside the image, none, or some. `from` and `to` bound the slowest axis: a gradient's owner
+// only looks after its own part of the image.
 #pragma once
-// Classes. `from` and `to` bound the slowest axis: a gradient's owner only looks after its own part of the image.
+#include "chunk.h"
+#include "interpolation.h"
+
+namespace stn::STN_SET {
+namespace {
+
 template <class R, int D, int MODE>
-void classify(const Problem& p, Chunk<R>& c, bool contiguous, i64 from, i64 to) {
+STN_SHARED void classify(const Problem& p, Chunk<R>& c, bool contiguous, i64 from, i64 to) {
     constexpr int K = Kernel<MODE>::K, before = Kernel<MODE>::before;
     int low[D];
-    unsigned range[D], near[D];  // places of the integer part: all taps inside, some tap inside
+    unsigned range[D], near[D];  // how many integer parts there are with all taps inside, with some
     bool any = contiguous;
     for (int a = 0; a < D; a++) {
         i64 begin = a == D - 1 ? from : 0, end = a == D - 1 ? to : p.in[a];
-        i64 places = end - begin - K + 1;
+        i64 fit = end - begin - K + 1;
         low[a] = int(begin) + before;
-        range[a] = places > 0 ? unsigned(places) : 0;
+        range[a] = fit > 0 ? unsigned(fit) : 0;
         near[a] = unsigned(end - begin + K - 1);
-        any &= places > 0;
+        any &= fit > 0;
     }
     int n = c.count, padded = (n + LANES - 1) / LANES * LANES;
-    const int *__restrict x = c.i[0], *__restrict y = c.i[D > 1 ? 1 : 0], *__restrict z = c.i[D - 1];
+    const int *__restrict x = c.i[0], *__restrict y = c.i[1], *__restrict z = c.i[D - 1];
     uint8_t *__restrict inside = c.inside, *__restrict nothing = c.nothing;
     c.inside_count = c.nothing_count = c.rest = 0;
     if (any) {
@@ -26,14 +33,14 @@ void classify(const Problem& p, Chunk<R>& c, bool contiguous, i64 from, i64 to) 
         int found = 0;
         for (int k = 0; k < n; k++) {
             bool in = unsigned(x[k] - low[0]) < range[0];
-            if (D > 1) in &= unsigned(y[k] - low[D > 1 ? 1 : 0]) < range[D > 1 ? 1 : 0];
+            in &= unsigned(y[k] - low[1]) < range[1];
             if (D > 2) in &= unsigned(z[k] - low[D - 1]) < range[D - 1];
             inside[k] = in;
             found += in;
         }
         for (int k = 0; k < n; k++) {
             i64 at = base + x[k] * sx;
-            if (D > 1) at += y[k] * sy;
+            at += y[k] * sy;
             if (D > 2) at += z[k] * sz;
             offset[k] = inside[k] ? at : 0;
         }
@@ -49,10 +56,10 @@ void classify(const Problem& p, Chunk<R>& c, bool contiguous, i64 from, i64 to) 
         int found = 0;
         for (int k = 0; k < n; k++) {
             bool some = unsigned(x[k] - low[0] + (K - 1)) < near[0];
-            if (D > 1) some &= unsigned(y[k] - low[D > 1 ? 1 : 0] + (K - 1)) < near[D > 1 ? 1 : 0];
+            some &= unsigned(y[k] - low[1] + (K - 1)) < near[1];
             if (D > 2) some &= unsigned(z[k] - low[D - 1] + (K - 1)) < near[D - 1];
             R total = c.t[0][k];
-            if (D > 1) total += c.t[D > 1 ? 1 : 0][k];
+            total += c.t[1][k];
             if (D > 2) total += c.t[D - 1][k];
             bool counts = some | !(unowned | (total == total));
             nothing[k] = !counts;
@@ -79,3 +86,6 @@ void classify(const Problem& p, Chunk<R>& c, bool contiguous, i64 from, i64 to) 
             if (!inside[q] && !nothing[q]) c.others[c.rest++] = uint8_t(q);
     }
 }
+
+}  // namespace
+}  // namespace stn::STN_SET

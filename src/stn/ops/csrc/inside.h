@@ -1,53 +1,11 @@
+// Pixels whose taps all lie inside the image, rows contiguous: loops without bounds tests, specialized where it pays.
 #pragma once
-// Pixels inside, rows contiguous: loops without bounds tests, specialized where it pays.
+#include "chunk.h"
+#include "interpolation.h"
+#include "pixels.h"
 
-// As a sum of weighted pixels: a + t * (b - a) would turn infinite pixels into NaN.
-template <class V>
-inline V mix(V a, V b, V s, V t) { return s * a + t * b; }
-
-#if defined(__clang__) || __GNUC__ >= 12
-#define STN_SHUFFLES 1
-#endif
-
-// float, linear: (x, x + 1) is one load of 64 bits; rows are blended before the pairs are taken apart.
-#if STN_SHUFFLES
-typedef double double2 __attribute__((vector_size(16)));
-typedef double double4 __attribute__((vector_size(32)));
-inline double2 two(const float* p, const i64* o) { return double2{load<double>(p + o[0]), load<double>(p + o[1])}; }
-#if defined(__AVX512F__)
-inline vfloat pairs(const float* p, const i64* o) {
-    double2 a = two(p, o), b = two(p, o + 2), c = two(p, o + 4), d = two(p, o + 6);
-    double4 low = __builtin_shufflevector(a, b, 0, 1, 2, 3), high = __builtin_shufflevector(c, d, 0, 1, 2, 3);
-    return vfloat(__builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7));
-}
-inline vfloat evens(vfloat a, vfloat b) { return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30); }
-inline vfloat odds(vfloat a, vfloat b) { return __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31); }
-inline vfloat twice_low(vfloat a) { return __builtin_shufflevector(a, a, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7); }
-inline vfloat twice_high(vfloat a) { return __builtin_shufflevector(a, a, 8, 8, 9, 9, 10, 10, 11, 11, 12, 12, 13, 13, 14, 14, 15, 15); }
-#elif defined(__AVX__)
-inline vfloat pairs(const float* p, const i64* o) {
-    vdouble v = {load<double>(p + o[0]), load<double>(p + o[1]), load<double>(p + o[2]), load<double>(p + o[3])};
-    return vfloat(v);
-}
-// Within halves of 128 bits, which one instruction does; `twice` and the offsets follow the same order.
-inline vfloat evens(vfloat a, vfloat b) { return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14); }
-inline vfloat odds(vfloat a, vfloat b) { return __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15); }
-inline vfloat twice_low(vfloat a) { return __builtin_shufflevector(a, a, 0, 0, 1, 1, 2, 2, 3, 3); }
-inline vfloat twice_high(vfloat a) { return __builtin_shufflevector(a, a, 4, 4, 5, 5, 6, 6, 7, 7); }
-#else
-inline vfloat pairs(const float* p, const i64* o) {
-    vdouble v = {load<double>(p + o[0]), load<double>(p + o[1])};
-    return vfloat(v);
-}
-inline vfloat evens(vfloat a, vfloat b) { return __builtin_shufflevector(a, b, 0, 2, 4, 6); }
-inline vfloat odds(vfloat a, vfloat b) { return __builtin_shufflevector(a, b, 1, 3, 5, 7); }
-inline vfloat twice_low(vfloat a) { return __builtin_shufflevector(a, a, 0, 0, 1, 1); }
-inline vfloat twice_high(vfloat a) { return __builtin_shufflevector(a, a, 2, 2, 3, 3); }
-#endif
-#endif
-
-// Keeps the offsets in memory: hoisted out of a loop over channels there are more of them than registers.
-#define STN_REREAD(pointer) asm("" : "+r"(pointer))
+namespace stn::STN_SET {
+namespace {
 
 inline bool none(const uint8_t* inside, int n) {
     bool some = false;
@@ -59,7 +17,7 @@ inline bool none(const uint8_t* inside, int n) {
 template <int D, int MODE>
 struct Rows {
     static constexpr int K = Kernel<MODE>::K;
-    static constexpr int N = D == 1 ? 1 : D == 2 ? K : K * K;
+    static constexpr int N = D == 2 ? K : K * K;
     i64 at[N];
     explicit Rows(const Problem& p) {
         for (int r = 0; r < N; r++) at[r] = (r % K) * p.image_stride[1] + (D > 2 ? r / K * p.image_stride[2] : 0);
@@ -70,18 +28,15 @@ struct Rows {
 template <class T, class R, int D, int MODE>
 struct Inside {
     static constexpr int K = Kernel<MODE>::K, NR = Rows<D, MODE>::N;
-    typedef R vec __attribute__((vector_size(4 * sizeof(R))));
-
-    static inline void weights(const Chunk<R>& c, int a, int k, R* w, R* dw) { axis_weights<MODE>(c.t[a][k], w, dw); }
 
     static void forward(const Problem& p, const Chunk<R>& c, const T* image, int channels, R* values, i64 apart) {
         Rows<D, MODE> rows(p);
         for (int k = 0; k < c.count; k++) {
             if (!c.inside[k]) continue;
             R w[3][K], dw[3][K];
-            for (int a = 0; a < D; a++) weights(c, a, k, w[a], dw[a]);
+            for (int a = 0; a < D; a++) axis_weights<MODE>(c.t[a][k], w[a], dw[a]);
             R row_weight[NR];
-            for (int r = 0; r < NR; r++) row_weight[r] = (D > 1 ? w[D > 1 ? 1 : 0][r % K] : 1) * (D > 2 ? w[D - 1][r / K] : 1);
+            for (int r = 0; r < NR; r++) row_weight[r] = w[1][r % K] * (D > 2 ? w[D - 1][r / K] : 1);
             for (int ch = 0; ch < channels; ch++) {
                 const T* from = image + ch * p.image_channel + c.offset[k];
                 R sum[K] = {};
@@ -95,12 +50,12 @@ struct Inside {
     }
 
     // grad[a][k] = d/d position of the sum over channels of g * value
-    static void slopes(const Problem& p, const Chunk<R>& c, const T* image, int channels, const R* g, i64 apart, R (*grad)[CHUNK + SLACK], bool more) {
+    static void slopes(const Problem& p, const Chunk<R>& c, const T* image, int channels, const R* g, i64 apart, Row<R>* grad, bool more) {
         Rows<D, MODE> rows(p);
         for (int k = 0; k < c.count; k++) {
             if (!c.inside[k]) continue;
             R w[3][K], dw[3][K];
-            for (int a = 0; a < D; a++) weights(c, a, k, w[a], dw[a]);
+            for (int a = 0; a < D; a++) axis_weights<MODE>(c.t[a][k], w[a], dw[a]);
             R dot[NR][K] = {};
             for (int ch = 0; ch < channels; ch++) {
                 const T* from = image + ch * p.image_channel + c.offset[k];
@@ -113,8 +68,7 @@ struct Inside {
                 for (int r = 0; r < NR; r++) {
                     R row = 0;
                     for (int e = 0; e < K; e++) row += dot[r][e] * (a == 0 ? dw[0][e] : w[0][e]);
-                    R factor = 1;
-                    if (D > 1) factor *= a == 1 ? dw[D > 1 ? 1 : 0][r % K] : w[D > 1 ? 1 : 0][r % K];
+                    R factor = a == 1 ? dw[1][r % K] : w[1][r % K];
                     if (D > 2) factor *= a == 2 ? dw[D - 1][r / K] : w[D - 1][r / K];
                     total += factor * row;
                 }
@@ -124,12 +78,11 @@ struct Inside {
     }
 };
 
-#if STN_SHUFFLES
 // The derivative by each axis of the value between corners.
 template <int D>
 inline void linear_slopes(const Chunk<float>& c, int k, const vfloat* left, const vfloat* right, vfloat* total) {
     constexpr int NR = 1 << (D - 1);
-    vfloat x = load<vfloat>(c.t[0] + k), y = load<vfloat>(c.t[D > 1 ? 1 : 0] + k), z = load<vfloat>(c.t[D - 1] + k);
+    vfloat x = load<vfloat>(c.t[0] + k), y = load<vfloat>(c.t[1] + k), z = load<vfloat>(c.t[D - 1] + k);
     vfloat x_ = 1 - x, y_ = 1 - y, z_ = 1 - z;
     if (D == 2) {
         total[0] = mix(right[0] - left[0], right[1] - left[1], y_, y);
@@ -156,15 +109,7 @@ struct Pairs {
 };
 template <>
 inline Pairs<bf16>::Pairs(const bf16* p, const i64* o) {
-#define STN_PAIR(q) load<int>(p + o[q])
-#if defined(__AVX512F__)
-    vint both = {STN_PAIR(0), STN_PAIR(1), STN_PAIR(2), STN_PAIR(3), STN_PAIR(4), STN_PAIR(5), STN_PAIR(6), STN_PAIR(7), STN_PAIR(8), STN_PAIR(9), STN_PAIR(10), STN_PAIR(11), STN_PAIR(12), STN_PAIR(13), STN_PAIR(14), STN_PAIR(15)};
-#elif defined(__AVX__)
-    vint both = {STN_PAIR(0), STN_PAIR(1), STN_PAIR(2), STN_PAIR(3), STN_PAIR(4), STN_PAIR(5), STN_PAIR(6), STN_PAIR(7)};
-#else
-    vint both = {STN_PAIR(0), STN_PAIR(1), STN_PAIR(2), STN_PAIR(3)};
-#endif
-#undef STN_PAIR
+    vint both = words(p, o, Lanes());
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
     left = vfloat(both << 16), right = vfloat(both & int(0xffff0000));
 #else
@@ -173,14 +118,14 @@ inline Pairs<bf16>::Pairs(const bf16* p, const i64* o) {
 }
 
 template <class T, int D>
-struct InsideHalf {
+struct InsidePairs {
     static constexpr int NR = Rows<D, LINEAR>::N;
 
     static void forward(const Problem& p, const Chunk<float>& c, const T* image, int channels, float* values, i64 apart) {
         Rows<D, LINEAR> rows(p);
         for (int k = 0; k < c.count; k += LANES) {
             if (c.inside_count != c.count && none(c.inside + k, LANES)) continue;
-            vfloat x = load<vfloat>(c.t[0] + k), y = load<vfloat>(c.t[D > 1 ? 1 : 0] + k), z = load<vfloat>(c.t[D - 1] + k);
+            vfloat x = load<vfloat>(c.t[0] + k), y = load<vfloat>(c.t[1] + k), z = load<vfloat>(c.t[D - 1] + k);
             vfloat x_ = 1 - x, y_ = 1 - y, z_ = 1 - z;
             for (int ch = 0; ch < channels; ch++) {
                 const T* from = image + ch * p.image_channel;
@@ -199,7 +144,7 @@ struct InsideHalf {
         }
     }
 
-    static void slopes(const Problem& p, const Chunk<float>& c, const T* image, int channels, const float* g, i64 apart, float (*grad)[CHUNK + SLACK], bool more) {
+    static void slopes(const Problem& p, const Chunk<float>& c, const T* image, int channels, const float* g, i64 apart, Row<float>* grad, bool more) {
         Rows<D, LINEAR> rows(p);
         for (int k = 0; k < c.count; k += LANES) {
             if (c.inside_count != c.count && none(c.inside + k, LANES)) continue;
@@ -221,7 +166,7 @@ struct InsideHalf {
         }
     }
 };
-template <int D> struct Inside<bf16, float, D, LINEAR> : InsideHalf<bf16, D> {};
+template <int D> struct Inside<bf16, float, D, LINEAR> : InsidePairs<bf16, D> {};
 
 template <int D>
 struct Inside<float, float, D, LINEAR> {
@@ -231,7 +176,7 @@ struct Inside<float, float, D, LINEAR> {
         Rows<D, LINEAR> rows(p);
         for (int k = 0; k < c.count; k += LANES) {
             if (c.inside_count != c.count && none(c.inside + k, LANES)) continue;
-            vfloat x = load<vfloat>(c.t[0] + k), y = load<vfloat>(c.t[D > 1 ? 1 : 0] + k), z = load<vfloat>(c.t[D - 1] + k);
+            vfloat x = load<vfloat>(c.t[0] + k), y = load<vfloat>(c.t[1] + k), z = load<vfloat>(c.t[D - 1] + k);
             vfloat y0 = twice_low(y), y1 = twice_high(y), z0 = twice_low(z), z1 = twice_high(z);
             vfloat x_ = 1 - x, y0_ = 1 - y0, y1_ = 1 - y1, z0_ = 1 - z0, z1_ = 1 - z1;
             for (int ch = 0; ch < channels; ch++) {
@@ -251,7 +196,7 @@ struct Inside<float, float, D, LINEAR> {
         }
     }
 
-    static void slopes(const Problem& p, const Chunk<float>& c, const float* image, int channels, const float* g, i64 apart, float (*grad)[CHUNK + SLACK], bool more) {
+    static void slopes(const Problem& p, const Chunk<float>& c, const float* image, int channels, const float* g, i64 apart, Row<float>* grad, bool more) {
         Rows<D, LINEAR> rows(p);
         for (int k = 0; k < c.count; k += LANES) {
             if (c.inside_count != c.count && none(c.inside + k, LANES)) continue;
@@ -274,7 +219,6 @@ struct Inside<float, float, D, LINEAR> {
         }
     }
 };
-#endif
 
 // float and double, cubic: four pixels of a row are one vector.
 template <class R, int D>
@@ -314,7 +258,7 @@ struct InsideCubic {
         }
     }
 
-    static void slopes(const Problem& p, const Chunk<R>& c, const R* image, int channels, const R* g, i64 apart, R (*grad)[CHUNK + SLACK], bool more) {
+    static void slopes(const Problem& p, const Chunk<R>& c, const R* image, int channels, const R* g, i64 apart, Row<R>* grad, bool more) {
         Rows<D, CUBIC> rows(p);
         for (int k = 0; k < c.count; k++) {
             if (!c.inside[k]) continue;
@@ -339,3 +283,6 @@ struct InsideCubic {
 };
 template <int D> struct Inside<float, float, D, CUBIC> : InsideCubic<float, D> {};
 template <int D> struct Inside<double, double, D, CUBIC> : InsideCubic<double, D> {};
+
+}  // namespace
+}  // namespace stn::STN_SET

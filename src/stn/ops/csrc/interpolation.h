@@ -1,5 +1,9 @@
+// Interpolation kernels: the K taps of an axis begin `before` pixels to the left of the integer part.
 #pragma once
-// Kernels: the K taps of an axis begin `before` pixels to the left of the integer part.
+#include "simd.h"
+
+namespace stn::STN_SET {
+namespace {
 
 template <int MODE> struct Kernel;
 template <> struct Kernel<NEAREST> { static constexpr int K = 1, before = 0; };
@@ -27,17 +31,5 @@ inline void axis_weights(R t, R* w, R* dw) {
     }
 }
 
-// The pixel that stands for an integer position, or -1 for the background.
-inline i64 pad(i64 k, i64 n, int padding, bool align_corners) {
-    if (k >= 0 && k < n) return k;
-    if (padding == ZEROS || padding == CONSTANT) return -1;
-    if (padding == BORDER) return k < 0 ? 0 : n - 1;
-    if (padding == CIRCULAR) return (k % n + n) % n;
-    i64 period = align_corners ? (n > 1 ? 2 * (n - 1) : 1) : 2 * n;
-    i64 m = (k % period + period) % period;
-    if (align_corners) {
-        m = m < period - m ? m : period - m;
-        return m < n - 1 ? m : n - 1;
-    }
-    return m < n ? m : period - 1 - m;
-}
+}  // namespace
+}  // namespace stn::STN_SET

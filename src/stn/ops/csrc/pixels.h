@@ -1,5 +1,9 @@
+// Pixel types: `get` reads a number of the working type, `put` rounds to even.
 #pragma once
-// Pixel types
+#include "simd.h"
+
+namespace stn::STN_SET {
+namespace {
 
 typedef float f32;
 typedef double f64;
@@ -46,5 +50,8 @@ inline void put(f16& to, float v) {
     to.bits = uint16_t(half | sign);
 }
 
-template <class T> struct Working { typedef float type; };
-template <> struct Working<double> { typedef double type; };
+// Of coordinates, weights and sums.
+template <class T> using Working = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+}  // namespace
+}  // namespace stn::STN_SET

@@ -1,5 +1,27 @@
-#pragma once
 // Where pixels are read: positions of image `b` in pixels, from any kind of coordinates, and the gradient's way back.
+#pragma once
+#include "products.h"
+
+namespace stn::STN_SET {
+namespace {
+
+constexpr int SEGMENT = 64;  // pixels between two float64 positions
+
+// Columns and rows, counted from the row of a chunk's first pixel, of images so narrow that a chunk has several rows.
+template <class R>
+struct Lattice {
+    static constexpr int WIDEST = SEGMENT;
+    R column[WIDEST + CHUNK + SLACK], row[WIDEST + CHUNK + SLACK];
+
+    void fill(i64 width) {
+        int c = 0, r = 0;
+        for (int k = 0; k < int(width) + CHUNK + LANES; k++) {
+            column[k] = R(c), row[k] = R(r);
+            if (++c == width) c = 0, r++;
+        }
+    }
+};
+
 template <class R, int D>
 struct Positions {
     const Problem& p;
@@ -20,8 +42,8 @@ struct Positions {
             first[a] = (1 - m) / span;
             step[a] = 2 / span;
         }
-        const R* matrix = static_cast<const R*>(p.coords_data);
-        if (p.coords == AFFINE) {
+        const R* matrix = static_cast<const R*>(p.coordinates);
+        if (p.kind == AFFINE) {
             matrix += b * D * (D + 1);
             for (int a = 0; a < D; a++) {
                 const R* row = matrix + a * (D + 1);
@@ -30,7 +52,7 @@ struct Positions {
                 origin[a] = total * scale[a] + centre[a];
                 for (int c = 0; c < D; c++) along[a][c] = double(row[c]) * (step[c] * scale[a]);
             }
-        } else if (p.coords == PROJECTIVE) {
+        } else if (p.kind == PROJECTIVE) {
             matrix += b * (D + 1) * (D + 1);
             R largest = 0;
             for (int a = 0; a <= D; a++) {
@@ -50,7 +72,7 @@ struct Positions {
 
     double at(int a, i64 j, i64 r, i64 s) const {
         double v = origin[a] + along[a][0] * double(j);
-        if (D > 1) v += along[a][1] * double(r);
+        v += along[a][1] * double(r);
         if (D > 2) v += along[a][2] * double(s);
         return v;
     }
@@ -58,7 +80,7 @@ struct Positions {
     i64 ahead() const {
         constexpr double ROWS = 6;
         double at[3] = {0, ROWS * double(p.in[1]) / double(p.out[1]), 0};
-        if (p.coords == AFFINE && D > 1)
+        if (p.kind == AFFINE)
             for (int a = 0; a < D; a++) at[a] = fabs(along[a][1]) < 1e4 ? ROWS * along[a][1] : 0;
         i64 total = 0;
         for (int a = 0; a < D; a++) total += i64(at[a]) * p.image_stride[a];
@@ -67,13 +89,13 @@ struct Positions {
 
     bool sparse() const {
         double area = double(p.in[0]) * double(p.in[1]) / (double(p.out[0]) * double(p.out[1]));
-        if (p.coords == AFFINE && D == 2) area = fabs(along[0][0] * along[1][1] - along[0][1] * along[1][0]);
+        if (p.kind == AFFINE && D == 2) area = fabs(along[0][0] * along[1][1] - along[0][1] * along[1][0]);
         return area > 2;
     }
 
     // Whether pixels of the chunk may read rows from `from` to `to` of the slowest axis; only ever wrong with yes.
     bool touches(const Chunk<R>& c, i64 from, i64 to) const {
-        if (p.coords != AFFINE) return true;
+        if (p.kind != AFFINE) return true;
         bool background = p.padding == ZEROS || p.padding == CONSTANT;
         double least = background ? -HUGE_VAL : 3, most = background ? HUGE_VAL : double(p.in[D - 1]) - 4;
         bool any = false;
@@ -106,10 +128,10 @@ struct Positions {
         from = some ? i64(begin) : 0, to = some ? i64(end) : 0;
     }
 
-    void fill(Chunk<R>& c) const {
+    STN_SHARED void fill(Chunk<R>& c) const {
         c.ahead = ahead();
         c.sparse = sparse();
-        switch (p.coords) {
+        switch (p.kind) {
             case AFFINE: affine(c); break;
             case PROJECTIVE: projective(c); break;
             case BASIS: basis(c); break;
@@ -124,7 +146,8 @@ struct Positions {
     }
 
     void affine(Chunk<R>& c) const {
-        if (lattice && affine_narrow(c)) return;
+        if constexpr (D == 2)
+            if (lattice && affine_narrow(c)) return;
         for_segments(p, c.first, c.count, SEGMENT, [&](int k, int n, i64 j, i64 r, i64 s) {
             for (int a = 0; a < D; a++) {
                 double base = at(a, j, r, s), by = along[a][0];
@@ -216,7 +239,7 @@ struct Positions {
     }
 
     void grid(Chunk<R>& c) const {
-        const R* data = static_cast<const R*>(p.coords_data) + b * p.grid_batch;
+        const R* data = static_cast<const R*>(p.coordinates) + b * p.grid_batch;
         for_segments(p, c.first, c.count, CHUNK, [&](int k, int n, i64 j, i64 r, i64 s) {
             const R* row = data + j * p.grid_stride[0] + r * p.grid_stride[1] + s * p.grid_stride[2];
             i64 by = p.grid_stride[0];
@@ -234,19 +257,21 @@ struct Positions {
     }
 
     // Sums that a task adds up: for each row of the matrix those of its entries, or one for each coefficient.
-    i64 sums() const { return p.coords == AFFINE ? D * (D + 1) : p.coords == PROJECTIVE ? (D + 1) * (D + 1) : p.coords == BASIS ? p.basis_size * D : 0; }
+    i64 sums() const {
+        return p.kind == AFFINE ? D * (D + 1) : p.kind == PROJECTIVE ? (D + 1) * (D + 1) : p.kind == BASIS ? p.basis_size * D : 0;
+    }
 
     // Adds the gradient of a chunk's positions (in pixels) to the sums; a grid's is written where it belongs.
-    void reduce(const Chunk<R>& c, R (*grad)[CHUNK + SLACK], double* total, bool more = false) const {
-        if (p.coords == GRID) {
-            R* to = static_cast<R*>(p.grad_coords) + (b * p.out[0] * p.out[1] * p.out[2] + c.first) * D;
+    STN_SHARED void reduce(const Chunk<R>& c, Row<R>* grad, double* total, bool more = false) const {
+        if (p.kind == GRID) {
+            R* to = static_cast<R*>(p.grad_coordinates) + (b * p.out[0] * p.out[1] * p.out[2] + c.first) * D;
             for (int a = 0; a < D; a++) {
                 R size = R(scale[a]);
                 for (int k = 0; k < c.count; k++) to[k * D + a] = (more ? to[k * D + a] : 0) + grad[a][k] * size;
             }
             return;
         }
-        if (p.coords == BASIS) {
+        if (p.kind == BASIS) {
             alignas(64) typename Products<D>::Team mine;
             auto& wide = team ? *team : mine;
             for (int a = 0; a < D; a++)
@@ -256,7 +281,7 @@ struct Positions {
         }
         int rows = D;
         alignas(64) R last[CHUNK + SLACK];
-        if (p.coords == PROJECTIVE) {  // of the numerators and the denominator
+        if (p.kind == PROJECTIVE) {  // of the numerators and the denominator
             rows = D + 1;
             for (int k = 0; k < c.count; k++) last[k] = 0;
             for (int a = 0; a < D; a++) {
@@ -291,7 +316,7 @@ struct Positions {
             return;
         }
         for_segments(p, c.first, c.count, CHUNK, [&](int k, int n, i64 j, i64 r, i64 s) {
-            double left = first[0] + step[0] * double(j), y = D > 1 ? first[1] + step[1] * double(r) : 0, z = D > 2 ? first[2] + step[2] * double(s) : 0;
+            double left = first[0] + step[0] * double(j), y = first[1] + step[1] * double(r), z = D > 2 ? first[2] + step[2] * double(s) : 0;
             for (int a = 0; a < rows; a++) {
                 const R* __restrict g = (a < D ? grad[a] : last) + k;
                 R plain = 0, x = 0;
@@ -303,7 +328,7 @@ struct Positions {
                 double sum = double(plain);
                 double* to = total + a * (D + 1);
                 to[0] += left * sum + step[0] * double(x);
-                if (D > 1) to[1] += y * sum;
+                to[1] += y * sum;
                 if (D > 2) to[2] += z * sum;
                 to[D] += sum;
             }
@@ -312,12 +337,15 @@ struct Positions {
 
     void finish(const double* total) const {
         i64 n = sums();
-        if (p.coords == BASIS) {
-            double* to = static_cast<double*>(p.grad_coords) + b * n;
+        if (p.kind == BASIS) {
+            double* to = static_cast<double*>(p.grad_coordinates) + b * n;
             for (i64 e = 0; e < n; e++) to[e] = total[e];
             return;
         }
-        R* to = static_cast<R*>(p.grad_coords) + b * n;
-        for (i64 e = 0; e < n; e++) to[e] = R(total[e] * (p.coords == AFFINE ? scale[e / (D + 1)] : 1));
+        R* to = static_cast<R*>(p.grad_coordinates) + b * n;
+        for (i64 e = 0; e < n; e++) to[e] = R(total[e] * (p.kind == AFFINE ? scale[e / (D + 1)] : 1));
     }
 };
+
+}  // namespace
+}  // namespace stn::STN_SET

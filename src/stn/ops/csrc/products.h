@@ -1,5 +1,10 @@
+// Coordinates from a basis: products with the coefficients of TEAM images at the same time, for the basis is what takes
+// time to read.
 #pragma once
-// BASIS: a product with the coefficients of TEAM images at the same time, for the basis is what takes time to read.
+#include "chunk.h"
+
+namespace stn::STN_SET {
+namespace {
 
 template <int D>
 struct Products {
@@ -10,7 +15,7 @@ struct Products {
     // Normalized positions of `count` pixels from `first` on, of images b, b + 1, ..., one team.
     template <int TEAM>
     static void positions(const Problem& p, i64 b, i64 first, int count, Team* at) {
-        const double* coefficients = static_cast<const double*>(p.coords_data) + b * p.basis_size * D;
+        const double* coefficients = static_cast<const double*>(p.coordinates) + b * p.basis_size * D;
         i64 image = p.basis_size * D;
         constexpr int U = vectors(TEAM);
         int k = 0;
@@ -76,3 +81,6 @@ struct Products {
                 }
     }
 };
+
+}  // namespace
+}  // namespace stn::STN_SET
