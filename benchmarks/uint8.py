@@ -35,6 +35,8 @@ CHANNELS = (1, 3, 4)
 
 def warp(image: Tensor, coordinates: Tensor, kind: str, mode: str) -> Tensor:
     """(1, C, H, W) of uint8 to the same size in the same layout, zeros beyond: the native backend, straight."""
+    if mode == "bicubic":
+        image = image.contiguous()  # as the library does: plane by plane is faster, copy and all
     native, out = cpu._native, torch.empty_like(image)
     options = (native.FORWARD, native.MODES[mode], native.PADDINGS["zeros"], native.COORDINATES[kind], False)
     native.run(*options, torch.get_num_threads(), image, coordinates, None, None, out, out)

@@ -78,6 +78,20 @@ struct Inside {
     }
 };
 
+// Nearest: a copy. Pixels elsewhere have the offset 0 and are written again.
+template <class T, class R, int D>
+struct Inside<T, R, D, NEAREST> {
+    static void forward(const Problem& p, const Chunk<R>& c, const T* image, int channels, R* values, i64 apart) {
+        for (int ch = 0; ch < channels; ch++) {
+            const T* from = image + ch * p.image_channel;
+            for (int k = 0; k < c.count; k += LANES) {
+                c.prefetch_later(from, c.offset + k);
+                for (int q = k; q < k + LANES; q++) values[ch * apart + q] = get(from[c.offset[q]]);
+            }
+        }
+    }
+};
+
 // The derivative by each axis of the value between corners.
 template <int D>
 inline void linear_slopes(const Chunk<float>& c, int k, const vfloat* left, const vfloat* right, vfloat* total) {
@@ -101,11 +115,7 @@ inline void linear_slopes(const Chunk<float>& c, int k, const vfloat* left, cons
 template <class T>
 struct Pairs {
     vfloat left, right;
-    inline Pairs(const T* p, const i64* o) {
-        T a[LANES], b[LANES];
-        for (int q = 0; q < LANES; q++) a[q] = p[o[q]], b[q] = p[o[q] + 1];
-        for (int q = 0; q < LANES; q++) left[q] = get(a[q]), right[q] = get(b[q]);
-    }
+    inline Pairs(const T* p, const i64* o);
 };
 template <>
 inline Pairs<bf16>::Pairs(const bf16* p, const i64* o) {
@@ -114,6 +124,16 @@ inline Pairs<bf16>::Pairs(const bf16* p, const i64* o) {
     left = vfloat(both << 16), right = vfloat(both & int(0xffff0000));
 #else
     right = vfloat(both << 16), left = vfloat(both & int(0xffff0000));
+#endif
+}
+
+template <>
+inline Pairs<u8>::Pairs(const u8* p, const i64* o) {
+    vint both = halves(p, o, Lanes());
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+    left = floats(both & 255), right = floats(both >> 8);
+#else
+    right = floats(both & 255), left = floats(both >> 8);
 #endif
 }
 
@@ -167,6 +187,7 @@ struct InsidePairs {
     }
 };
 template <int D> struct Inside<bf16, float, D, LINEAR> : InsidePairs<bf16, D> {};
+template <int D> struct Inside<u8, float, D, LINEAR> : InsidePairs<u8, D> {};
 
 template <int D>
 struct Inside<float, float, D, LINEAR> {
@@ -220,8 +241,8 @@ struct Inside<float, float, D, LINEAR> {
     }
 };
 
-// float and double, cubic: four pixels of a row are one vector.
-template <class R, int D>
+// float, double and uint8, cubic: four pixels of a row are one vector.
+template <class T, class R, int D>
 struct InsideCubic {
     static constexpr int NR = Rows<D, CUBIC>::N;
     typedef R vec __attribute__((vector_size(4 * sizeof(R))));
@@ -233,23 +254,33 @@ struct InsideCubic {
         w = ((c3 * t + c2) * t + c1) * t + c0;
         dw = (3 * c3 * t + 2 * c2) * t + c1;
     }
+    static inline vec four(const T* p) {
+        if constexpr (std::is_same_v<T, u8>) {
+            typedef int ints __attribute__((vector_size(16)));  // GCC takes vectors of four bytes apart
+            const ints shifts = __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ ? ints{0, 8, 16, 24} : ints{24, 16, 8, 0};
+            int all = load<int>(p);
+            return __builtin_convertvector(ints{all, all, all, all} >> shifts & 255, vec);
+        } else {
+            return load<vec>(p);
+        }
+    }
     static inline R sum(vec v) { return (v[0] + v[2]) + (v[1] + v[3]); }
 
-    static void forward(const Problem& p, const Chunk<R>& c, const R* image, int channels, R* values, i64 apart) {
+    static void forward(const Problem& p, const Chunk<R>& c, const T* image, int channels, R* values, i64 apart) {
         Rows<D, CUBIC> rows(p);
         for (int k = 0; k < c.count; k++) {
             if (!c.inside[k]) continue;
             vec w[3], dw;
             for (int a = 0; a < D; a++) weights(c.t[a][k], w[a], dw);
             for (int ch = 0; ch < channels; ch++) {
-                const R* from = image + ch * p.image_channel + c.offset[k];
+                const T* from = image + ch * p.image_channel + c.offset[k];
                 vec total = {};
                 if (D == 2) {
-                    for (int r = 0; r < 4; r++) total += w[1][r] * load<vec>(from + rows.at[r]);
+                    for (int r = 0; r < 4; r++) total += w[1][r] * four(from + rows.at[r]);
                 } else {
                     for (int s = 0; s < 4; s++) {
                         vec plane = {};
-                        for (int r = 0; r < 4; r++) plane += w[1][r] * load<vec>(from + rows.at[(s * 4 + r) % NR]);
+                        for (int r = 0; r < 4; r++) plane += w[1][r] * four(from + rows.at[(s * 4 + r) % NR]);
                         total += w[D - 1][s] * plane;
                     }
                 }
@@ -258,15 +289,15 @@ struct InsideCubic {
         }
     }
 
-    static void slopes(const Problem& p, const Chunk<R>& c, const R* image, int channels, const R* g, i64 apart, Row<R>* grad, bool more) {
+    static void slopes(const Problem& p, const Chunk<R>& c, const T* image, int channels, const R* g, i64 apart, Row<R>* grad, bool more) {
         Rows<D, CUBIC> rows(p);
         for (int k = 0; k < c.count; k++) {
             if (!c.inside[k]) continue;
             vec w[3], dw[3], dot[NR] = {};
             for (int a = 0; a < D; a++) weights(c.t[a][k], w[a], dw[a]);
             for (int ch = 0; ch < channels; ch++) {
-                const R* from = image + ch * p.image_channel + c.offset[k];
-                for (int r = 0; r < NR; r++) dot[r] += g[ch * apart + k] * load<vec>(from + rows.at[r]);
+                const T* from = image + ch * p.image_channel + c.offset[k];
+                for (int r = 0; r < NR; r++) dot[r] += g[ch * apart + k] * four(from + rows.at[r]);
             }
             for (int a = 0; a < D; a++) {
                 vec wy = a == 1 ? dw[1] : w[1], wz = D > 2 ? (a == 2 ? dw[D - 1] : w[D - 1]) : w[0], total = {};
@@ -281,8 +312,9 @@ struct InsideCubic {
         }
     }
 };
-template <int D> struct Inside<float, float, D, CUBIC> : InsideCubic<float, D> {};
-template <int D> struct Inside<double, double, D, CUBIC> : InsideCubic<double, D> {};
+template <int D> struct Inside<float, float, D, CUBIC> : InsideCubic<float, float, D> {};
+template <int D> struct Inside<double, double, D, CUBIC> : InsideCubic<double, double, D> {};
+template <int D> struct Inside<u8, float, D, CUBIC> : InsideCubic<u8, float, D> {};
 
 }  // namespace
 }  // namespace stn::STN_SET

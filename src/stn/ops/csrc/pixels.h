@@ -31,9 +31,7 @@ inline void put(double& to, double v) { to = v; }
 inline void put(uint8_t& to, float v) {
     float r = v > 0 ? v : 0;  // NaN becomes 0
     r = r < 255 ? r : 255;
-    int q = int(r);
-    float rest = r - float(q);
-    to = uint8_t(q + (rest > 0.5f || (rest == 0.5f && (q & 1))));
+    to = uint8_t(as_bits(r + 0x1.8p23f));  // where the unit of the last bit is 1
 }
 inline void put(bf16& to, float v) {
     uint32_t bits = as_bits(v);

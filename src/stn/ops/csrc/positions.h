@@ -139,9 +139,9 @@ struct Positions {
         }
         if (p.mode == NEAREST)  // ties to even
             for (int a = 0; a < D; a++) {
-                int* i = c.i[a];
-                const R* t = c.t[a];
-                for (int k = 0, n = c.count; k < n; k++) i[k] += (t[k] > R(0.5)) | ((t[k] == R(0.5)) & i[k] & 1);
+                int* __restrict i = c.i[a];
+                const R* __restrict t = c.t[a];
+                for (int k = 0, n = c.count; k < n; k++) i[k] += i[k] & 1 ? t[k] >= R(0.5) : t[k] > R(0.5);
             }
     }
 

@@ -64,6 +64,12 @@ typedef std::make_integer_sequence<int, LANES> Lanes;
 template <class T, int... I>
 inline vint words(const T* p, const i64* o, Order<I...>) { return vint{load<int>(p + o[I])...}; }
 
+// The 16 bits at each of LANES offsets.
+template <class T, int... I>
+inline vint halves(const T* p, const i64* o, Order<I...>) { return vint{int(load<uint16_t>(p + o[I]))...}; }
+
+inline vfloat floats(vint v) { return __builtin_convertvector(v, vfloat); }
+
 // As a sum of weighted pixels: a + t * (b - a) would turn infinite pixels into NaN.
 template <class V>
 inline V mix(V a, V b, V s, V t) { return s * a + t * b; }

@@ -25,6 +25,8 @@
 // `grad_image`. The first road that fits runs; which one, must follow from shapes and layouts alone, for the order of
 // additions differs between them:
 //
+//   interleaved_bytes channels-last, uint8, 2 to 4      pixels are vectors, of which two loads read two neighbours with
+//                     channels (linear, 2D)              all their channels; forward alone
 //   packed_channels   16 channels or more, small image   the image is transposed into a padded copy whose pixels hold
 //                     (linear, 2D)                       their channels next to each other; vectors are channels
 //   padded_image      small image (2D)                   the image is copied with its padding around it: all pixels are
@@ -40,6 +42,7 @@
 // to Python, dispatch.cpp picks the instruction set, api.h is what they and this file share.
 #include "roads/channel_vectors.h"
 #include "roads/channels_last.h"
+#include "roads/interleaved_bytes.h"
 #include "roads/packed_channels.h"
 #include "roads/padded_image.h"
 #include "roads/padded_tiles.h"
@@ -70,7 +73,7 @@ Status run_job(const Problem& p) {
         if (p.what == GRAD_IMAGE)
             return first_that_fits<PackedChannels, PaddedTiles, ChannelVectors, ChannelsLast, Planes>(job, [](auto& road) { return road.grad_image(); });
     }
-    return first_that_fits<PackedChannels, PaddedImage, ChannelVectors, ChannelsLast, Planes>(job, [](auto& road) { return road.forward(); });
+    return first_that_fits<InterleavedBytes, PackedChannels, PaddedImage, ChannelVectors, ChannelsLast, Planes>(job, [](auto& road) { return road.forward(); });
 }
 
 template <class T, int D>

@@ -39,6 +39,10 @@ struct InsideTaps {
     // C channels, or as many as there are.
     template <int C>
     inline void blend(const T* __restrict from, i64 channels, T* __restrict to) const {
+        if constexpr (MODE == NEAREST) {
+            for (i64 ch = 0; ch < (C ? C : channels); ch++) to[ch] = from[ch];
+            return;
+        }
         for (i64 ch = 0; ch < (C ? C : channels); ch++) {
             R total = w[0] * get(from[ch]);
             for (int e = 1; e < N; e++) total += w[e] * get(from[at[e] + ch]);

@@ -150,8 +150,8 @@ private:
                 store(at, a), store(at + 4, b), store(below, d), store(below + 4, e);
             } else {
                 vec w, v, slopes;
-                InsideCubic<R, D>::weights(c.t[0][k], w, slopes);
-                InsideCubic<R, D>::weights(c.t[1][k], v, slopes);
+                InsideCubic<R, R, D>::weights(c.t[0][k], w, slopes);
+                InsideCubic<R, R, D>::weights(c.t[1][k], v, slopes);
                 for (int r = 0; r < 4; r++) {
                     vec weighted = v[r] * one;
                     for (int e = 0; e < 4; e++) store(at + r * line + 4 * e, load<vec>(at + r * line + 4 * e) + w[e] * weighted);
