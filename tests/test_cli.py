@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -422,6 +423,69 @@ def test_own_images(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "set" / "dark" / "0.png").write_bytes(b"broken")
     code, _, err = run(capsys, "train", "images", *options, "--out", str(tmp_path / "second"), "--no-progress")
     assert (code, "0.png" in err, (tmp_path / "second").exists()) == (1, True, False)
+
+
+def coloured(folder: Path, **colours: tuple[int, int, int]) -> Path:
+    """A folder for each colour with eight noisy images of it."""
+    generator = np.random.default_rng(0)
+    for name, colour in colours.items():
+        (folder / name).mkdir(parents=True)
+        for i in range(8):
+            noise = generator.integers(-20, 20, (16, 16, 3))
+            Image.fromarray((np.array(colour) + noise).clip(0, 255).astype(np.uint8)).save(folder / name / f"{i}.png")
+    return folder
+
+
+RED, GREEN, BLUE, GREY = (200, 30, 30), (30, 200, 30), (30, 30, 200), (120, 120, 120)
+
+
+def test_evaluate_on_other_images(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    mine = coloured(tmp_path / "mine", blue=BLUE, green=GREEN, grey=GREY, red=RED)
+    path = tmp_path / "run"
+    options = ["--network", "mnist_tutorial", "--image-size", "28", "--epochs", "8", "--threads", "1", "--lr", "0.02"]
+    options += ["--batch-size", "4", "--transformer", "none", "--no-progress", "--out", str(path)]
+    code, _, err = run(capsys, "train", "images", "--data-dir", str(mine), *options)
+    assert code == 0, err
+
+    def measured(folder: Path) -> dict[str, Any]:
+        code, out, err = run(capsys, "evaluate", str(path), "--data-dir", str(folder), "--json")
+        assert code == 0, err
+        return dict(json.loads(out))
+
+    result = json.loads((path / "result.json").read_text())
+    assert result["test_accuracy"] == 1.0  # or the rest shows nothing
+    # Moved, it is the data of the run still, of which a fifth was kept for the test.
+    moved = measured(mine.rename(tmp_path / "moved"))
+    assert (moved["what"], moved["images"], moved["test_accuracy"]) == ("test set", 8, 1.0)
+    # Other images: all of them, by the names of their classes.
+    some = measured(coloured(tmp_path / "some", grey=GREY, red=RED))
+    assert (some["images"], some["test_accuracy"]) == (16, 1.0)
+    assert some["classes"]["red"] == some["classes"]["grey"] == {"images": 8, "accuracy": 1.0}
+    assert some["classes"]["blue"] == {"images": 0, "accuracy": None}
+    wrong = coloured(tmp_path / "wrong", red=GREEN, green=GREEN)
+    assert measured(wrong)["classes"]["red"] == {"images": 8, "accuracy": 0.0}
+    code, out, _ = run(capsys, "evaluate", str(path), "--data-dir", str(wrong))
+    assert f"everything in {wrong}: accuracy 50.00%" in out
+    assert re.search(r"^  green +100\.00% of 8$", out, re.MULTILINE)
+    assert re.search(r"^  blue +- of 0$", out, re.MULTILINE)
+    assert measured(coloured(tmp_path / "one", red=RED))["images"] == 8
+    unknown = coloured(tmp_path / "unknown", red=RED, violet=BLUE)
+    code, _, err = run(capsys, "evaluate", str(path), "--data-dir", str(unknown))
+    assert (code, "class 'violet' is none of blue, green, grey, red" in err) == (1, True)
+
+    # A folder to predict, and all that is unreadable in it.
+    code, out, err = run(capsys, "predict", str(path), str(tmp_path / "some"), "--json")
+    rows = json.loads(out)
+    assert (code, len(rows)) == (0, 16), err
+    assert all(Path(row["image"]).parent.name == row["class"] for row in rows)
+    (tmp_path / "empty").mkdir()
+    code, _, err = run(capsys, "predict", str(path), str(tmp_path / "empty"))
+    assert (code, "empty, which has none" in err) == (1, True)
+    for i in (1, 5):
+        (tmp_path / "some" / "red" / f"{i}.png").write_text("no image")
+    code, _, err = run(capsys, "predict", str(path), str(tmp_path / "some"))
+    assert code == 1
+    assert all(said in err for said in ("red/1.png: not a", "red/5.png: not a", "(2 of 16)", "--on-bad-image skip"))
 
 
 def test_without_the_train_extra_it_says_what_to_install(

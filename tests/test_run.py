@@ -95,9 +95,9 @@ def test_evaluate_repeats_the_result(trained: Path) -> None:
     for folder in (trained, trained / "control"):
         run = load_run(folder)
         measured = evaluate(run)
-        assert measured["test_accuracy"] == pytest.approx(run.result.test_accuracy, abs=1e-6)
-        assert measured["test_loss"] == pytest.approx(run.result.test_loss, rel=1e-4)
-        assert measured["images"] == 359
+        assert measured.test_accuracy == pytest.approx(run.result.test_accuracy, abs=1e-6)
+        assert measured.test_loss == pytest.approx(run.result.test_loss, rel=1e-4)
+        assert measured.images == 359
 
 
 def test_the_control_has_no_transformer_and_no_fewer_parameters(trained: Path) -> None:
@@ -254,7 +254,7 @@ def test_two_processes_on_the_cpu(tmp_path: Path) -> None:
     run = load_run(folder)
     assert [m["epoch"] for m in run.metrics()] == [1, 2, 3]
     # Every test image was seen by exactly one process.
-    assert run.result.test_accuracy == pytest.approx(evaluate(run)["test_accuracy"], abs=1e-6)
+    assert run.result.test_accuracy == pytest.approx(evaluate(run).test_accuracy, abs=1e-6)
 
 
 def copy_of(run: Path, to: Path) -> Path:

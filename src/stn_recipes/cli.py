@@ -259,16 +259,18 @@ def _evaluate(a: Namespace) -> None:
     from .run.folder import load_run
     from .run.train import evaluate
 
-    run = load_run(a.run)
-    if a.data_dir is not None:
-        run.config.data_dir = a.data_dir
-    measured = evaluate(run)
+    measured = evaluate(load_run(a.run), a.data_dir)
     if a.json:
-        print(json.dumps(measured))
-    else:
-        print(
-            f"{a.run}: test accuracy {measured['test_accuracy']:.2%}, loss {measured['test_loss']:.4f}, {measured['images']:.0f} images"
-        )
+        print(json.dumps(dataclasses.asdict(measured)))
+        return
+    print(
+        f"{a.run}, {measured.what}: accuracy {measured.test_accuracy:.2%}, loss {measured.test_loss:.4f}, "
+        f"{measured.images:,} images"
+    )
+    width = max(map(len, measured.classes))
+    for name, part in measured.classes.items():
+        accuracy = "-" if part.accuracy is None else f"{part.accuracy:.2%}"
+        print(f"  {name:<{width}} {accuracy:>8} of {part.images:,}")
 
 
 def _predict_options(parser: _Parser, argv: Sequence[str]) -> None:
