@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from stn_recipes import distortions
-from stn_recipes.data import cifar10, fashion_mnist, images, mnist, official, registry, streams
+from stn_recipes.data import DATASETS, cifar10, fashion_mnist, images, mnist, official, registry, streams
 from stn_recipes.data.images import load_image_folder
 from stn_recipes.data.module import EpochSampler, ImageDataModule, ImageDataset
 from stn_recipes.data.registry import DataError, ImageData, load
@@ -267,6 +267,17 @@ def test_a_malicious_pickle_is_refused_even_with_the_right_checksum(fake_cifar, 
     assert not (tmp_path / "owned").exists()
     pickle.loads(bomb)  # the bomb is live
     assert (tmp_path / "owned").exists()
+
+
+def test_every_file_of_a_data_set_is_registered():
+    folder = Path(registry.__file__).parent
+    assert {file.stem for file in folder.glob("*.py") if "\nDATA = " in file.read_text()} == set(DATASETS)
+    for name in DATASETS:
+        data = registry.get(name)
+        assert data.name == name
+        assert data.background in ("zeros", "border")
+    with pytest.raises(ValueError, match=r"dataset: expected one of digits, .*did you mean 'cifar10'"):
+        registry.get("cifar")
 
 
 def test_load_names():

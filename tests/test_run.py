@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import pickle
@@ -9,14 +10,16 @@ import re
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import stn
+from stn_recipes.config import Transformer
 from stn_recipes.data.module import ImageDataModule
 from stn_recipes.recipes import RECIPES, recipe
 from stn_recipes.run import precision
@@ -411,6 +414,37 @@ def test_every_recipe_builds_its_network_and_its_control() -> None:
             assert model(torch.zeros(2, channels, side, side)).shape == (2, 10)
             counts.append(sum(p.numel() for p in model.parameters()))
         assert counts[0] <= counts[1] <= 1.03 * counts[0], name
+
+
+def test_every_family_can_be_trained_by_name() -> None:
+    assert set(get_args(Transformer)) == {*stn.transforms.TRANSFORMS, "none"}
+
+
+def test_every_setting_of_a_network_and_of_a_data_set_reaches_it() -> None:
+    """Options of the same name; a setting that nobody takes would be ignored in silence."""
+    network, data = (set(inspect.signature(of).parameters) for of in (stn.models.create, ImageDataModule))
+    elsewhere = {
+        "recipe", "network", "transformer", "penalties", "epochs", "optimizer", "lr", "schedule", "weight_decay",
+        "localizer_lr_scale", "clip", "label_smoothing", "early_stop", "init_from", "schedule_start", "out", "control",
+        "accelerator", "devices", "num_nodes", "strategy", "precision", "channels_last", "threads", "progress",
+    }  # fmt: skip
+    assert {setting.name for setting in fields(SMALL)} - network - data == elsewhere
+    config = replace(
+        SMALL,
+        network="compact",
+        batch_size=7,
+        val_fraction=0.25,
+        limit_train=50,
+        seed=3,
+        distortion=None,
+        pool=2,
+        antialias=True,
+    )
+    module = config.make_data()
+    assert (module.batch_size, module.val_fraction, module.limit_train, module.seed) == (7, 0.25, 50, 3)
+    assert module.distortion is None
+    model = config.make_model((1, 28, 28), 10)
+    assert (model.pool.kernel_size, model.transformer.antialias) == (2, True)
 
 
 def test_results_are_json_with_versions(trained: Path) -> None:
