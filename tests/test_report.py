@@ -6,6 +6,7 @@ import math
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,8 +14,10 @@ from PIL import Image
 from scipy.stats import binomtest
 
 import stn
-from stn_recipes import report, tasks
+from stn_recipes import report
 from stn_recipes.config import TrainConfig
+from stn_recipes.run.folder import RunError, load_run
+from stn_recipes.run.train import train
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = (
@@ -48,7 +51,7 @@ def trained(tmp_path_factory):
     config = TrainConfig(
         distortion="r", epochs=2, batch_size=32, limit_train=256, lr=0.05, out=str(folder), control=True, progress=False
     )
-    tasks.train(config)
+    train(config)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "ROTATIONS", (-90, 0, 90))
         patch.setattr(report, "SCALES", (0.6, 1.0, 1.6))
@@ -131,7 +134,7 @@ def test_the_page_says_what_was_reached_and_how_to_repeat_it(trained):
 
 
 def test_the_log_has_every_epoch(trained):
-    last = tasks.load_run(trained).metrics()[-1]
+    last = load_run(trained).metrics()[-1]
     text = page_of(trained).text
     assert "Log of 2 epochs" in text
     assert f"2 {last['train_loss']:.4f} {last['train_accuracy']:.2%} {last['val_loss']:.4f}" in text
@@ -157,8 +160,8 @@ def test_no_folder_of_the_machine_is_passed_on(run, tmp_path, quick):
 
 
 def test_class_names_are_text_and_nothing_else(trained, quick):
-    loaded = tasks.load_run(trained)
-    loaded.facts["class_names"][:] = [f"<script>alert({n})</script>&" for n in range(10)]
+    loaded = load_run(trained)
+    loaded.facts = replace(loaded.facts, class_names=tuple(f"<script>alert({n})</script>&" for n in range(10)))
     page = Page(report.build(loaded).html)
     assert "script" not in page.tags
     assert "<script>alert(3)</script>&" in page.text
@@ -204,14 +207,14 @@ def test_an_interrupted_run_shows_what_there_is(run, quick):
 def test_an_unfinished_control_is_not_compared_with(run, quick):
     (run / "control" / "result.json").unlink()
     assert "Test accuracy, control" not in page_of(report.write_report(run).parent).text
-    with pytest.raises(tasks.RunError, match="control: expected a finished run"):
+    with pytest.raises(RunError, match="control: expected a finished run"):
         report.write_report(run, run / "control")
 
 
 def test_a_control_on_other_images_is_refused(run):
     facts = json.loads((run / "control" / "data.json").read_text())
     (run / "control" / "data.json").write_text(json.dumps({**facts, "input_shape": [1, 42, 42]}))
-    with pytest.raises(tasks.RunError, match="control: expected a run on the same images"):
+    with pytest.raises(RunError, match="control: expected a run on the same images"):
         report.write_report(run)
 
 
@@ -231,7 +234,7 @@ def test_a_report_that_fails_leaves_the_old_one(run, quick, monkeypatch):
 
 
 def test_cases_are_the_surest_and_the_median(trained):
-    loaded = tasks.load_run(trained)
+    loaded = load_run(trained)
     with torch.no_grad():
         outcome = report._outcome(loaded.model, loaded.data.test_data())
         cases = report._cases(loaded, loaded.model, loaded.data.test_data(), {"run": outcome}, {})["groups"]
@@ -249,7 +252,7 @@ def test_robustness_is_that_of_warped_test_images(trained, monkeypatch):
     monkeypatch.setattr(report, "ROTATIONS", (0, 1e-9, 90))
     monkeypatch.setattr(report, "SCALES", (1.0, 1 + 1e-9, 0.6))
     monkeypatch.setattr(report, "SHIFTS", (0.0, 1e-9, 0.3))
-    loaded = tasks.load_run(trained)
+    loaded = load_run(trained)
     with torch.no_grad():
         sweeps, count = report._sweep(loaded, {"transformer": (loaded.model, None)}, loaded.data.test_data())
         images, labels = loaded.data.test_data().__getitems__(range(count))
@@ -258,7 +261,7 @@ def test_robustness_is_that_of_warped_test_images(trained, monkeypatch):
     assert len(sweeps) == 3
     for _, accuracies in sweeps.values():
         none, hardly, much = accuracies["transformer"]
-        assert none == hardly == pytest.approx(loaded.result["test_accuracy"], abs=1e-6)
+        assert none == hardly == pytest.approx(loaded.result.test_accuracy, abs=1e-6)
         assert much != none
     by_angle = next(iter(sweeps.values()))[1]["transformer"]
     assert by_angle[2] == pytest.approx(float(turned), abs=1e-6)  # torch.rot90 turns counterclockwise

@@ -30,12 +30,12 @@ from torch import Tensor
 import stn
 from stn import viz
 from stn.models import TransformerClassifier
-from stn.reading import PaddingMode
+from stn.transforms.affine import AbstractMatrixTransform
 
-from .data import DataError
+from .data.registry import DataError, get
 from .files import atomic_path, write_text
 from .recipes import RECIPES
-from .tasks import Run, RunError, load_run
+from .run.folder import Run, RunError, load_run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,7 +46,6 @@ ROBUSTNESS_PIXELS = 1000 * 32 * 32  # images times their area, at most
 ROTATIONS = tuple(range(-90, 91, 15))  # degrees
 SCALES = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6)
 SHIFTS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)  # of the width
-ZERO_BACKGROUND = ("digits", "mnist", "fashion_mnist")
 PAGE_SIDE = 96  # pixels, of images in the page
 FIGURES = (
     "curves", "before_after_best", "before_after_typical", "before_after_worst", "filmstrip", "theta", "confusion",
@@ -157,10 +156,10 @@ def build(run: Run, control: Run | None = None, *, data_dir: str | None = None) 
 
 def _check_control(run: Run, control: Run) -> None:
     for fact in ("class_names", "input_shape"):
-        if run.facts[fact] != control.facts[fact]:
+        mine, theirs = getattr(run.facts, fact), getattr(control.facts, fact)
+        if mine != theirs:
             raise RunError(
-                f"control: expected a run on the same images, got {control.path} with {fact} {control.facts[fact]}, "
-                f"not {run.facts[fact]}"
+                f"control: expected a run on the same images, got {control.path} with {fact} {theirs}, not {mine}"
             )
 
 
@@ -189,10 +188,10 @@ def _about(run: Run, control: Run | None, metrics: Sequence[Mapping[str, float]]
         value = getattr(config, setting.name)
         changed = usual is not None and setting.name != "out" and value != getattr(usual, setting.name)
         settings.append((setting.name, _shareable(run, _text(value)), changed))
-    finished = result.get("finished")
+    finished = result.finished if result else None
     what = f"{config.dataset} images" if config.dataset != "images" else "your own images"
     what += f", {DISTORTIONS[config.distortion]}" if config.distortion in DISTORTIONS else ""
-    epochs = int(result.get("epochs") or (metrics[-1]["epoch"] if metrics else 0))
+    epochs = int(result.epochs if result else (metrics[-1]["epoch"] if metrics else 0))
     kind = "control without a transformer" if config.transformer == "none" else f"{config.transformer} transformer"
     return {
         "title": f"{config.recipe}, {kind}",
@@ -204,12 +203,12 @@ def _about(run: Run, control: Run | None, metrics: Sequence[Mapping[str, float]]
         "epochs": epochs,
         "of_epochs": config.epochs,
         "finished": datetime.datetime.fromisoformat(finished).strftime("%d %B %Y, %H:%M %Z") if finished else None,
-        "command": _shareable(run, result.get("command") or ""),
+        "command": _shareable(run, result.command if result else ""),
         "settings": settings,
         "placeholder": config.data_dir is not None,
-        "versions": result.get("versions") or {},
-        "threads": result.get("threads"),
-        "shape": " × ".join(str(n) for n in run.facts["input_shape"]) if (run.path / "data.json").exists() else None,
+        "versions": result.versions if result else {},
+        "threads": result.threads if result else None,
+        "shape": " × ".join(str(n) for n in run.facts.input_shape) if (run.path / "data.json").exists() else None,
         "names": {"run": _name(run), "control": "control" if control is not None else None},
         "stn_version": stn.__version__,
     }
@@ -266,8 +265,9 @@ def _headline(run: Run, control: Run | None, context: Mapping[str, Any]) -> dict
         if of is None:
             return None
         outcome = measured.get(key)
-        accuracy = of.result.get("test_accuracy", outcome.accuracy if outcome else None)
-        parameters = of.result.get("parameters")
+        result = of.result
+        accuracy = result.test_accuracy if result else outcome.accuracy if outcome else None
+        parameters = result.parameters if result else None
         if parameters is None and outcome is not None:
             parameters = sum(p.numel() for p in of.model.parameters())
         return {
@@ -275,10 +275,10 @@ def _headline(run: Run, control: Run | None, context: Mapping[str, Any]) -> dict
             "interval": _wilson(accuracy, len(outcome.labels)) if outcome and accuracy is not None else None,
             "images": len(outcome.labels) if outcome else None,
             "wrong": int((~outcome.correct).sum()) if outcome else None,
-            "loss": of.result.get("test_loss"),
+            "loss": result.test_loss if result else None,
             "parameters": parameters,
-            "minutes": _duration(of.result.get("train_seconds")),
-            "epochs": of.result.get("epochs"),
+            "minutes": _duration(result.train_seconds if result else None),
+            "epochs": result.epochs if result else None,
         }
 
     cards = {"run": card(run, "run"), "control": card(control, "control")}
@@ -334,15 +334,15 @@ def _measure(
     if control is not None:
         outcomes["control"] = _outcome(control.model, data, renormalize)
     for name, of in (("run", run), ("control", control)):
-        if of is None or "test_accuracy" not in of.result or of.config.seed != run.config.seed:
+        if of is None or of.result is None or of.config.seed != run.config.seed:
             continue
-        reached, now = of.result["test_accuracy"], outcomes[name].accuracy
+        reached, now = of.result.test_accuracy, outcomes[name].accuracy
         if abs(reached - now) > 1.5 / len(outcome.labels):
             context["notes"].append(
                 f"{_name(of).capitalize()}: result.json says a test accuracy of {reached:.2%}, but measured for this "
                 f"page it is {now:.2%}. The data or the program has changed since."
             )
-    names = run.facts["class_names"]
+    names = run.facts.class_names
     context["cases"] = _cases(run, model, data, outcomes, figures)
     matrix = torch.zeros(len(names), len(names), dtype=torch.int64)
     matrix.index_put_((outcome.labels, outcome.predicted), torch.tensor(1), accumulate=True)
@@ -355,7 +355,7 @@ def _measure(
     }
     if model.transformer is not None and outcome.theta is not None:
         figures["theta"] = viz.theta_histograms(outcome.theta, model.transformer.transform)
-        context["theta"] = _theta(model.transformer, outcome.theta, tuple(run.facts["input_shape"][1:]))
+        context["theta"] = _theta(model.transformer, outcome.theta, run.facts.input_shape[1:])
     models = {_name(run): (model, None)}
     if control is not None:
         models["control"] = (control.model, renormalize)
@@ -366,12 +366,12 @@ def _measure(
             _svg(viz.robustness({title: sweep}), f"test accuracy against {title}") for title, sweep in sweeps.items()
         ],
         "images": count,
-        "background": "black" if run.config.dataset in ZERO_BACKGROUND else "continued from the border",
+        "background": "black" if get(run.config.dataset).background == "zeros" else "continued from the border",
     }
 
 
 def _statistics(run: Run) -> tuple[Tensor, Tensor]:
-    mean, std = (torch.tensor(run.facts[name]).reshape(1, -1, 1, 1) for name in ("mean", "std"))
+    mean, std = (torch.tensor(values).reshape(1, -1, 1, 1) for values in (run.facts.mean, run.facts.std))
     return mean, std
 
 
@@ -412,7 +412,7 @@ def _cases(
     figures: dict[str, Figure],
 ) -> dict[str, Any]:
     outcome = outcomes["run"]
-    names = run.facts["class_names"]
+    names = run.facts.class_names
     median = float(outcome.confidence.median())
     right, wrong = outcome.correct, ~outcome.correct
     groups = {
@@ -462,7 +462,7 @@ def _cases(
         part = dataclasses.replace(warp, output=warp.output[rows], theta=warp.theta[rows])
         titles = [_caption(case(place)) for place in places]
         figures[f"before_after_{name}"] = viz.before_after(
-            images[rows], part, titles, mean=run.facts["mean"], std=run.facts["std"], columns=CASES
+            images[rows], part, titles, mean=run.facts.mean, std=run.facts.std, columns=CASES
         )
     height, width = images.shape[2:]
     return {
@@ -531,10 +531,10 @@ def _theta(transformer: stn.SpatialTransformer, theta: Tensor, image_size: tuple
 def _in_words(transformer: stn.SpatialTransformer, theta: Tensor, image_size: tuple[int, int]) -> dict[str, str] | None:
     """Turn and magnification of affine warps, in the terms of the picture."""
     transform = transformer.transform
-    if transform.kind != "affine":
+    if not isinstance(transform, AbstractMatrixTransform):
         return None
-    m = transform.matrix(theta, stn.Frame(image_size, transformer.reading.align_corners))
-    half = m.new_tensor(stn.geometry.extent(image_size, align_corners=transformer.reading.align_corners))
+    m = transform.matrix(theta, stn.Frame(image_size, transformer.align_corners))
+    half = m.new_tensor(stn.geometry.extent(image_size, align_corners=transformer.align_corners))
     linear = m[:, :, :2] * half[:, None] / half
     turn = torch.atan2(linear[:, 1, 0] - linear[:, 0, 1], linear[:, 0, 0] + linear[:, 1, 1]).rad2deg()
     zoom = torch.linalg.det(linear.double()).abs().clamp_min(1e-12).rsqrt()
@@ -554,13 +554,13 @@ def _sweep(
     run: Run, models: Mapping[str, tuple[TransformerClassifier, Any]], data: Any
 ) -> tuple[dict[str, tuple[Sequence[float], dict[str, list[float]]]], int]:
     """Accuracy under a further warp of the test images, and how many of them were used."""
-    _, height, width = run.facts["input_shape"]
+    _, height, width = run.facts.input_shape
     count = min(len(data), 1000, max(200, ROBUSTNESS_PIXELS // (height * width)))
     # Spread over the set: folders of images come class by class.
     places = torch.linspace(0, len(data) - 1, count).round().long().tolist()
     batches = list(_batches(data, places, 250))
     mean, std = _statistics(run)
-    padding: PaddingMode = "zeros" if run.config.dataset in ZERO_BACKGROUND else "border"
+    padding = get(run.config.dataset).background
     family = stn.Similarity()
 
     def accuracies(degrees: float = 0.0, scale: float = 1.0, shift: float = 0.0) -> list[float]:
@@ -598,7 +598,14 @@ def _film(
     columns = sorted({round(last * (i / (FILM_COLUMNS - 1)) ** 1.6) for i in range(FILM_COLUMNS)})
     height, width = images.shape[2:]
     size = (height, width)
-    warps = [transformer.warp(images, values) for values in theta]
+    warps = []
+    for values in theta:
+        output = stn.warp(
+            images, values, transformer.size, transform=transformer.transform, mode=transformer.mode,
+            padding_mode=transformer.padding_mode, fill=transformer.fill, align_corners=transformer.align_corners,
+        )  # fmt: skip
+        output_size = tuple(output.shape[2:])
+        warps.append(stn.Warp(output, values, transformer.transform, size, output_size, transformer.align_corners))
     outlines = torch.stack([viz.frame_outlines(warp) for warp in warps])  # (E, N, K, 2)
     margin = viz.frame_margin(outlines.flatten(0, 1), size)
     rows = []
@@ -616,7 +623,7 @@ def _film(
         )
     shown = [int(epochs[e]) for e in columns]
     figure = viz.filmstrip(
-        torch.stack([warps[e].output for e in columns]), shown, images, mean=run.facts["mean"], std=run.facts["std"]
+        torch.stack([warps[e].output for e in columns]), shown, images, mean=run.facts.mean, std=run.facts.std
     )
     film = {
         "epochs": shown,
