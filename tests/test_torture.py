@@ -10,7 +10,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from torture import fuzz
+from torture import fuzz, kill
 from torture import truth as T
 
 import stn
@@ -111,3 +111,24 @@ def test_the_fuzz_sees_a_small_fault_and_says_how_to_see_it(fault, monkeypatch):
     with contextlib.redirect_stdout(shown):
         exec(failures[0], {})
     assert "tensor" in shown.getvalue()
+
+
+# Kill -9
+
+
+@pytest.mark.slow
+def test_a_few_kills():
+    assert kill.campaign(times=4, seed=0, say=lambda _: None) == []
+
+
+def test_what_is_half_written_is_seen(tmp_path):
+    (tmp_path / "whole.json").write_text("{}")
+    (tmp_path / "cut.json").write_text('{"a": ')
+    (tmp_path / "cut.html").write_text("<html>")
+    (tmp_path / "cut.npz").write_bytes(b"PK")
+    (tmp_path / ".cut.json").write_text("{")  # a temporary file, of which nobody reads
+    assert [line.split(":")[0].rsplit("/")[-1] for line in kill.half_written(tmp_path)] == [
+        "cut.html",
+        "cut.json",
+        "cut.npz",
+    ]

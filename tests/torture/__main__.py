@@ -15,6 +15,9 @@ def main() -> int:
     fuzz.add_argument("--workers", type=int, default=2)
     fuzz.add_argument("--backend", action="append", help="only this one; may be given again")
     fuzz.add_argument("--only", type=int, help="the case of this number alone")
+    kill = commands.add_parser("kill", help="kill -9 at random instants of training and reporting, and resume")
+    kill.add_argument("--times", type=int, default=100)
+    kill.add_argument("--seed", type=int, default=0)
     a = parser.parse_args()
     if a.command == "fuzz":
         from . import fuzz as campaign
@@ -24,6 +27,10 @@ def main() -> int:
             print("\n\n".join(failures) or "right")
             return bool(failures)
         return bool(campaign.main(a.seed, a.cases, a.workers, a.backend))
+    if a.command == "kill":
+        from . import kill as killing
+
+        return bool(killing.main(a.times, a.seed))
     return 2
 
 

@@ -436,9 +436,11 @@ def _compare(made: Combination, out: Tensor, of_image: Tensor | None, of_coords:
     if of_coords is not None:
         if of_coords.shape != made.coords.shape or of_coords.dtype != made.coords.dtype:
             return f"gradient of the coordinates: expected {tuple(made.coords.shape)}, got {tuple(of_coords.shape)}, {of_coords.dtype}"
+        rounded = 0.0
         if made.coords.shape[0] != len(coords):
             coords, coords_size = coords.sum(0, keepdims=True), coords_size.sum(0, keepdims=True)
-        tolerance = 4 * worst * coords_size.max(initial=0) + 0 * coords
+            rounded = 2 * ROUNDING[made.coords.dtype]
+        tolerance = 4 * worst * coords_size.max(initial=0) + rounded * coords_size
         ours = of_coords.resolve_neg().double().numpy()
         clean: Any = True
         if made.flavour == "poisoned":
