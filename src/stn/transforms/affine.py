@@ -130,6 +130,11 @@ class Affine(AbstractMatrixTransform):
     def num_params(self) -> int:
         return self.ndim * (self.ndim + 1)
 
+    @property
+    def param_names(self) -> tuple[str, ...]:
+        axes = "xyz"[: self.ndim]
+        return tuple(name for to in axes for name in (*(f"{to} from {of}" for of in axes), f"shift {to}"))
+
     def identity(self) -> Tensor:
         return torch.eye(self.ndim, self.ndim + 1).flatten()
 
@@ -213,6 +218,14 @@ class AbstractConstrained(AbstractMatrixTransform):
     @property
     def num_params(self) -> int:
         return sum(self.widths)
+
+    @property
+    def param_names(self) -> tuple[str, ...]:
+        axes = "xyz"[: self.ndim]
+        turns, scales, shifts = self.widths
+        scale = "log scale" if self.log_scale else "scale"
+        scaled = [scale] if scales == 1 else [f"{scale} {axis}" for axis in axes[:scales]]
+        return (*self._rotations.names[:turns], *scaled, *(f"shift {axis}" for axis in axes[:shifts]))
 
     def identity(self) -> Tensor:
         turns, scales, shifts = self.widths

@@ -29,6 +29,11 @@ class AbstractTransform(nn.Module, ABC):
     def num_params(self) -> int:
         """The width of theta."""
 
+    @property
+    def param_names(self) -> tuple[str, ...]:
+        """What the numbers of theta are, in order, for pictures and tables."""
+        return tuple(f"theta {i}" for i in range(self.num_params))
+
     @abstractmethod
     def identity(self) -> Tensor:
         """The theta (num_params,) of the warp that changes nothing."""

@@ -42,6 +42,11 @@ class Compose(AbstractTransform):
     def num_params(self) -> int:
         return self.outer.num_params + self.inner.num_params
 
+    @property
+    def param_names(self) -> tuple[str, ...]:
+        parts = {"outer": self.outer, "inner": self.inner}
+        return tuple(f"{part} {name}" for part, family in parts.items() for name in family.param_names)
+
     def identity(self) -> Tensor:
         return torch.cat([self.outer.identity(), self.inner.identity()])
 
