@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import stn
-from stn_recipes.data import ImageData, load
+from stn_recipes.data.registry import ImageData, load
 from stn_recipes.distortions import RandomPlacement, draw
 
 SIDE, DIGIT = 84, 28

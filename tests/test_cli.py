@@ -98,11 +98,11 @@ def test_mistakes_are_named(
 def test_settings_come_from_the_recipe_then_yaml_then_options(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from stn_recipes import tasks
+    from stn_recipes.run import train
 
     seen = []
-    monkeypatch.setattr(tasks, "train", lambda config: seen.append(config) or tmp_path)
-    monkeypatch.setattr(tasks, "is_main_process", lambda: False)
+    monkeypatch.setattr(train, "train", lambda config: seen.append(config) or tmp_path)
+    monkeypatch.setattr(train, "is_main_process", lambda: False)
     (tmp_path / "own.yaml").write_text("recipe: mnist_r\nepochs: 7\nlr: 0.25\n")
     assert run(capsys, "train", "--config", str(tmp_path / "own.yaml"), "--lr", "0.5", "--data-dir", "a-b", "--no-progress")[0] == 0  # fmt: skip
     config = seen[0]
@@ -114,11 +114,11 @@ def test_settings_come_from_the_recipe_then_yaml_then_options(
 def test_the_settings_of_a_recipe_are_a_config_file(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from stn_recipes import tasks
+    from stn_recipes.run import train
 
     seen = []
-    monkeypatch.setattr(tasks, "train", lambda config: seen.append(config) or tmp_path)
-    monkeypatch.setattr(tasks, "is_main_process", lambda: False)
+    monkeypatch.setattr(train, "train", lambda config: seen.append(config) or tmp_path)
+    monkeypatch.setattr(train, "is_main_process", lambda: False)
     for name in RECIPES:
         _, out, _ = run(capsys, "recipes", name)
         assert yaml.safe_load(out)["recipe"] == name

@@ -6,6 +6,7 @@ import math
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,11 +15,13 @@ from PIL import Image
 from scipy.stats import binomtest
 
 import stn
-from stn_recipes import report, tasks
+from stn_recipes import report
 from stn_recipes.config import TrainConfig
 from stn_recipes.report.control import check_control
 from stn_recipes.report.sections import cases, film, headline, robustness, theta
 from stn_recipes.report.study import Study
+from stn_recipes.run.folder import RunError, load_run
+from stn_recipes.run.train import train
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = (
@@ -52,7 +55,7 @@ def trained(tmp_path_factory):
     config = TrainConfig(
         distortion="r", epochs=2, batch_size=32, limit_train=256, lr=0.05, out=str(folder), control=True, progress=False
     )
-    tasks.train(config)
+    train(config)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(robustness, "ROTATIONS", (-90, 0, 90))
         patch.setattr(robustness, "SCALES", (0.6, 1.0, 1.6))
@@ -135,10 +138,20 @@ def test_the_page_says_what_was_reached_and_how_to_repeat_it(trained):
 
 
 def test_the_log_has_every_epoch(trained):
-    last = tasks.load_run(trained).metrics()[-1]
+    last = load_run(trained).metrics()[-1]
     text = page_of(trained).text
     assert "Log of 2 epochs" in text
     assert f"2 {last['train_loss']:.4f} {last['train_accuracy']:.2%} {last['val_loss']:.4f}" in text
+
+
+def test_what_older_runs_counted_on_the_border_is_not_shown(run, quick):
+    assert "contrast" in page_of(run).text
+    assert " out of frame " in page_of(run).text
+    for file in run.glob("logs/csv/*/metrics.csv"):
+        file.write_text(file.read_text().replace("transformer_outside", "transformer_out_of_frame"))
+    text = page_of(report.write_report(run).parent).text
+    assert "contrast" in text
+    assert " out of frame " not in text
 
 
 def test_figures_are_written_as_files(trained):
@@ -161,8 +174,8 @@ def test_no_folder_of_the_machine_is_passed_on(run, tmp_path, quick):
 
 
 def test_class_names_are_text_and_nothing_else(trained, quick):
-    loaded = tasks.load_run(trained)
-    loaded.facts["class_names"][:] = [f"<script>alert({n})</script>&" for n in range(10)]
+    loaded = load_run(trained)
+    loaded.facts = replace(loaded.facts, class_names=tuple(f"<script>alert({n})</script>&" for n in range(10)))
     page = Page(report.build(loaded).html)
     assert "script" not in page.tags
     assert "<script>alert(3)</script>&" in page.text
@@ -208,14 +221,14 @@ def test_an_interrupted_run_shows_what_there_is(run, quick):
 def test_an_unfinished_control_is_not_compared_with(run, quick):
     (run / "control" / "result.json").unlink()
     assert "Test accuracy, control" not in page_of(report.write_report(run).parent).text
-    with pytest.raises(tasks.RunError, match="control: expected a finished run"):
+    with pytest.raises(RunError, match="control: expected a finished run"):
         report.write_report(run, run / "control")
 
 
 def test_a_control_on_other_images_is_refused(run):
     facts = json.loads((run / "control" / "data.json").read_text())
     (run / "control" / "data.json").write_text(json.dumps({**facts, "input_shape": [1, 42, 42]}))
-    with pytest.raises(tasks.RunError, match="control: expected a run on the same images"):
+    with pytest.raises(RunError, match="control: expected a run on the same images"):
         report.write_report(run)
 
 
@@ -245,8 +258,8 @@ def test_what_is_no_control_is_refused(run, expected, settings, told):
 
 
 def test_a_control_with_fewer_parameters_is_refused_unless_it_says_so(trained):
-    loaded, control = tasks.load_run(trained), tasks.load_run(trained / "control")
-    control.result["parameters"] = 1000
+    loaded, control = load_run(trained), load_run(trained / "control")
+    control.result = replace(control.result, parameters=1000)
     with pytest.raises(
         ValueError, match=r"^control: expected a run with at least about as many parameters, .* has 1,000"
     ):
@@ -256,7 +269,7 @@ def test_a_control_with_fewer_parameters_is_refused_unless_it_says_so(trained):
     control.config.network = "mnist_tutorial"
     with pytest.raises(ValueError, match=r"^control: expected a run with at least about"):
         check_control(loaded, control)
-    control.result["parameters"] = 10 * loaded.result["parameters"]
+    control.result = replace(control.result, parameters=10 * loaded.result.parameters)
     check_control(loaded, control)
 
 
@@ -266,7 +279,7 @@ def test_a_control_has_no_control(run):
 
 
 def test_a_control_on_another_folder_of_images_is_refused(trained, tmp_path):
-    loaded, control = tasks.load_run(trained), tasks.load_run(trained / "control")
+    loaded, control = load_run(trained), load_run(trained / "control")
     for of in (loaded, control):
         of.config.dataset, of.config.data_dir = "images", str(tmp_path / "a")
     check_control(loaded, control)
@@ -274,7 +287,7 @@ def test_a_control_on_another_folder_of_images_is_refused(trained, tmp_path):
     check_control(loaded, control)
     control.config.data_dir = str(tmp_path / "b")
     check_control(loaded, control)  # moved: of the same statistics
-    control.facts["mean"] = [0.1]
+    control.facts = replace(control.facts, mean=(0.1,))
     with pytest.raises(
         ValueError, match=r"^control: expected a run on the same folder of images, .*a, .*which has .*b$"
     ):
@@ -297,7 +310,7 @@ def test_a_report_that_fails_leaves_the_old_one(run, quick, monkeypatch):
 
 
 def test_cases_are_the_surest_and_the_median(trained):
-    study = Study(tasks.load_run(trained))
+    study = Study(load_run(trained))
     with torch.no_grad():
         outcome = study.outcome
         groups = cases.CASES.make(study).values["groups"]
@@ -315,7 +328,7 @@ def test_robustness_is_that_of_warped_test_images(trained, monkeypatch):
     monkeypatch.setattr(robustness, "ROTATIONS", (0, 1e-9, 90))
     monkeypatch.setattr(robustness, "SCALES", (1.0, 1 + 1e-9, 0.6))
     monkeypatch.setattr(robustness, "SHIFTS", (0.0, 1e-9, 0.3))
-    loaded = tasks.load_run(trained)
+    loaded = load_run(trained)
     with torch.no_grad():
         sweeps, count = robustness.sweep(Study(loaded))
         images, labels = loaded.data.test_data().__getitems__(range(count))
@@ -324,7 +337,7 @@ def test_robustness_is_that_of_warped_test_images(trained, monkeypatch):
     assert len(sweeps) == 3
     for _, accuracies in sweeps.values():
         none, hardly, much = accuracies["transformer"]
-        assert none == hardly == pytest.approx(loaded.result["test_accuracy"], abs=1e-6)
+        assert none == hardly == pytest.approx(loaded.result.test_accuracy, abs=1e-6)
         assert much != none
     by_angle = next(iter(sweeps.values()))[1]["transformer"]
     assert by_angle[2] == pytest.approx(float(turned), abs=1e-6)  # torch.rot90 turns counterclockwise

@@ -17,7 +17,7 @@ import warnings
 from argparse import HelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from jsonargparse import ActionConfigFile, ActionYesNo, ArgumentParser, Namespace
@@ -28,6 +28,9 @@ import stn
 
 from .config import TrainConfig
 from .recipes import RECIPES, recipe
+
+if TYPE_CHECKING:
+    from .run.folder import Run
 
 # What a resumed run may change without changing its result.
 RESUMABLE = ("data_dir", "num_workers", "progress", "threads", "accelerator", "devices", "num_nodes", "strategy")
@@ -169,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _quiet()
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-    from .tasks import Interrupted
+    from .run.train import Interrupted
 
     try:
         arguments = _build(argv).parse_args(argv)
@@ -217,31 +220,33 @@ def _quiet() -> None:
 
 
 def _train(a: Namespace) -> None:
-    from . import tasks
     from .report import write_report
+    from .run import train
+    from .run.folder import load_run
 
     if a.resume is not None:
         untouched = recipe("digits")
         given = {key: a[key] for key in RESUMABLE if a[key] != getattr(untouched, key)}
-        run = tasks.resume(Path(a.resume), overrides=given)
+        run = train.resume(Path(a.resume), overrides=given)
     else:
         values = {field.name: a[field.name] for field in dataclasses.fields(TrainConfig)}
-        run = tasks.train(TrainConfig(**values))
-    if tasks.is_main_process():
+        run = train.train(TrainConfig(**values))
+    if train.is_main_process():
         page = write_report(run)
         folders = [run, run / "control"] if (run / "control" / "result.json").exists() else [run]
         print()
-        _print_table([tasks.load_run(folder) for folder in folders])
+        _print_table([load_run(folder) for folder in folders])
         print(f"Report: {page}")
 
 
 def _evaluate(a: Namespace) -> None:
-    from . import tasks
+    from .run.folder import load_run
+    from .run.train import evaluate
 
-    run = tasks.load_run(a.run)
+    run = load_run(a.run)
     if a.data_dir is not None:
         run.config.data_dir = a.data_dir
-    measured = tasks.evaluate(run)
+    measured = evaluate(run)
     if a.json:
         print(json.dumps(measured))
     else:
@@ -270,44 +275,42 @@ def _report(a: Namespace) -> None:
 
 
 def _compare(a: Namespace) -> None:
-    from . import tasks
+    from .run.folder import load_run
 
-    runs = [tasks.load_run(folder) for folder in a.runs]
+    runs = [load_run(folder) for folder in a.runs]
     if a.json:
-        print(json.dumps([{"run": str(run.path), **run.result} for run in runs]))
+        print(
+            json.dumps(
+                [{"run": str(run.path), **(dataclasses.asdict(run.result) if run.result else {})} for run in runs]
+            )
+        )
     else:
         _print_table(runs)
 
 
-def _print_table(runs: Sequence[Any]) -> None:
+def _print_table(runs: Sequence[Run]) -> None:
     table = Table(box=None)
     table.add_column("run", overflow="fold")
     for column in ("transformer", "params", "seed", "epochs", "val", "test", "error", "min"):
         table.add_column(column, justify="left" if column == "transformer" else "right", no_wrap=True)
     for run in runs:
         r = run.result
-        if not r:
+        if r is None:
             table.add_row(
                 str(run.path), run.config.transformer, "-", str(run.config.seed), "-", "-", "unfinished", "-", "-"
             )
             continue
-        val = "-" if r["val_accuracy"] is None else f"{r['val_accuracy']:.2%}"
+        val = "-" if r.val_accuracy is None else f"{r.val_accuracy:.2%}"
         table.add_row(
-            *(str(run.path), r["transformer"], f"{r['parameters']:,}", str(r["seed"]), str(r["epochs"]), val),
-            *(f"{r['test_accuracy']:.2%}", f"{1 - r['test_accuracy']:.2%}", f"{r['train_seconds'] / 60:.1f}"),
+            *(str(run.path), r.transformer, f"{r.parameters:,}", str(r.seed), str(r.epochs), val),
+            *(f"{r.test_accuracy:.2%}", f"{1 - r.test_accuracy:.2%}", f"{r.train_seconds / 60:.1f}"),
         )
     Console().print(table)
 
 
 def _recipes(a: Namespace) -> None:
     if a.name is not None:
-        print(
-            yaml.safe_dump(
-                {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(recipe(a.name)).items()},
-                sort_keys=False,
-            ),
-            end="",
-        )
+        print(yaml.safe_dump(recipe(a.name).as_plain(), sort_keys=False), end="")
         return
     table = Table("recipe", "data", "distortion", "network", "transformer", "epochs", box=None)
     for name, c in RECIPES.items():
@@ -346,10 +349,10 @@ def _warp(a: Namespace) -> None:
 def _info(a: Namespace) -> None:
     import torch
 
-    from . import tasks
+    from .run.folder import versions
 
     table = Table(show_header=False, box=None)
-    for name, text in tasks.versions().items():
+    for name, text in versions().items():
         table.add_row(name, text)
     for name, text in stn.ops.backends().items():
         table.add_row(f"kernel {name}", text)

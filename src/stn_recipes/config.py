@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from stn.penalties import Penalty
+from .data import DATASETS
+
+# Nothing here loads torch before a network or a data set is built: the command line reads settings without it.
+if TYPE_CHECKING:
+    from stn.models import TransformerClassifier
+    from stn.penalties import Penalty
+
+    from .data.module import ImageDataModule
+
+    DataSet = str
+else:
+    DataSet = Literal[DATASETS]
 
 Transformer = Literal[
     "affine", "similarity", "rigid", "attention", "crop", "translation", "rotation", "projective", "corners", "tps",
@@ -63,7 +77,7 @@ class TrainConfig:
     """
 
     recipe: str = "digits"
-    dataset: Literal["digits", "mnist", "fashion_mnist", "cifar10", "images"] = "digits"
+    dataset: DataSet = "digits"
     data_dir: str | None = None
     distortion: Literal["r", "rts", "p", "e", "t", "tc"] | None = None
     augment: Literal["flip_shift", "affine"] | None = None
@@ -118,11 +132,49 @@ class TrainConfig:
         for name in ("val_fraction", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected a number in [0, 1), got {getattr(self, name)!r}")
-        self.penalty()  # refuses unknown names and weights below 0
+        if self.penalties:
+            self.penalty()  # refuses unknown names and weights below 0
         if self.devices == 0:
             raise ValueError("devices: expected at least 1, got 0")
 
+    def make_data(self) -> ImageDataModule:
+        """The data set that is meant."""
+        from .data.module import ImageDataModule
+        from .data.registry import get
+
+        options = self._options(ImageDataModule)
+        if not get(self.dataset).own_images:
+            del options["image_size"]
+        return ImageDataModule(**options)
+
+    def make_model(self, in_shape: tuple[int, int, int], num_classes: int) -> TransformerClassifier:
+        """The network that is meant, with the random weights of the seed."""
+        import torch
+
+        from stn import models
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            return models.create(
+                self.network,
+                transform=self.transformer,
+                in_shape=in_shape,
+                num_classes=num_classes,
+                **self._options(models.create),
+            )
+
     def penalty(self) -> Penalty | None:
         """The weighted sum that `penalties` names, or None."""
+        from stn.penalties import Penalty
+
         weights: dict[str, Any] = dict(self.penalties)
         return Penalty(**weights) if weights else None
+
+    def as_plain(self) -> dict[str, Any]:
+        """Every setting, as YAML and JSON can say it."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+    def _options(self, make: Callable[..., Any]) -> dict[str, Any]:
+        """The settings that `make` has a keyword of the same name for."""
+        names = {setting.name for setting in dataclasses.fields(self)}
+        return {name: getattr(self, name) for name in inspect.signature(make).parameters if name in names}

@@ -17,7 +17,7 @@ import stn
 from stn.sampling import Mode, PaddingMode
 
 from .files import atomic_path
-from .tasks import Run, load_run
+from .run.folder import load_run
 
 
 def read_image(path: str | Path, channels: int = 3, size: tuple[int, int] | None = None) -> Tensor:
@@ -60,9 +60,9 @@ def predict(
     Returns:
         One record an image: image, class, confidence, rectified (a path, or None for a control).
     """
-    loaded: Run = load_run(run)
-    channels, height, width = loaded.facts["input_shape"]
-    mean, std = (torch.tensor(loaded.facts[name]).reshape(1, -1, 1, 1) for name in ("mean", "std"))
+    loaded = load_run(run)
+    channels, height, width = loaded.facts.input_shape
+    mean, std = (torch.tensor(values).reshape(1, -1, 1, 1) for values in (loaded.facts.mean, loaded.facts.std))
     folder = Path(out) if out is not None else loaded.path / "predictions"
     rows: list[dict[str, Any]] = []
     taken: set[Path] = set()
@@ -89,7 +89,7 @@ def predict(
         rows.append(
             {
                 "image": str(file),
-                "class": loaded.facts["class_names"][int(best)],
+                "class": loaded.facts.class_names[int(best)],
                 "confidence": float(confidence),
                 "rectified": None if rectified is None else str(rectified),
             }

@@ -14,7 +14,7 @@ from markupsafe import Markup
 import stn
 
 from ..files import atomic_path, write_text
-from ..tasks import Run, RunError, load_run
+from ..run.folder import Run, RunError, load_run
 from .control import check_control
 from .markup import confidence
 from .sections import SECTIONS
@@ -104,11 +104,11 @@ def _head(study: Study) -> dict[str, Any]:
         "what": what,
         "network": config.network,
         "seed": config.seed,
-        "epochs": int(run.result.get("epochs") or (study.metrics[-1]["epoch"] if study.metrics else 0)),
+        "epochs": run.result.epochs if run.result else int(study.metrics[-1]["epoch"]) if study.metrics else 0,
         "of_epochs": config.epochs,
         "finished": study.finished and study.finished.strftime("%d %B %Y, %H:%M %Z"),
         "measured": study.outcome is not None,
-        "shape": " × ".join(str(n) for n in run.facts["input_shape"]) if (run.path / "data.json").exists() else None,
+        "shape": " × ".join(str(n) for n in run.facts.input_shape) if (run.path / "data.json").exists() else None,
         "stn_version": stn.__version__,
     }
 

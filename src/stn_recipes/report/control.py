@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..tasks import Run, RunError, make_model
+from ..run.folder import Run, RunError
 
 COMPARABLE = 0.95  # share of the run's parameters that a control has at least
 
@@ -35,7 +35,7 @@ def check_control(run: Run, control: Run) -> None:
         wanted, came = getattr(mine, setting), getattr(theirs, setting)
         expect(f"a run with the same {setting}, {wanted or 'none'}", wanted == came, f"which has {came or 'none'}")
     for fact in ("class_names", "input_shape"):
-        wanted, came = run.facts[fact], control.facts[fact]
+        wanted, came = getattr(run.facts, fact), getattr(control.facts, fact)
         expect("a run on the same images", wanted == came, f"with {fact} {came}, not {wanted}")
     if mine.distortion is not None:
         expect(
@@ -45,7 +45,7 @@ def check_control(run: Run, control: Run) -> None:
         )
     if mine.dataset == "images":
         # Data may move between the two; images with the same statistics are the same.
-        same_images = all(run.facts[fact] == control.facts[fact] for fact in ("mean", "std"))
+        same_images = (run.facts.mean, run.facts.std) == (control.facts.mean, control.facts.std)
         expect(
             f"a run on the same folder of images, {mine.data_dir}",
             same_images or _folder(mine.data_dir) == _folder(theirs.data_dir),
@@ -64,8 +64,7 @@ def _folder(path: str | None) -> Path | None:
 
 
 def _parameters(run: Run) -> int:
-    if "parameters" in run.result:
-        return int(run.result["parameters"])
-    channels, height, width = run.facts["input_shape"]
-    model = make_model(run.config, (channels, height, width), len(run.facts["class_names"]))
+    if run.result:
+        return run.result.parameters
+    model = run.config.make_model(run.facts.input_shape, len(run.facts.class_names))
     return sum(p.numel() for p in model.parameters())

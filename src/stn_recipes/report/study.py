@@ -7,15 +7,18 @@ import datetime
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 
 from stn.models import TransformerClassifier
 
-from ..data import DataError, ImageDataset
-from ..tasks import Run, RunError
+from ..data.registry import DataError
+from ..run.folder import Run, RunError
+
+if TYPE_CHECKING:
+    from ..data.module import ImageDataset
 
 T = TypeVar("T")
 
@@ -72,8 +75,8 @@ class Study:
 
     @property
     def finished(self) -> datetime.datetime | None:
-        finished = self.run.result.get("finished")
-        return None if finished is None else datetime.datetime.fromisoformat(finished)
+        finished = self.run.result and self.run.result.finished
+        return datetime.datetime.fromisoformat(finished) if finished else None
 
     @property
     def names(self) -> tuple[str, str]:
@@ -111,9 +114,9 @@ class Study:
         outcomes = [self._outcome(network) for network in self.networks]
         for of, outcome in zip((self.run, self.control), outcomes, strict=False):
             assert of is not None
-            if "test_accuracy" not in of.result or of.config.seed != self.run.config.seed:
+            if of.result is None or of.config.seed != self.run.config.seed:
                 continue
-            reached, now = of.result["test_accuracy"], outcome.accuracy
+            reached, now = of.result.test_accuracy, outcome.accuracy
             if abs(reached - now) > 1.5 / len(outcome.labels):
                 self.notes.append(
                     f"{name_of(of).capitalize()}: result.json says a test accuracy of {reached:.2%}, but measured for "
@@ -173,5 +176,5 @@ def name_of(run: Run) -> str:
 
 def statistics(run: Run) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of the channels of its images, (1, C, 1, 1) each."""
-    mean, std = (torch.tensor(run.facts[name]).reshape(1, -1, 1, 1) for name in ("mean", "std"))
+    mean, std = (torch.tensor(values).reshape(1, -1, 1, 1) for values in (run.facts.mean, run.facts.std))
     return mean, std

@@ -22,7 +22,7 @@ def _make(study: Study) -> Part | None:
     if outcome is None or model is None:
         return None
     facts = study.run.facts
-    names = facts["class_names"]
+    names = facts.class_names
     chosen = choose(outcome)
     every = sorted({index for indices in chosen.values() for index in indices})
     images = torch.cat([batch for batch, _ in study.batches(every)])
@@ -55,7 +55,7 @@ def _make(study: Study) -> Part | None:
             part = dataclasses.replace(warp, output=warp.output[rows], theta=warp.theta[rows])
             figures[f"before_after_{name}"] = viz.before_after(
                 images[rows], part, [_caption(one) for one in groups[name]],
-                mean=facts["mean"], std=facts["std"], columns=COUNT,
+                mean=facts.mean, std=facts.std, columns=COUNT,
             )  # fmt: skip
     height, width = images.shape[2:]
     values = {

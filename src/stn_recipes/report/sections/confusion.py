@@ -19,7 +19,7 @@ def _make(study: Study) -> Part | None:
     outcome = study.outcome
     if outcome is None:
         return None
-    names = study.run.facts["class_names"]
+    names = study.run.facts.class_names
     matrix = torch.zeros(len(names), len(names), dtype=torch.int64)
     matrix.index_put_((outcome.labels, outcome.predicted), torch.tensor(1), accumulate=True)
     chart = svg(viz.confusion(matrix, names), "confusion matrix of the test images")

@@ -51,7 +51,7 @@ def _make(study: Study) -> Part | None:
     shown = [int(epochs[e]) for e in columns]
     frames = torch.stack([warps[e].output for e in columns])
     facts = study.run.facts
-    figure = viz.filmstrip(frames, shown, images, mean=facts["mean"], std=facts["std"])
+    figure = viz.filmstrip(frames, shown, images, mean=facts.mean, std=facts.std)
     values = {
         "epochs": shown,
         "rows": rows,

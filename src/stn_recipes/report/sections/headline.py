@@ -6,7 +6,7 @@ from typing import Any
 
 from scipy.stats import binomtest
 
-from ...tasks import Run
+from ...run.folder import Run
 from ..study import Outcome, Study
 from .base import Part, Section
 
@@ -27,8 +27,9 @@ def _make(study: Study) -> Part:
 
 
 def _card(run: Run, outcome: Outcome | None) -> dict[str, Any]:
-    accuracy = run.result.get("test_accuracy", outcome.accuracy if outcome else None)
-    parameters = run.result.get("parameters")
+    result = run.result
+    accuracy = result.test_accuracy if result else outcome.accuracy if outcome else None
+    parameters = result.parameters if result else None
     if parameters is None and outcome is not None:
         parameters = sum(p.numel() for p in run.model.parameters())
     return {
@@ -37,8 +38,8 @@ def _card(run: Run, outcome: Outcome | None) -> dict[str, Any]:
         "images": len(outcome.labels) if outcome else None,
         "wrong": int((~outcome.correct).sum()) if outcome else None,
         "parameters": parameters,
-        "time": _duration(run.result.get("train_seconds")),
-        "epochs": run.result.get("epochs"),
+        "time": _duration(result.train_seconds) if result else None,
+        "epochs": result.epochs if result else None,
     }
 
 
@@ -53,9 +54,7 @@ def sign_test(wins: int, losses: int) -> float:
     return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
 
 
-def _duration(seconds: float | None) -> str | None:
-    if seconds is None:
-        return None
+def _duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

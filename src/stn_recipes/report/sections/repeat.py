@@ -20,11 +20,11 @@ def _make(study: Study) -> Part:
         settings.append((setting.name, study.shareable(_text(value)), changed))
     return Part(
         {
-            "command": study.shareable(result.get("command") or ""),
+            "command": study.shareable(result.command if result else ""),
             "settings": settings,
             "placeholder": config.data_dir is not None,
-            "versions": result.get("versions") or {},
-            "threads": result.get("threads"),
+            "versions": result.versions if result else {},
+            "threads": result.threads if result else None,
         }
     )
 

@@ -9,8 +9,8 @@ import torch
 
 import stn
 from stn import viz
-from stn.sampling import PaddingMode
 
+from ...data.registry import get
 from ..markup import svg
 from ..study import Study, statistics
 from .base import Part, Section
@@ -19,7 +19,6 @@ ROTATIONS = tuple(range(-90, 91, 15))  # degrees
 SCALES = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6)
 SHIFTS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)  # of the width
 MAX_PIXELS = 1000 * 32 * 32  # images times their area, at most
-ZERO_BACKGROUND = ("digits", "mnist", "fashion_mnist")
 
 Sweeps = dict[str, tuple[Sequence[float], dict[str, list[float]]]]  # title -> positions, accuracies of each network
 
@@ -29,7 +28,7 @@ def _make(study: Study) -> Part | None:
         return None
     sweeps, count = sweep(study)
     charts = [svg(viz.robustness({title: one}), f"test accuracy against {title}") for title, one in sweeps.items()]
-    background = "black" if study.config.dataset in ZERO_BACKGROUND else "continued from the border"
+    background = "black" if get(study.config.dataset).background == "zeros" else "continued from the border"
     values = {"svgs": charts, "images": count, "background": background, "control": study.control is not None}
     return Part(values, {"robustness": viz.robustness(sweeps)})
 
@@ -37,13 +36,13 @@ def _make(study: Study) -> Part | None:
 def sweep(study: Study) -> tuple[Sweeps, int]:
     """Accuracy under a further warp of the test images, and how many of them were used."""
     assert study.data is not None
-    _, height, width = study.run.facts["input_shape"]
+    _, height, width = study.run.facts.input_shape
     total = len(study.data)
     count = min(total, 1000, max(200, MAX_PIXELS // (height * width)))
     # Spread over the set: folders of images come class by class.
     batches = list(study.batches(torch.linspace(0, total - 1, count).round().long().tolist(), 250))
     mean, std = statistics(study.run)
-    padding: PaddingMode = "zeros" if study.config.dataset in ZERO_BACKGROUND else "border"
+    padding = get(study.config.dataset).background
     family = stn.Similarity()
 
     def accuracies(degrees: float = 0.0, scale: float = 1.0, shift: float = 0.0) -> list[float]:

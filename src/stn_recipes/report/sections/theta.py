@@ -28,7 +28,7 @@ def _make(study: Study) -> Part | None:
         low, high = finite[:, i].quantile(torch.tensor([0.05, 0.95])).tolist()
         mean, spread = float(finite[:, i].mean()), float(finite[:, i].std(correction=0))
         rows.append([names[i], *(f"{v:.3f}" for v in (float(identity[i]), mean, spread, low, high))])
-    _, height, width = study.run.facts["input_shape"]
+    _, height, width = study.run.facts.input_shape
     values = {
         "svgs": [svg(viz.theta_histograms(finite, transform, params=[i]), f"histogram of {names[i]}") for i in shown],
         "rows": rows,

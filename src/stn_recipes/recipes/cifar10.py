@@ -10,7 +10,7 @@ Public runs of these networks end at 56.9 to 61.9 % and at 65.7 %.
 
 from dataclasses import replace
 
-from .config import TrainConfig
+from ..config import TrainConfig
 
 _SMALL = TrainConfig(
     recipe="cifar10_small",

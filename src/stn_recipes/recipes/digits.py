@@ -7,7 +7,7 @@ Measured: 98.61 % with the affine transformer, 97.77 % without (seed 0, 359 test
 seconds on two cores.
 """
 
-from .config import TrainConfig
+from ..config import TrainConfig
 
 RECIPES = {
     "digits": TrainConfig(

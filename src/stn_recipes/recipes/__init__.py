@@ -6,8 +6,8 @@ import dataclasses
 
 from stn._checks import check_choice
 
+from ..config import TrainConfig
 from . import cifar10, digits, images, mnist, mnist_distorted
-from .config import TrainConfig
 
 RECIPES: dict[str, TrainConfig] = {
     **digits.RECIPES,

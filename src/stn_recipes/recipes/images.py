@@ -3,7 +3,7 @@
 stn train images --data_dir FOLDER
 """
 
-from .config import TrainConfig
+from ..config import TrainConfig
 
 RECIPES = {
     "images": TrainConfig(

@@ -16,8 +16,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import stn
-from stn_recipes import tasks
+from stn_recipes.data.module import ImageDataModule
 from stn_recipes.recipes import RECIPES, recipe
+from stn_recipes.run.folder import RunError, load_run, read_checkpoint
+from stn_recipes.run.train import Classification, evaluate, resume, train
 
 # The smallest network on the embedded digits: an epoch takes well under a second.
 SMALL = replace(recipe("digits"), network="mnist_tutorial", epochs=3, threads=1, lr=0.05, batch_size=32)
@@ -28,7 +30,7 @@ SMALL_ARGUMENTS += ["--batch-size", "32"]
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run with its control."""
-    return tasks.train(replace(SMALL, out=str(tmp_path_factory.mktemp("runs") / "run"), control=True))
+    return train(replace(SMALL, out=str(tmp_path_factory.mktemp("runs") / "run"), control=True))
 
 
 def stn_process(*arguments: str, **options: object) -> subprocess.Popen[str]:
@@ -51,7 +53,7 @@ def test_a_run_holds_what_it_promises(trained: Path) -> None:
         assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
         assert list((folder / "logs" / "csv").glob("version_0/metrics.csv"))
         assert list((folder / "logs" / "tensorboard").glob("events.*"))
-    run = tasks.load_run(trained)
+    run = load_run(trained)
     assert [m["epoch"] for m in run.metrics()] == [1, 2, 3]
     assert {"train_loss", "val_accuracy", "lr", "transformer_scale"} <= run.metrics()[-1].keys()
     assert run.metrics()[-1]["train_loss"] < run.metrics()[0]["train_loss"]
@@ -67,7 +69,7 @@ def test_a_run_holds_what_it_promises(trained: Path) -> None:
 
 def test_penalties_theta_and_antialiasing_reach_the_network() -> None:
     config = replace(SMALL, penalties={"identity": 2.0}, feed_theta=True, antialias=True)
-    task = tasks.Classification(tasks.make_model(config, (1, 28, 28), 10), config)
+    task = Classification(config.make_model((1, 28, 28), 10), config)
     transformer = task.model.transformer
     assert transformer is not None
     assert transformer.antialias
@@ -84,44 +86,44 @@ def test_penalties_theta_and_antialiasing_reach_the_network() -> None:
 
 def test_a_run_of_four_steps(tmp_path: Path) -> None:
     """Of which torch's one-cycle schedule is undefined."""
-    tasks.train(replace(SMALL, limit_train=100, batch_size=25, epochs=1, val_fraction=0.05, out=str(tmp_path / "run")))
+    train(replace(SMALL, limit_train=100, batch_size=25, epochs=1, val_fraction=0.05, out=str(tmp_path / "run")))
 
 
 def test_evaluate_repeats_the_result(trained: Path) -> None:
     for folder in (trained, trained / "control"):
-        run = tasks.load_run(folder)
-        measured = tasks.evaluate(run)
-        assert measured["test_accuracy"] == pytest.approx(run.result["test_accuracy"], abs=1e-6)
-        assert measured["test_loss"] == pytest.approx(run.result["test_loss"], rel=1e-4)
+        run = load_run(folder)
+        measured = evaluate(run)
+        assert measured["test_accuracy"] == pytest.approx(run.result.test_accuracy, abs=1e-6)
+        assert measured["test_loss"] == pytest.approx(run.result.test_loss, rel=1e-4)
         assert measured["images"] == 359
 
 
 def test_the_control_has_no_transformer_and_no_fewer_parameters(trained: Path) -> None:
-    run, control = tasks.load_run(trained), tasks.load_run(trained / "control")
+    run, control = load_run(trained), load_run(trained / "control")
     assert control.model.transformer is None
     assert run.model.transformer is not None
-    assert run.result["parameters"] <= control.result["parameters"] <= 1.02 * run.result["parameters"]
+    assert run.result.parameters <= control.result.parameters <= 1.02 * run.result.parameters
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(trained: Path, tmp_path: Path) -> None:
-    again = tasks.train(replace(SMALL, out=str(tmp_path / "again"), num_workers=2))
+    again = train(replace(SMALL, out=str(tmp_path / "again"), num_workers=2))
     assert same(weights(trained), weights(again))
-    other = tasks.train(replace(SMALL, out=str(tmp_path / "other"), seed=1))
+    other = train(replace(SMALL, out=str(tmp_path / "other"), seed=1))
     assert not same(weights(trained), weights(other))
 
 
 def test_the_test_set_is_read_once_after_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     reads: list[bool] = []
-    original = tasks.ImageDataModule._read
+    original = ImageDataModule._read
 
-    def read(self: tasks.ImageDataModule, train: bool) -> object:
+    def read(self: ImageDataModule, train: bool) -> object:
         reads.append(train)
         if not train:
             assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
         return original(self, train)
 
-    monkeypatch.setattr(tasks.ImageDataModule, "_read", read)
-    tasks.train(replace(SMALL, out=str(tmp_path / "run"), epochs=1))
+    monkeypatch.setattr(ImageDataModule, "_read", read)
+    train(replace(SMALL, out=str(tmp_path / "run"), epochs=1))
     assert reads == [True, False]
 
 
@@ -139,33 +141,33 @@ def test_a_stopped_run_resumes_to_the_same_weights(how: signal.Signals, trained:
     if how == signal.SIGINT:
         assert f"--resume {folder}" in errors
     assert not (folder / "result.json").exists()
-    tasks.resume(folder)
+    resume(folder)
     assert same(weights(trained), weights(folder))
-    assert tasks.load_run(folder).metrics() == tasks.load_run(trained).metrics()
+    assert load_run(folder).metrics() == load_run(trained).metrics()
 
 
 def test_resuming_a_finished_run_changes_nothing(trained: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in trained.rglob("*") if path.is_file()}
-    tasks.resume(trained)
+    resume(trained)
     assert {path: path.stat().st_mtime_ns for path in trained.rglob("*") if path.is_file()} == before
 
 
 def test_a_run_is_not_written_over(trained: Path) -> None:
-    with pytest.raises(tasks.RunError, match="already holds a run"):
-        tasks.train(replace(SMALL, out=str(trained)))
+    with pytest.raises(RunError, match="already holds a run"):
+        train(replace(SMALL, out=str(trained)))
 
 
 def test_a_run_that_cannot_start_leaves_nothing(tmp_path: Path) -> None:
     for wrong, said in (({"network": "nope"}, "name: expected one of"), ({"precision": "7-bit"}, "7-bit")):
         with pytest.raises(ValueError, match=said):
-            tasks.train(replace(SMALL, out=str(tmp_path / "run"), **wrong))
+            train(replace(SMALL, out=str(tmp_path / "run"), **wrong))
     assert not (tmp_path / "run").exists()
 
 
 def test_early_stop(tmp_path: Path) -> None:
     # A learning rate of zero never gets better: the second epoch is the last.
-    run = tasks.train(replace(SMALL, out=str(tmp_path / "run"), lr=0.0, epochs=10, early_stop=1))
-    assert tasks.load_run(run).result["epochs"] == 2
+    run = train(replace(SMALL, out=str(tmp_path / "run"), lr=0.0, epochs=10, early_stop=1))
+    assert load_run(run).result.epochs == 2
 
 
 def test_two_processes_on_the_cpu(tmp_path: Path) -> None:
@@ -174,10 +176,10 @@ def test_two_processes_on_the_cpu(tmp_path: Path) -> None:
     process = stn_process("train", *SMALL_ARGUMENTS, "--out", str(folder), *distributed)
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, output + errors
-    run = tasks.load_run(folder)
+    run = load_run(folder)
     assert [m["epoch"] for m in run.metrics()] == [1, 2, 3]
     # Every test image was seen by exactly one process.
-    assert run.result["test_accuracy"] == pytest.approx(tasks.evaluate(run)["test_accuracy"], abs=1e-6)
+    assert run.result.test_accuracy == pytest.approx(evaluate(run)["test_accuracy"], abs=1e-6)
 
 
 def copy_of(run: Path, to: Path) -> Path:
@@ -191,15 +193,15 @@ def test_damaged_weights_are_refused(trained: Path, tmp_path: Path) -> None:
     run = copy_of(trained, tmp_path / "run")
     file = run / "model.safetensors"
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(tasks.RunError, match=r"model\.safetensors: damaged"):
-        _ = tasks.load_run(run).model
+    with pytest.raises(RunError, match=r"model\.safetensors: damaged"):
+        _ = load_run(run).model
 
 
 def test_weights_of_another_network_are_refused(trained: Path, tmp_path: Path) -> None:
     run = copy_of(trained, tmp_path / "run")
     save_file(stn.models.create("cifar10_small").state_dict(), run / "model.safetensors")
-    with pytest.raises(tasks.RunError, match="another network"):
-        _ = tasks.load_run(run).model
+    with pytest.raises(RunError, match="another network"):
+        _ = load_run(run).model
 
 
 def test_a_damaged_checkpoint_is_refused_on_resume(trained: Path, tmp_path: Path) -> None:
@@ -207,8 +209,8 @@ def test_a_damaged_checkpoint_is_refused_on_resume(trained: Path, tmp_path: Path
     (run / "result.json").unlink()
     file = run / "checkpoints" / "last.ckpt"
     file.write_bytes(file.read_bytes()[:-2000])
-    with pytest.raises(tasks.RunError, match=r"last\.ckpt: damaged"):
-        tasks.resume(run)
+    with pytest.raises(RunError, match=r"last\.ckpt: damaged"):
+        resume(run)
 
 
 class Malicious:
@@ -223,24 +225,24 @@ def test_loading_a_checkpoint_executes_nothing(trained: Path, tmp_path: Path) ->
     run, marker = copy_of(trained, tmp_path / "run"), tmp_path / "executed"
     torch.save({"state_dict": {}, "epoch": 1, "evil": Malicious(marker)}, run / "checkpoints" / "last.ckpt")
     (run / "result.json").unlink()
-    with pytest.raises(tasks.RunError, match="damaged, or not a checkpoint"):
-        tasks.resume(run)
+    with pytest.raises(RunError, match="damaged, or not a checkpoint"):
+        resume(run)
     (run / "model.safetensors").write_bytes(pickle.dumps(Malicious(marker)))
-    with pytest.raises(tasks.RunError):
-        _ = tasks.load_run(run).model
+    with pytest.raises(RunError):
+        _ = load_run(run).model
     assert not marker.exists()
 
 
 def test_a_damaged_config_or_result_is_refused(trained: Path, tmp_path: Path) -> None:
     run = copy_of(trained, tmp_path / "run")
     (run / "result.json").write_text("{")
-    with pytest.raises(tasks.RunError, match=r"result\.json: damaged"):
-        _ = tasks.load_run(run).result
+    with pytest.raises(RunError, match=r"result\.json: damaged"):
+        _ = load_run(run).result
     (run / "config.yaml").write_text("epochs: [")
-    with pytest.raises(tasks.RunError, match=r"config\.yaml: not the settings"):
-        tasks.load_run(run)
-    with pytest.raises(tasks.RunError, match="expected the folder of a run"):
-        tasks.load_run(tmp_path)
+    with pytest.raises(RunError, match=r"config\.yaml: not the settings"):
+        load_run(run)
+    with pytest.raises(RunError, match="expected the folder of a run"):
+        load_run(tmp_path)
 
 
 def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,24 +276,24 @@ def test_a_full_disk_leaves_the_last_whole_checkpoint(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(files.Path, "write_bytes", fill_the_disk)
     with pytest.raises(OSError, match="No space"):
-        tasks.train(replace(SMALL, out=str(folder)))
-    assert tasks.read_checkpoint(folder / "checkpoints" / "last.ckpt")["epoch"] == 0
+        train(replace(SMALL, out=str(folder)))
+    assert read_checkpoint(folder / "checkpoints" / "last.ckpt")["epoch"] == 0
     assert not [path for path in folder.rglob("*") if path.name.startswith(".")]
     monkeypatch.undo()
-    tasks.resume(folder)
-    assert tasks.load_run(folder).result["epochs"] == 3
+    resume(folder)
+    assert load_run(folder).result.epochs == 3
 
 
 def test_a_collapse_is_named_while_it_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # A localizer that learns a thousand times too fast, unclipped, runs away within an epoch.
     config = replace(SMALL, epochs=1, localizer_lr_scale=100.0, clip=None, out=str(tmp_path / "run"))
-    tasks.train(config)
+    train(config)
     assert "the transformer shows" in capsys.readouterr().out
 
 
 def test_localizer_has_its_own_rate_and_biases_no_decay() -> None:
     config = replace(SMALL, weight_decay=0.1, lr=0.5, localizer_lr_scale=0.1, schedule="constant")
-    task = tasks.Classification(tasks.make_model(config, (1, 28, 28), 10), config)
+    task = Classification(config.make_model((1, 28, 28), 10), config)
     task.trainer = type("T", (), {"estimated_stepping_batches": 10})()  # type: ignore[assignment]
     optimizer = task.configure_optimizers()["optimizer"]
     rates = {id(p): (g["initial_lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
@@ -312,7 +314,7 @@ def test_every_recipe_builds_its_network_and_its_control() -> None:
         side = sizes.get(config.distortion or "", side)
         counts = []
         for transformer in (config.transformer, "none"):
-            model = tasks.make_model(replace(config, transformer=transformer), (channels, side, side), 10)  # type: ignore[arg-type]
+            model = replace(config, transformer=transformer).make_model((channels, side, side), 10)  # type: ignore[arg-type]
             assert model(torch.zeros(2, channels, side, side)).shape == (2, 10)
             counts.append(sum(p.numel() for p in model.parameters()))
         assert counts[0] <= counts[1] <= 1.03 * counts[0], name

@@ -9,7 +9,7 @@ float32. The others use the same settings and have no measured figure yet.
 
 from dataclasses import replace
 
-from .config import TrainConfig
+from ..config import TrainConfig
 
 _R = TrainConfig(
     recipe="mnist_r",

@@ -1,0 +1,291 @@
+"""Training, resuming and measuring."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import itertools
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from safetensors.torch import save as serialize
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import MeanMetric
+
+import stn
+from stn.models import TransformerClassifier
+
+from ..config import TrainConfig
+from ..files import write_bytes
+from .callbacks import EpochLog, EpochSeed, Watch, WholeCheckpoints
+from .folder import Facts, Result, Run, RunError, read_checkpoint, read_config, versions, write_config, write_record
+
+
+class Interrupted(Exception):
+    """Training was stopped by the user; the last finished epoch is on disk."""
+
+
+def is_main_process() -> bool:
+    """False in the further processes of a distributed run."""
+    return int(getattr(rank_zero_only, "rank", 0)) == 0
+
+
+class Classification(LightningModule):
+    """Cross-entropy on a classifier, with the localizer's learning rate apart."""
+
+    def __init__(self, model: TransformerClassifier, config: TrainConfig) -> None:
+        super().__init__()
+        self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
+        self.model = model.to(memory_format=self.memory_format)  # type: ignore[call-overload]
+        self.config = config
+        self.penalty = config.penalty()
+        self.means = torch.nn.ModuleDict(
+            {f"{stage}_{name}": MeanMetric() for stage in ("train", "val", "test") for name in ("loss", "accuracy")}
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.look(images)[0]
+
+    def look(self, images: Tensor) -> tuple[Tensor, stn.Warp | None]:
+        return self.model.look(images.contiguous(memory_format=self.memory_format))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return self._measure("train", batch, self.config.label_smoothing)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._measure("val", batch)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._measure("test", batch)
+
+    def _measure(self, stage: str, batch: tuple[Tensor, Tensor], label_smoothing: float = 0.0) -> Tensor:
+        images, labels = batch
+        logits, warp = self.look(images)
+        loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+        accuracy = (logits.argmax(1) == labels).float().mean()
+        for name, value in (("loss", loss.detach()), ("accuracy", accuracy)):
+            # Metrics that count themselves: Lightning's own mean over processes is off when their shares differ.
+            mean = self.means[f"{stage}_{name}"]
+            assert isinstance(mean, MeanMetric)
+            mean.update(value, weight=len(labels))
+            self.log(f"{stage}_{name}", mean, on_step=False, on_epoch=True)
+        if stage == "train" and self.penalty is not None and warp is not None:
+            loss = loss + self.penalty(warp)
+        return loss
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        c = self.config
+        groups = []
+        for group in stn.parameter_groups(self.model, lr=c.lr, localizer_lr_scale=c.localizer_lr_scale):
+            decayed = [p for p in group["params"] if p.ndim > 1]
+            plain = [p for p in group["params"] if p.ndim <= 1]
+            groups.append({**group, "params": decayed, "weight_decay": c.weight_decay})
+            groups.append({**group, "params": plain, "weight_decay": 0.0})
+        optimizer: torch.optim.Optimizer
+        if c.optimizer == "sgd":
+            optimizer = torch.optim.SGD(groups, lr=c.lr, momentum=0.9, nesterov=True)
+        else:
+            optimizer = torch.optim.AdamW(groups, lr=c.lr)
+        steps = int(self.trainer.estimated_stepping_batches)
+        scheduler: torch.optim.lr_scheduler.LRScheduler
+        if c.schedule == "onecycle":
+            scheduler = torch.optim.lr_scheduler.OneCycleLR(
+                optimizer,
+                max_lr=[group["lr"] for group in groups],
+                total_steps=max(steps, 8),  # of 4 steps the way up is none, and torch divides by its length
+                pct_start=0.25,
+                div_factor=10.0,
+                final_div_factor=100.0,
+                cycle_momentum=False,
+            )
+        elif c.schedule == "cosine":
+            scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+        else:
+            scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def train(config: TrainConfig) -> Path:
+    """Train what `config` says, from the start, and return the folder of the run.
+
+    Raises:
+        RunError: where the folder already holds a run.
+        Interrupted: on Ctrl-C; `resume` goes on from the last finished epoch.
+    """
+    run = _run_folder(config)
+    if config.control and config.transformer == "none":
+        raise ValueError("control: expected a transformer to compare with, got transformer='none'")
+    if is_main_process() and (run / "config.yaml").exists():
+        raise RunError(f"{run} already holds a run: continue it with --resume {run}, or name another folder with --out")
+    _fit(run, config, checkpoint=None)
+    if config.control:
+        _train_control(run, config)
+    return run
+
+
+def _run_folder(config: TrainConfig) -> Path:
+    """`config.out`, or the first free name under runs/; the further processes of a distributed run are told by the first."""
+    if config.out is not None:
+        return Path(config.out)
+    if not is_main_process():
+        return Path(os.environ["STN_RUN_FOLDER"])
+    name = f"{config.recipe}-{config.transformer}-s{config.seed}"
+    folders = (Path("runs", name if n == 1 else f"{name}-{n}") for n in itertools.count(1))
+    run = next(folder for folder in folders if not folder.exists())
+    os.environ["STN_RUN_FOLDER"] = str(run)
+    return run
+
+
+def resume(run: Path, *, overrides: Mapping[str, Any] | None = None) -> Path:
+    """Go on with a run from its last finished epoch, to the same weights as if it had never stopped.
+
+    Args:
+        overrides: settings that do not change the result, such as `data_dir` or `progress`.
+
+    Raises:
+        RunError: for a folder that is no run, or a damaged checkpoint.
+    """
+    config = dataclasses.replace(read_config(run), **(overrides or {}))
+    if not (run / "result.json").exists():
+        checkpoint = run / "checkpoints" / "last.ckpt"
+        if checkpoint.exists():
+            read_checkpoint(checkpoint)
+        _fit(run, config, checkpoint if checkpoint.exists() else None)
+    if config.control:
+        _train_control(run, config)
+    return run
+
+
+def _train_control(run: Path, config: TrainConfig) -> None:
+    folder = run / "control"
+    control = dataclasses.replace(config, transformer="none", control=False, out=str(folder))
+    if is_main_process():
+        print(f"\nThe control without a transformer, at least as many parameters: {folder}")
+    if (folder / "config.yaml").exists():
+        resume(folder, overrides={"data_dir": config.data_dir, "progress": config.progress})
+    else:
+        train(control)
+
+
+def _fit(run: Path, config: TrainConfig, checkpoint: Path | None) -> None:
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    data = config.make_data()
+    data.prepare_data()
+    data.setup("fit")
+    task = Classification(config.make_model(data.input_shape, data.num_classes), config)
+    parameters = sum(p.numel() for p in task.model.parameters())
+    log = EpochLog()
+    monitor = "val_accuracy" if data.val_data() else "train_accuracy"
+    folder = run / "checkpoints"
+    options: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False, "save_on_train_epoch_end": True}
+    callbacks: list[Callback] = [
+        EpochSeed(),
+        log,
+        Watch(run / "filmstrip.npz"),
+        ModelCheckpoint(filename="best", monitor=monitor, mode="max", save_top_k=1, **options),
+    ]
+    if config.early_stop is not None:
+        callbacks.append(EarlyStopping(monitor, mode="max", patience=config.early_stop, check_on_train_epoch_end=True))
+    # Last, so that it holds the state of all the others.
+    callbacks.append(ModelCheckpoint(filename="last", monitor=None, save_top_k=1, **options))
+    progress = config.progress and sys.stderr.isatty()
+    if progress:
+        callbacks.append(TQDMProgressBar(leave=False))
+    trainer = Trainer(
+        max_epochs=config.epochs,
+        accelerator=config.accelerator,
+        devices=config.devices,
+        num_nodes=config.num_nodes,
+        strategy=config.strategy,
+        precision=config.precision,  # type: ignore[arg-type]
+        gradient_clip_val=config.clip,
+        logger=[CSVLogger(run / "logs", name="csv"), TensorBoardLogger(run / "logs", name="tensorboard", version="")],
+        callbacks=callbacks,
+        plugins=[WholeCheckpoints()],
+        enable_progress_bar=progress,
+        enable_model_summary=False,
+        log_every_n_steps=50,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,  # the data module shares the samples out itself
+        default_root_dir=run,
+    )
+    if is_main_process():  # not before now: what cannot start leaves nothing behind
+        run.mkdir(parents=True, exist_ok=True)
+        write_record(run / "data.json", Facts.of(data))
+        write_config(run, config)
+    if trainer.is_global_zero:
+        what = "no transformer (control)" if config.transformer == "none" else f"{config.transformer} transformer"
+        seen, held = len(data.train_data()), len(data.val_data() or ())
+        print(
+            f"{config.recipe}: {config.network}, {what}, {parameters:,} parameters; {seen:,} images to train on, {held:,} to validate, seed {config.seed}"
+        )
+    try:
+        trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit as error:  # Lightning's answer to Ctrl-C
+        if trainer.interrupted:
+            raise Interrupted(str(run)) from error
+        raise
+    if trainer.interrupted:
+        raise Interrupted(str(run))
+    test = trainer.test(task, datamodule=data, verbose=False)[0]
+    if trainer.is_global_zero:
+        _finish(run, config, task, trainer, log, parameters, test)
+
+
+def _finish(
+    run: Path,
+    config: TrainConfig,
+    task: Classification,
+    trainer: Trainer,
+    log: EpochLog,
+    parameters: int,
+    test: Mapping[str, float],
+) -> None:
+    weights = {name: tensor.contiguous().cpu() for name, tensor in task.model.state_dict().items()}
+    write_bytes(run / "model.safetensors", serialize(weights))
+    last = Run(run).metrics()[-1]
+    result = Result(
+        recipe=config.recipe,
+        network=config.network,
+        transformer=config.transformer,
+        seed=config.seed,
+        parameters=parameters,
+        epochs=trainer.current_epoch,
+        test_accuracy=test["test_accuracy"],
+        test_loss=test["test_loss"],
+        val_accuracy=last.get("val_accuracy"),
+        train_accuracy=last.get("train_accuracy"),
+        train_seconds=round(log.seconds, 1),
+        cpu_seconds=round(log.cpu_seconds, 1),
+        threads=torch.get_num_threads(),
+        command="stn " + shlex.join(sys.argv[1:])
+        if Path(sys.argv[0]).name == "stn"
+        else f"stn train --config {run / 'config.yaml'}",
+        versions=versions(),
+        finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )
+    write_record(run / "result.json", result)
+
+
+@torch.no_grad()
+def evaluate(run: Run) -> dict[str, float]:
+    """Loss and accuracy of a run's weights on its test set."""
+    loss = correct = count = 0.0
+    for images, labels in run.data.test_dataloader():
+        logits = run.model(images)
+        loss += float(F.cross_entropy(logits, labels, reduction="sum"))
+        correct += float((logits.argmax(1) == labels).sum())
+        count += len(labels)
+    return {"test_loss": loss / count, "test_accuracy": correct / count, "images": count}
