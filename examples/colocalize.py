@@ -58,7 +58,7 @@ class Window(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         features = self.features(images)
         heat = self.heat(features).flatten(1).softmax(1).unflatten(1, features.shape[2:])
-        axis = stn.conventions.lattice(heat.shape[-1])
+        axis = stn.geometry.lattice(heat.shape[-1])
         scale = math.log(self.window) + math.log(1.1) * self.size(features.mean((2, 3))).tanh()
         return torch.cat([scale, (heat.sum(1) @ axis)[:, None], (heat.sum(2) @ axis)[:, None]], dim=1)
 

@@ -219,7 +219,7 @@ def test_the_warps_are_those_of_the_library():
     content = torch.stack([torch.from_numpy(np.deg2rad(90 * random[:, 0] - 45)), -scale.log(), 0 * scale, 0 * scale], 1)
     middle = torch.from_numpy(np.linalg.solve(theta[:, :, :2], -theta[:, :, 2:])[:, None, :, 0])  # of the output
     frame = stn.Crop().matrix(torch.tensor([[math.log(out[1] / 20), math.log(out[0] / 28), 0, 0]]).double())
-    expected = stn.Similarity().matrix(content, image_size=size)[:, :, :2] @ frame[:, :, :2]
+    expected = stn.Similarity().matrix(content, stn.Frame(size))[:, :, :2] @ frame[:, :, :2]
     np.testing.assert_allclose(theta[:, :, :2], expected, atol=1e-12)
     reach = torch.stack([(out[1] - 20 * scale).clamp(min=0), (out[0] - 28 * scale).clamp(min=0)], 1)
     shift = (2 * torch.from_numpy(random[:, 2:]) - 1) * reach / torch.tensor([out[1], out[0]])

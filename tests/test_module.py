@@ -366,7 +366,7 @@ def test_out_of_frame_is_counted_at_pixel_centres(size, align_corners):
     assert diagnosis([1.0001, 0, 0, 0, 1.0001, 0], **options).out_of_frame == 0.0
     theta = [1.313, 0.217, 0.053, -0.131, 1.219, -0.307]
     h, w = size or (20, 20)
-    grid = stn.affine_grid(torch.tensor(theta).reshape(1, 2, 3), (h, w), align_corners=align_corners)
+    grid = stn.transforms.affine_grid(torch.tensor(theta).reshape(1, 2, 3), (h, w), align_corners=align_corners)
     pixels = stn.conventions.normalized_to_pixel(grid, (20, 20), align_corners=align_corners)
     outside = ((pixels < -0.5) | (pixels > 19.5)).any(-1).float().mean()
     tolerance = 1e-6 if max(h, w) <= 32 else 0.02  # larger outputs are looked at in 32 x 32 places

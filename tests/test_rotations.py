@@ -128,8 +128,8 @@ def test_an_axis_along_z_turns_as_in_2d():
     vector = torch.tensor([[0.0, 0.0, 0.7]], dtype=torch.float64)
     matrix = AxisAngle().matrix(vector)
     torch.testing.assert_close(matrix[:, :2, :2], Angle().matrix(vector[:, 2:]), rtol=0, atol=1e-15)
-    flat = stn.Rotation().matrix(vector[:, 2:], image_size=(20, 12))
-    deep = stn.Rotation(3).matrix(vector, image_size=(5, 20, 12))
+    flat = stn.Rotation().matrix(vector[:, 2:], stn.Frame((20, 12)))
+    deep = stn.Rotation(3).matrix(vector, stn.Frame((5, 20, 12)))
     torch.testing.assert_close(deep[:, :2, :2], flat[:, :, :2], rtol=0, atol=1e-15)
 
 

@@ -163,7 +163,7 @@ def test_a_warped_grid_lies_where_the_points_are_read():
     paths = [line.get_xydata() for line in straight.lines if len(line.get_xydata()) == 65]
     assert len(paths) == 6
     np.testing.assert_allclose(paths[0][[0, -1]], [[-0.5, -0.5], [11.5, -0.5]], atol=1e-5)
-    corner = transform.map_points(theta[1:], torch.tensor([[[-1.0, -1.0]]]), image_size=SIZE)
+    corner = transform.map_points(theta[1:], torch.tensor([[[-1.0, -1.0]]]), stn.Frame(SIZE))
     expected = stn.conventions.normalized_to_pixel(corner, SIZE)[0, 0]
     np.testing.assert_allclose(turned.lines[1].get_xydata()[0], expected, atol=1e-4)
 

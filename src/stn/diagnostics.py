@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ._checks import check_image, describe
-from .conventions import lattice, normalized_to_pixel
-from .module import Warp
+from .conventions import normalized_to_pixel
+from .geometry import lattice
+from .transformer import Warp
 
 OUT_OF_FRAME = 0.75  # share of positions outside the image above which nothing much is seen
 SCALE_RANGE = (0.05, 5.0)  # sides of the sampled frame, relative to the image

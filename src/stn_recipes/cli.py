@@ -136,10 +136,10 @@ def _build(argv: Sequence[str]) -> _Parser:
         default=(0.0, 0.0),
         help="of the content, right and down, in pixels: [x, y]",
     )
-    warp.add_argument("--mode", choices=list(stn.sampling.MODES), default="bilinear", help="interpolation")
+    warp.add_argument("--mode", choices=list(stn.reading.MODES), default="bilinear", help="interpolation")
     warp.add_argument(
         "--padding_mode",
-        choices=[m for m in stn.sampling.PADDING_MODES if m != "constant"],
+        choices=[m for m in stn.reading.PADDING_MODES if m != "constant"],
         default="zeros",
         help="what lies outside the image",
     )

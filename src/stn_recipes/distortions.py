@@ -219,11 +219,11 @@ class RandomSimilarity(Distortion):
             reach_x, reach_y = np.float64(self.shift) * width, np.float64(self.shift) * height
         shift_x, shift_y = (2 * random[2] - 1) * reach_x, (2 * random[3] - 1) * reach_y  # pixels
         # The output's frame, in units of the input's, is shifted back, then turned and scaled about the centre.
-        still = np.zeros_like(angle)
+        frame, still = stn.Frame(size), np.zeros_like(angle)
         numbers = torch.from_numpy(np.stack([angle, 1 / scale, still, still], axis=1))
         back = torch.from_numpy(-np.stack([shift_x * 2 / width, shift_y * 2 / height], axis=1))
-        linear = self._family.matrix(numbers, image_size=size)[:, :, :2].numpy()
-        offset = self._family.map_points(numbers, back[:, None], image_size=size).numpy().transpose(0, 2, 1)
+        linear = self._family.matrix(numbers, frame)[:, :, :2].numpy()
+        offset = self._family.map_points(numbers, back[:, None], frame).numpy().transpose(0, 2, 1)
         return np.concatenate([linear * [out_width / width, out_height / height], offset], axis=2)
 
     def _apply(self, images: Tensor, random: np.ndarray, source: Tensor | None, index: Tensor | None) -> Tensor:

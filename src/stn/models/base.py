@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import check_flag
-from ..module import SpatialTransformer, Warp
+from ..transformer import SpatialTransformer, Warp
 from ..transforms import AbstractTransform
 
 Shape = tuple[int, int, int]  # (C, H, W)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from .._checks import check_choice, check_count, check_number
 from ..localization import ConvLocalizer, FCLocalizer, check_widths
-from ..module import SpatialTransformer, Warp
-from ..sampling import PaddingMode
+from ..reading import PaddingMode
+from ..transformer import SpatialTransformer, Warp
 from ..transforms import Affine
 from .base import Shape, check_shape
 

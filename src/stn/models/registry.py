@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from .._checks import check_choice, check_count, check_flag, check_number
-from ..module import SpatialTransformer
-from ..sampling import PADDING_MODES, PaddingMode
+from ..reading import PADDING_MODES, PaddingMode
+from ..transformer import SpatialTransformer
 from ..transforms import AbstractTransform, Affine, by_name
 from . import any_size, paper, tutorial
 from .base import Network, Shape, TransformerClassifier, check_shape

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from .._checks import describe
 from ..localization import SharedLocalizer
 from ..placement import IterativeTransformer
-from ..sampling import PaddingMode
+from ..reading import PaddingMode
 from ..transforms import AbstractTransform
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from .._checks import check_flag, check_number, check_size, describe
-from .base import AbstractTransform
+from ..coordinates import SQUARE, Frame
+from .base import AbstractTransform, constants
 
 
 def cpab_basis(tessellation: tuple[int, ...], *, zero_boundary: bool = True, volume_preserving: bool = False) -> Tensor:
@@ -203,8 +204,9 @@ class CPAB(AbstractTransform):
         check_number("steps", steps, "an int from 1 to 10000", lambda n: isinstance(n, int) and 1 <= n <= 10_000)
         self.ndim, self.steps = len(self.tessellation), steps
         self.zero_boundary, self.volume_preserving = zero_boundary, volume_preserving
-        _, cells, inverses = _tessellate(self.tessellation)
-        basis = _vertex_basis(self.tessellation, zero_boundary, volume_preserving)
+        with constants():
+            _, cells, inverses = _tessellate(self.tessellation)
+            basis = _vertex_basis(self.tessellation, zero_boundary, volume_preserving)
         for name, constant in (("vertex_basis", basis), ("_cells", cells), ("_inverses", inverses)):
             self.register_buffer(name, constant, persistent=False)
 
@@ -231,9 +233,7 @@ class CPAB(AbstractTransform):
         theta = self.check_theta(theta)
         return cpab_velocity(self.coefficients(theta), self.check_points(theta, points), self.tessellation)
 
-    def map_points(
-        self, theta: Tensor, points: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False
-    ) -> Tensor:
+    def map_points(self, theta: Tensor, points: Tensor, frame: Frame = SQUARE) -> Tensor:
         theta = self.check_theta(theta)
         points = self.check_points(theta, points).expand(theta.shape[0], -1, -1)
         if self.ndim == 1:
@@ -241,9 +241,7 @@ class CPAB(AbstractTransform):
         coefficients = self.coefficients(theta) / self.steps
         return _runge_kutta(lambda p: _apply_cells(coefficients, p, self.tessellation), points, self.steps)
 
-    def inverse(
-        self, theta: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False
-    ) -> Tensor:
+    def inverse(self, theta: Tensor, frame: Frame = SQUARE) -> Tensor:
         """-theta: the same field, followed backwards."""
         return -self.check_theta(theta)
 

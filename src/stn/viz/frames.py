@@ -11,7 +11,8 @@ from torch import Tensor
 
 from .._checks import check_size, describe
 from ..conventions import normalized_to_pixel
-from ..module import Warp
+from ..coordinates import Frame
+from ..transformer import Warp
 from ..transforms.base import AbstractTransform
 from .style import FIRST, FRAME, INK, check_positive, draw_image, frame_limits, new_figure, to_pixels
 
@@ -30,8 +31,7 @@ def frame_outlines(warp: Warp) -> Tensor:
         >>> frame_outlines(transformer.warp(torch.rand(2, 1, 28, 28))).shape
         torch.Size([2, 5, 2])
     """
-    matrix = warp.transform.as_matrix(warp.theta, image_size=warp.image_size, align_corners=warp.align_corners)
-    straight = matrix is not None and matrix.shape[1] == warp.transform.ndim  # affine
+    straight = warp.transform.kind == "affine"
     return warp.outline(1 if straight else 16).detach().cpu().float()
 
 
@@ -91,9 +91,7 @@ def warped_grid(
     steps, along = torch.linspace(-1, 1, lines), torch.linspace(-1, 1, 65)
     fixed, running = torch.meshgrid(steps, along, indexing="ij")
     points = torch.cat([torch.stack([running, fixed], -1), torch.stack([fixed, running], -1)]).reshape(1, -1, 2)
-    mapped = transform.map_points(
-        theta, points.expand(len(theta), -1, -1).to(theta.dtype), image_size=size, align_corners=align_corners
-    )
+    mapped = transform.map_points(theta, points.expand(len(theta), -1, -1).to(theta.dtype), Frame(size, align_corners))
     paths = normalized_to_pixel(mapped, size, align_corners=align_corners).reshape(len(theta), 2 * lines, 65, 2).numpy()
     margin = frame_margin(torch.from_numpy(paths).flatten(1, 2), size)
     columns = min(check_positive("columns", columns), len(theta))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from .._checks import describe
-from ..module import Warp
+from ..transformer import Warp
 from .frames import frame_margin, frame_outlines
 from .style import INK, check_positive, draw_image, draw_outline, new_figure, to_pixels
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-import stn
 from stn import viz
 
 from ..markup import points, uri, view
@@ -24,17 +23,9 @@ def _make(study: Study) -> Part | None:
     # Closer at the start, where most happens.
     columns = sorted({round(last * (i / (COLUMNS - 1)) ** 1.6) for i in range(COLUMNS)})
     height, width = images.shape[2:]
-    size = (height, width)
-    warps = []
-    for theta in thetas:
-        output = stn.warp(
-            images, theta, transformer.size, transform=transformer.transform, mode=transformer.mode,
-            padding_mode=transformer.padding_mode, fill=transformer.fill, align_corners=transformer.align_corners,
-        )  # fmt: skip
-        output_size = tuple(output.shape[2:])
-        warps.append(stn.Warp(output, theta, transformer.transform, size, output_size, transformer.align_corners))
+    warps = [transformer.warp(images, theta) for theta in thetas]
     outlines = torch.stack([viz.frame_outlines(warp) for warp in warps])  # (E, N, K, 2)
-    margin = viz.frame_margin(outlines.flatten(0, 1), size)
+    margin = viz.frame_margin(outlines.flatten(0, 1), (height, width))
     rows = []
     for i, image in enumerate(images * std + mean):
         paths = [points(outlines[e, i]) for e in range(len(epochs))]

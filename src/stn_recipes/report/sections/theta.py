@@ -40,10 +40,11 @@ def _make(study: Study) -> Part | None:
 
 def in_words(transformer: stn.SpatialTransformer, theta: Tensor, image_size: tuple[int, int]) -> dict[str, str] | None:
     """Turn and magnification of affine warps, in the terms of the picture."""
-    m = transformer.transform.as_matrix(theta, image_size=image_size, align_corners=transformer.align_corners)
-    if m is None or m.shape[1] != 2:
+    if transformer.transform.kind != "affine":
         return None
-    half = m.new_tensor(stn.conventions.extent(image_size, align_corners=transformer.align_corners))
+    align_corners = transformer.reading.align_corners
+    m = transformer.transform.matrix(theta, stn.Frame(image_size, align_corners))
+    half = m.new_tensor(stn.geometry.extent(image_size, align_corners=align_corners))
     linear = m[:, :, :2] * half[:, None] / half
     turn = torch.atan2(linear[:, 1, 0] - linear[:, 0, 1], linear[:, 0, 0] + linear[:, 1, 1]).rad2deg()
     zoom = torch.linalg.det(linear.double()).abs().clamp_min(1e-12).rsqrt()

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from ._checks import (
-    check_choice,
-    check_flag,
-    check_image,
-    check_number,
-    check_size,
-    coordinate_dtype,
-    describe,
-)
+from ._checks import check_choice, check_flag, check_image, check_number, check_size, coordinate_dtype, describe
 from .conventions import normalized_to_pixel
-from .linearized import linearized_warp
-from .sampling import PADDING_MODES, Fill, Mode, PaddingMode, check_mode, sample, valid_mask, warp
+from .coordinates import Frame
+from .geometry import lattice_points
+from .linearized import read_linearized
+from .reading import Fill, Mode, PaddingMode, check_reading
+from .sampling import read_warp, sample, valid_mask, warp
 from .transforms.affine import Affine
-from .transforms.base import AbstractTransform, lattice_points
+from .transforms.base import AbstractTransform
 
 _NOWHERE = 1e4  # where points are sent that the output does not show
 
@@ -40,27 +36,27 @@ class Warp:
 
     def grid(self) -> Tensor:
         """The sampling positions (B, *size, d), normalized (x, y)."""
-        return self.transform.grid(self.theta, self.size, **self._frame)
+        return self.transform.grid(self.theta, self.size, self._frame)
 
     def map_points(self, points: Tensor) -> Tensor:
         """Normalized points (B or 1, N, d) of the output, where they lie in the input."""
         points = points.expand(self.theta.shape[0], -1, -1)
-        return self.transform.map_points(self.theta, points, **self._frame)
+        return self.transform.map_points(self.theta, points, self._frame)
 
     def unmap_points(
         self, points: Tensor, *, tolerance: float = 1e-4, missing: Literal["raise", "nan"] = "raise"
     ) -> Tensor:
         """Normalized points (B or 1, N, d) of the input, where they appear in the output."""
         points = points.expand(self.theta.shape[0], -1, -1)
-        return self.transform.unmap_points(self.theta, points, tolerance=tolerance, missing=missing, **self._frame)
+        return self.transform.unmap_points(self.theta, points, self._frame, tolerance=tolerance, missing=missing)
 
     def map_boxes(self, boxes: Tensor) -> Tensor:
         """Upright boxes (B or 1, N, 2 d) of the output, the upright boxes of the input that hold them."""
-        return self.transform.map_boxes(self.theta, boxes.expand(self.theta.shape[0], -1, -1), **self._frame)
+        return self.transform.map_boxes(self.theta, boxes.expand(self.theta.shape[0], -1, -1), self._frame)
 
     def unmap_boxes(self, boxes: Tensor) -> Tensor:
         """Upright boxes (B or 1, N, 2 d) of the input, the upright boxes of the output that hold them."""
-        return self.transform.unmap_boxes(self.theta, boxes.expand(self.theta.shape[0], -1, -1), **self._frame)
+        return self.transform.unmap_boxes(self.theta, boxes.expand(self.theta.shape[0], -1, -1), self._frame)
 
     def mask(self) -> Tensor:
         """Where the output shows the image rather than padding: (B, 1, *size), as `stn.valid_mask`."""
@@ -93,8 +89,8 @@ class Warp:
         )
 
     @property
-    def _frame(self) -> dict[str, Any]:
-        return {"image_size": self.image_size, "align_corners": self.align_corners}
+    def _frame(self) -> Frame:
+        return Frame(self.image_size, self.align_corners)
 
     def outline(self, per_side: int = 1) -> Tensor:
         """The frame of the output as a closed polygon in the input, (B, 4 * per_side + 1, 2) in pixels (x, y)."""
@@ -139,9 +135,7 @@ class AbstractTransformer(nn.Module, ABC):
         super().__init__()
         if transform is not None and not isinstance(transform, AbstractTransform):
             raise ValueError(f"transform: expected a transform such as stn.Affine(), got {describe(transform)}")
-        check_mode(mode)
-        check_choice("padding_mode", padding_mode, PADDING_MODES)
-        check_flag("align_corners", align_corners)
+        self.reading = check_reading(mode, padding_mode, fill, align_corners)
         check_flag("antialias", antialias)
         check_choice("gradient", gradient, ("exact", "linearized"))
         if antialias and gradient == "linearized":
@@ -151,26 +145,21 @@ class AbstractTransformer(nn.Module, ABC):
         )
         self.transform = Affine() if transform is None else transform
         self.size = None if size is None else check_size(size, self.transform.ndim)
-        self.mode: Mode = mode
-        self.padding_mode: PaddingMode = padding_mode
-        self.fill = fill
         self.antialias = antialias
         self.gradient = gradient
-        self.align_corners = align_corners
         self.theta_grad_scale = theta_grad_scale
 
     @abstractmethod
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         """The warped image or images."""
 
+    @abstractmethod
+    def localization_networks(self) -> Iterable[nn.Module]:
+        """The networks that say theta; `stn.parameter_groups` gives them a learning rate of their own."""
+
     def _predict(self, localizer: nn.Module, image: Tensor, count: int = 1) -> Tensor:
         """What a localizer says, (B, count * num_params)."""
-        check_image(image)
-        if image.ndim - 2 != self.transform.ndim:
-            raise ValueError(
-                f"image: expected one in {self.transform.ndim}D, as {type(self.transform).__name__}, got shape "
-                f"{tuple(image.shape)}"
-            )
+        self._check_image(image)
         theta = localizer(image)
         wanted = (image.shape[0], count * self.transform.num_params)
         if not isinstance(theta, Tensor) or tuple(theta.shape) != wanted:
@@ -183,22 +172,31 @@ class AbstractTransformer(nn.Module, ABC):
             theta = theta.detach() + self.theta_grad_scale * (theta - theta.detach())
         return theta
 
+    def _check_image(self, image: Tensor) -> None:
+        check_image(image)
+        if image.ndim - 2 != self.transform.ndim:
+            raise ValueError(
+                f"image: expected one in {self.transform.ndim}D, as {type(self.transform).__name__}, got shape "
+                f"{tuple(image.shape)}"
+            )
+
     def _warp(self, image: Tensor, theta: Tensor, transform: AbstractTransform, size: tuple[int, ...] | None) -> Warp:
-        options: dict[str, Any] = {
-            "transform": transform,
-            "mode": self.mode,
-            "padding_mode": self.padding_mode,
-            "fill": self.fill,
-            "align_corners": self.align_corners,
-        }
+        image_size = tuple(image.shape[2:])
+        size = size or image_size
         if self.gradient == "linearized" and self.training:
-            output = linearized_warp(image, theta, size, **options)
+            output = read_linearized(image, theta, size, transform, self.reading)
         else:
-            output = warp(image, theta, size, antialias=self.antialias, **options)
-        return Warp(output, theta, transform, tuple(image.shape[2:]), tuple(output.shape[2:]), self.align_corners)
+            output = read_warp(image, theta, size, transform, self.reading, self.antialias)
+        return Warp(output, theta, transform, image_size, size, self.reading.align_corners)
 
     def extra_repr(self) -> str:
-        shown = [f"{name}={getattr(self, name)!r}" for name in ("size", "mode", "padding_mode", "align_corners")]
+        kernel, padding, _, align_corners = self.reading
+        shown = [
+            f"size={self.size!r}",
+            f"mode={kernel!r}",
+            f"padding_mode={padding!r}",
+            f"align_corners={align_corners}",
+        ]
         shown += ["antialias=True"] if self.antialias else []
         return ", ".join(shown + ([] if self.gradient == "exact" else [f"gradient={self.gradient!r}"]))
 
@@ -249,6 +247,9 @@ class SpatialTransformer(AbstractTransformer):
         super().__init__(transform, size, **options)
         self.localizer = check_localizer(localizer)
 
+    def localization_networks(self) -> Iterable[nn.Module]:
+        return [self.localizer]
+
     def theta(self, image: Tensor) -> Tensor:
         """The localizer's parameters for a batch of images: (B, num_params)."""
         return self._predict(self.localizer, image)
@@ -256,9 +257,18 @@ class SpatialTransformer(AbstractTransformer):
     def forward(self, image: Tensor) -> Tensor:
         return self.warp(image).output
 
-    def warp(self, image: Tensor) -> Warp:
-        """As `forward`, with theta and what it takes to map points and draw the sampled frame."""
-        return self._warp(image, self.theta(image), self.transform, self.size)
+    def warp(self, image: Tensor, theta: Tensor | None = None) -> Warp:
+        """As `forward`, with theta and what it takes to map points and draw the sampled frame.
+
+        Args:
+            image: (B, C, [D,] H, W).
+            theta: (B, num_params) to read with, in place of what the localizer says.
+        """
+        if theta is None:
+            theta = self.theta(image)
+        else:
+            self._check_image(image)
+        return self._warp(image, theta, self.transform, self.size)
 
 
 def spatial_transformer_network(

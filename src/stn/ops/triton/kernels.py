@@ -1,4 +1,4 @@
-"""The warp on the GPU, in Triton: one forward and one backward kernel for every case, compiled from small pieces.
+"""The kernels: one forward and one backward for every case, compiled from small pieces.
 
 A program makes one tile of the output, TILE_X by TILE_Y pixels of one slice of one image, for some of its channels,
 LANES at a time: where to read is worked out once for all of them and never stored.
@@ -8,15 +8,7 @@ of float32 (the second what rounding took from the first; consumer cards have on
 are kept relative to a whole number of pixels near by: they are exact to the digits of the tile, not to those of the
 image. Compilers may not contract products and sums here (`enable_fp_fusion`); what is to be fused says so.
 
-The sums that make the gradient of a matrix or of coefficients are taken per program, written out and added up in one
-order: the same bits every time. So is the gradient of a grid, which nothing adds to.
-
-The gradient of the image adds up atomically, in whatever order the card has it. Under
-`torch.use_deterministic_algorithms` it adds up in whole numbers instead, 2^-k of the largest gradient of a channel (k =
-58 less the binary digits of the number of output pixels: 42 at 224 x 224), of which the order does not matter: the same
-bits every time again, for 8 bytes more a pixel.
-
-Derivatives of derivatives, forward mode and the transforms of `torch.func` go by way of the reference.
+Axes are ordered x, y[, z], in tuples; `whole` and `part` add up to a position in pixels.
 """
 
 # mypy: allow-untyped-defs, disable-error-code="assignment"
@@ -24,122 +16,22 @@ Derivatives of derivatives, forward mode and the transforms of `torch.func` go b
 from __future__ import annotations
 
 import functools
-import importlib.util
-import math
-import os
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
-
-import torch
-from torch import Tensor
-
-from . import reference
 
 if TYPE_CHECKING:
     import triton.language as tl  # type: ignore[import-not-found,import-untyped,unused-ignore]
-
-NAME = "triton"
-_TAPS = {"nearest": 1, "bilinear": 2, "bicubic": 4}
-_PADDINGS = ("zeros", "border", "reflection", "circular", "constant")
-_LARGEST_AXIS = 2**30  # pixels are counted in int32 along an axis, and in int64 in memory
-_PIXELS = 256  # of a tile: 2 for each of its 128 threads, in 64 registers in 2D; half as many where more are needed
-_PROGRAMS = 1024  # fill the largest cards; channels are divided among programs until there are as many
-_HORIZON = reference.HORIZON
-
-
-@functools.cache
-def unavailable() -> str | None:
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed"
-    if not _interpreted() and not torch.cuda.is_available():
-        return "no CUDA device (TRITON_INTERPRET=1 runs it on the CPU, for tests)"
-    return None
-
-
-def supports(ndim: int, mode: Any, padding_mode: str, device: torch.device) -> bool:
-    if device.type == "cpu":  # the interpreter is for tests: where it is asked for, and nowhere else
-        from . import warp
-
-        here = _interpreted() and warp._forced == NAME
-    else:
-        here = device.type == "cuda"
-    return here and ndim in (2, 3) and isinstance(mode, str) and mode in _TAPS and padding_mode in _PADDINGS
-
-
-@functools.cache
-def _interpreted() -> bool:
-    # Once, as Triton looks when it is imported.
-    return os.environ.get("TRITON_INTERPRET") == "1"
-
-
-def sample(
-    image: Tensor, grid: Tensor, mode: str, padding_mode: str, fill: Tensor | None, align_corners: bool
-) -> Tensor:
-    """As `reference.sample`, in the image's type."""
-    return _warp("grid", image, grid, None, fill, tuple(grid.shape[1:-1]), mode, padding_mode, align_corners)
-
-
-def warp_affine(
-    image: Tensor,
-    matrix: Tensor,
-    size: tuple[int, ...],
-    mode: str,
-    padding_mode: str,
-    fill: Tensor | None,
-    align_corners: bool,
-) -> Tensor:
-    """`sample` at affine maps (B, d, d+1) of the lattice of `size`."""
-    return _warp("affine", image, matrix, None, fill, size, mode, padding_mode, align_corners)
-
-
-def warp_projective(
-    image: Tensor,
-    matrix: Tensor,
-    size: tuple[int, ...],
-    mode: str,
-    padding_mode: str,
-    fill: Tensor | None,
-    align_corners: bool,
-) -> Tensor:
-    """`sample` at projective maps (B, d+1, d+1) of the lattice of `size`; what has a positive denominator is visible."""
-    return _warp("projective", image, matrix, None, fill, size, mode, padding_mode, align_corners)
-
-
-def warp_basis(
-    image: Tensor,
-    basis: Tensor,
-    coefficients: Tensor,
-    size: tuple[int, ...],
-    mode: str,
-    padding_mode: str,
-    fill: Tensor | None,
-    align_corners: bool,
-) -> Tensor:
-    """`sample` at basis (N_out, K), a constant, times coefficients (B, K, d), in the more exact of their types."""
-    assert not basis.requires_grad
-    return _warp("basis", image, coefficients, basis, fill, size, mode, padding_mode, align_corners)
-
-
-def _warp(kind: str, image: Tensor, coords: Tensor, basis: Tensor | None, fill: Tensor | None, *options: Any) -> Tensor:
-    fill = None if fill is None else fill.to(coords.dtype)
-    run = _operator if torch.compiler.is_compiling() else _Warp.apply
-    out: Tensor = run(image, coords, basis, fill, kind, *options)
-    return out
-
-
-# The kernels. Axes are ordered x, y[, z], in tuples; `whole` and `part` add up to a position in pixels.
 
 _functions: list[Any] = []
 
 
 def _jit(function: Any) -> Any:
-    """To be compiled. Importing Triton takes longer than importing all of this package, so that waits for `_compile`."""
+    """To be compiled. Importing Triton takes longer than importing all of this package, so that waits for `load`."""
     _functions.append(function)
     return function
 
 
 @functools.cache
-def _compile() -> None:
+def load() -> None:
     import triton
     import triton.language
 
@@ -400,7 +292,7 @@ def _padded(index, n, PADDING: tl.constexpr, ALIGN: tl.constexpr):
 
 
 @_jit
-def _forward(
+def forward(
     image,
     image_strides,
     coords,
@@ -472,7 +364,7 @@ def _forward(
 
 
 @_jit
-def _backward(
+def backward(
     image,
     image_strides,
     coords,
@@ -625,316 +517,3 @@ def _backward(
             for column in tl.static_range(NDIM):
                 tl.store(grad_coords + row + NDIM * (NDIM + 1) + column, tl.sum(to_depth * here[column]))
             tl.store(grad_coords + row + NDIM * (NDIM + 1) + NDIM, tl.sum(to_depth))
-
-
-# The launchers
-
-
-def _power(n: int) -> int:
-    """The least power of two that is not below n."""
-    return 1 << (n - 1).bit_length()
-
-
-def _plan(image: Tensor, size: Sequence[int], halved: bool) -> tuple[tuple[int, int], int, dict[str, int]]:
-    """How many programs for tiles and for channels, how many channels each has, and the sizes of a tile."""
-    batch, channels = image.shape[:2]
-    height, width = size[-2:]
-    # Channels-last images are read along the channels.
-    lanes = min(_power(channels), 32) if channels > 1 and image.stride(1) == 1 else 1
-    pixels = min(_PIXELS, 1024 // lanes) // (2 if halved else 1)
-    tile_y = min(max(pixels // min(_power(width), 32), 1), _power(height))
-    tile_x = min(pixels // tile_y, _power(width))
-    tiles = batch * -(-width // tile_x) * -(-height // tile_y) * math.prod(size[:-2])
-    share = _power(channels)
-    while share > lanes and tiles * -(-channels // share) < _PROGRAMS:
-        share //= 2
-    return (tiles, -(-channels // share)), share, {"TILE_X": tile_x, "TILE_Y": tile_y, "LANES": lanes}
-
-
-def _xyz(tensor: Tensor, lead: int, trail: int = 0) -> tuple[int, ...]:
-    """The strides, those of the axes in space turned to x, y[, z]."""
-    strides = tensor.stride()
-    end = len(strides) - trail
-    return (*strides[:lead], *reversed(strides[lead:end]), *strides[end:])
-
-
-def _arguments(
-    image: Tensor, coords: Tensor, basis: Tensor | None, fill: Tensor | None, kind: str, size: Sequence[int],
-    mode: str, padding_mode: str, align_corners: bool, *, backward: bool,
-) -> tuple[tuple[int, int], list[Any], dict[str, Any]]:  # fmt: skip
-    """What both kernels take."""
-    _compile()
-    if max(*image.shape[2:], *size) >= _LARGEST_AXIS:
-        raise ValueError(f"image: expected axes of less than 2^30 pixels, got {tuple(image.shape)} to {tuple(size)}")
-    d = len(size)
-    work = tl.float64 if coords.dtype == torch.float64 else tl.float32
-    programs, share, tile = _plan(image, size, backward or mode == "bicubic")
-    terms, total = 0, work
-    basis_strides: tuple[int, ...] = (0,)
-    if basis is not None:
-        terms = basis.shape[1]
-        total = tl.float64 if torch.float64 in (basis.dtype, coords.dtype) else tl.float32
-        basis_strides = (basis.stride(1), *_xyz(basis[:, 0].unflatten(0, tuple(size)), 0))
-    arguments = [
-        image,
-        _xyz(image, 2),
-        coords,
-        _xyz(coords, 1, 1) if kind == "grid" else coords.stride(),
-        coords if basis is None else basis,
-        basis_strides,
-        terms,
-        coords if fill is None else fill,
-        int(fill is not None and fill.numel() > 1),
-        tuple(reversed(image.shape[2:])),
-        tuple(reversed(size)),
-        image.shape[1],
-        share,
-    ]
-    options = {
-        "NDIM": d,
-        "KIND": kind,
-        "MODE": mode,
-        "PADDING": padding_mode,
-        "ALIGN": int(align_corners),
-        "TAPS": _TAPS[mode],
-        "WORK": work,
-        "SUM": total,
-        **tile,
-        "num_warps": 4,
-        "enable_fp_fusion": False,
-    }
-    return programs, arguments, options
-
-
-def _empty_like_format(image: Tensor, size: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Of the image's batch, channels and memory format: channels-last or contiguous."""
-    batch, channels = image.shape[:2]
-    if channels > 1 and image.stride(1) == 1 and not image.is_contiguous():
-        return image.new_empty(batch, *size, channels, dtype=dtype).movedim(-1, 1)
-    return image.new_empty(batch, channels, *size, dtype=dtype)
-
-
-def _run_forward(
-    image: Tensor, coords: Tensor, basis: Tensor | None, fill: Tensor | None, kind: str, size: Sequence[int],
-    mode: str, padding_mode: str, align_corners: bool,
-) -> Tensor:  # fmt: skip
-    out = _empty_like_format(image, size, image.dtype)
-    if out.numel():
-        programs, arguments, options = _arguments(
-            image, coords, basis, fill, kind, size, mode, padding_mode, align_corners, backward=False
-        )
-        with torch.cuda.device_of(image):
-            _forward[programs](*arguments, out, _xyz(out, 2), **options)
-    return out
-
-
-def _run_backward(
-    grad: Tensor, to_image: bool, to_coords: bool, to_fill: bool, image: Tensor, coords: Tensor,
-    basis: Tensor | None, fill: Tensor | None, *options: Any,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """The gradients of the image, of the coordinates and of the fill; of those not asked for an empty tensor."""
-    mode = options[2]
-    grad_image, grad_coords, grad_fill = (coords.new_empty(0) for _ in range(3))
-    if to_image:
-        grad_image = _empty_like_format(image, image.shape[2:], coords.dtype).zero_()
-    if to_coords:
-        grad_coords = torch.zeros_like(coords, memory_format=torch.contiguous_format)
-    to_coords = to_coords and mode != "nearest"  # of which the position has no gradient
-    if grad.numel() and (to_image or to_coords):
-        target = grad_image if to_image else None
-        moved = _run_backward_kernel(grad, target, to_coords, image, coords, basis, fill, *options)
-        grad_coords = grad_coords if moved is None else moved
-    if to_fill:
-        assert fill is not None
-        nothing, one = coords.new_zeros(()).expand(image.shape[0], 1, *image.shape[2:]), fill.new_ones(1)
-        outside = _run_forward(nothing, coords, basis, one, *options)  # (B, 1, *size), how much of a pixel is fill
-        grad_fill = (grad * outside).transpose(0, 1).flatten(1).sum(1)
-        grad_fill = grad_fill if fill.numel() > 1 else grad_fill.sum(0, keepdim=True)
-    return grad_image.to(image.dtype) if to_image else grad_image, grad_coords, grad_fill
-
-
-def _run_backward_kernel(
-    grad: Tensor, grad_image: Tensor | None, to_coords: bool, image: Tensor, coords: Tensor,
-    basis: Tensor | None, fill: Tensor | None, kind: str, size: Sequence[int], *options: Any,
-) -> Tensor | None:  # fmt: skip
-    """Adds to `grad_image` where there is one, and returns the gradient of the coordinates where that is asked for."""
-    programs, arguments, switches = _arguments(image, coords, basis, fill, kind, size, *options, backward=True)
-    counted = grad_image is not None and torch.are_deterministic_algorithms_enabled()
-    # Arguments that a case does not touch are any tensor.
-    counts = scales = sums = coords
-    quantum, strides = 1.0, (0, 0)
-    if counted:
-        assert grad_image is not None
-        counts = torch.zeros_like(grad_image, dtype=torch.int64)
-        # The weights of an output pixel are below 4 in sum, so no sum is above 2^62.
-        quantum = 2.0 ** (58 - (math.prod(size) - 1).bit_length())
-        largest = grad.detach().to(coords.dtype).nan_to_num(0.0, 0.0, 0.0).abs().flatten(2).amax(2)
-        exponent = torch.frexp(largest)[1].clamp(-126, 126)
-        scales = torch.ldexp(torch.ones_like(largest), -exponent)
-    if to_coords and kind == "grid":
-        sums = coords.new_empty(programs[1], *coords.shape)
-        strides = _xyz(sums, 2, 1)
-    elif to_coords:
-        sums = coords.new_empty(*programs, *coords.shape[1:])
-        strides = (coords[0].numel(), 0)
-    with torch.cuda.device_of(image):
-        _backward[programs](
-            *arguments, grad, _xyz(grad, 2), image if grad_image is None else grad_image,
-            _xyz(image if grad_image is None else grad_image, 2), counts, scales, quantum, sums, strides,
-            TO_IMAGE=grad_image is not None, TO_COORDS=to_coords, COUNTED=counted, **switches,
-        )  # fmt: skip
-    if counted:
-        assert grad_image is not None
-        unit = torch.ldexp(torch.ones_like(largest, dtype=torch.float64), exponent) / quantum
-        grad_image += counts * unit.reshape(*unit.shape, *[1] * len(size))
-    if not to_coords:
-        return None
-    return sums.sum(0) if kind == "grid" else sums.unflatten(0, (image.shape[0], -1)).sum((1, 2))
-
-
-# The derivatives
-
-
-class _Warp(torch.autograd.Function):
-    """What eager mode calls: a third of the time of an operator."""
-
-    @staticmethod
-    def forward(image: Tensor, coords: Tensor, basis: Tensor | None, fill: Tensor | None, *options: Any) -> Tensor:
-        return _run_forward(image, coords, basis, fill, *options)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.options = inputs[4:]
-        ctx.save_for_backward(*inputs[:4])
-        ctx.save_for_forward(*inputs[:4])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        image, coords, basis, fill = ctx.saved_tensors
-        to_image, to_coords, _, to_fill = ctx.needs_input_grad[:4]
-        if torch.is_grad_enabled():  # somebody will differentiate the gradient
-            grads = (*_reference_vjp(image, coords, basis, fill, ctx.options)[1](grad), None)
-        else:
-            run = _run_backward if _has_memory(grad) else _backward_operator
-            grads = run(grad, to_image, to_coords, to_fill, image, coords, basis, fill, *ctx.options)
-        return _spread(grads, to_image, to_coords, to_fill) + (None,) * len(ctx.options)
-
-    @staticmethod
-    def jvp(
-        ctx: Any, image_t: Tensor | None, coords_t: Tensor | None, _: None, fill_t: Tensor | None, *__: Any
-    ) -> Tensor:
-        image, coords, basis, fill = ctx.saved_tensors
-        given = [(image, image_t), (coords, coords_t), (fill, fill_t)]
-        tangents = tuple(torch.zeros_like(p) if t is None else t for p, t in given if p is not None)
-        # The transpose of the transpose: a jvp in here would be nested forward mode, which torch lacks.
-        out, pull = _reference_vjp(image, coords, basis, fill, ctx.options)
-        pushed: Tensor = torch.func.vjp(pull, torch.zeros_like(out))[1](tangents)[0]
-        return pushed
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
-        if in_dims[2] is not None or in_dims[3] is not None:
-            return torch.stack([_Warp.apply(*one) for one in _slices(info.batch_size, in_dims, inputs)]), 0
-        # The axis becomes a part of the batch.
-        images, coords = (
-            (tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)).flatten(0, 1)
-            for dim, tensor in zip(in_dims[:2], inputs[:2], strict=True)
-        )
-        return _Warp.apply(images, coords, *inputs[2:]).unflatten(0, (info.batch_size, -1)), 0
-
-
-def _slices(count: int, in_dims: tuple[int | None, ...], inputs: tuple[Any, ...]) -> list[list[Any]]:
-    pairs = list(zip(in_dims, inputs, strict=True))
-    return [[value.select(dim, i) if isinstance(dim, int) else value for dim, value in pairs] for i in range(count)]
-
-
-def _has_memory(tensor: Tensor) -> bool:
-    """Not so under `vmap`, of either kind."""
-    try:
-        tensor.data_ptr()
-    except RuntimeError:
-        return False
-    return True
-
-
-def _spread(grads: Sequence[Tensor | None], *wanted: bool) -> tuple[Tensor | None, ...]:
-    """Gradients of image, coordinates and fill at their places among image, coords, basis, fill."""
-    to_image, to_coords, to_fill = (grad if want else None for grad, want in zip(grads, wanted, strict=False))
-    return to_image, to_coords, None, to_fill
-
-
-def _reference_vjp(
-    image: Tensor, coords: Tensor, basis: Tensor | None, fill: Tensor | None, options: tuple[Any, ...]
-) -> Any:
-    """The warp on the reference, and its pullback to image, coords and, where there is one, fill."""
-    primals = [image, coords] if fill is None else [image, coords, fill]
-    return torch.func.vjp(lambda i, c, f=None: _reference(i, c, basis, f, *options), *primals)
-
-
-def _reference(
-    image: Tensor, coords: Tensor, basis: Tensor | None, fill: Tensor | None, kind: str, size: tuple[int, ...],
-    mode: str, padding_mode: str, align_corners: bool,
-) -> Tensor:  # fmt: skip
-    grid = coords
-    if kind == "affine":
-        grid = reference.affine_grid(coords, size, align_corners)
-    elif kind == "projective":
-        grid = reference.projective_grid(coords, size, align_corners)
-    elif kind == "basis":
-        assert basis is not None
-        dtype = torch.promote_types(basis.dtype, coords.dtype)
-        grid = (basis.to(dtype) @ coords.to(dtype)).to(coords.dtype).unflatten(1, size)
-    return reference.sample(image, grid, mode, padding_mode, fill, align_corners).to(image.dtype)
-
-
-# For compilers: opaque, as there is nothing to fuse with a gather, and nothing to take apart.
-
-_OPTIONS = "str kind, SymInt[] size, str mode, str padding_mode, bool align_corners"
-_operator = torch.library.custom_op(
-    "stn::triton_warp",
-    _run_forward,
-    mutates_args=(),
-    schema=f"(Tensor image, Tensor coords, Tensor? basis, Tensor? fill, {_OPTIONS}) -> Tensor",
-)
-_backward_operator = torch.library.custom_op(
-    "stn::triton_warp_backward",
-    _run_backward,
-    mutates_args=(),
-    schema=(
-        "(Tensor grad, bool to_image, bool to_coords, bool to_fill, Tensor image, Tensor coords, Tensor? basis, "
-        f"Tensor? fill, {_OPTIONS}) -> (Tensor, Tensor, Tensor)"
-    ),
-)
-
-
-@_operator.register_fake
-def _(
-    image: Tensor, coords: Tensor, basis: Tensor | None, fill: Tensor | None, kind: str, size: Sequence[int], *_: Any
-) -> Tensor:
-    return _empty_like_format(image, size, image.dtype)
-
-
-@_backward_operator.register_fake
-def _(
-    grad: Tensor, to_image: bool, to_coords: bool, to_fill: bool, image: Tensor, coords: Tensor,
-    basis: Tensor | None, fill: Tensor | None, *_: Any,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    return (
-        _empty_like_format(image, image.shape[2:], image.dtype) if to_image else coords.new_empty(0),
-        torch.empty_like(coords, memory_format=torch.contiguous_format) if to_coords else coords.new_empty(0),
-        coords.new_empty(0) if fill is None or not to_fill else torch.empty_like(fill),
-    )
-
-
-def _setup_operator(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.options = inputs[4:]
-    ctx.save_for_backward(*inputs[:4])
-
-
-def _differentiate_operator(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    to_image, to_coords, _, to_fill = ctx.needs_input_grad[:4]
-    grads = _backward_operator(grad, to_image, to_coords, to_fill, *ctx.saved_tensors, *ctx.options)
-    return _spread(grads, to_image, to_coords, to_fill) + (None,) * len(ctx.options)
-
-
-_operator.register_autograd(_differentiate_operator, setup_context=_setup_operator)
