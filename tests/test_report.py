@@ -273,6 +273,15 @@ def test_a_control_with_fewer_parameters_is_refused_unless_it_says_so(trained):
     check_control(loaded, control)
 
 
+def test_a_control_of_another_kind_is_called_what_it_is(run, quick):
+    change(run / "control", network="mnist_tutorial")
+    loaded, control = load_run(run), load_run(run / "control")
+    control.model = load_run(run).model  # whose weights it has is not the question
+    text = Page(report.build(loaded, control).html).text
+    assert "the network mnist_tutorial without one" in text
+    assert "the same kind of network without one" in page_of(run).text
+
+
 def test_a_control_has_no_control(run):
     with pytest.raises(ValueError, match=r"^control: expected none for .*which has no transformer itself"):
         report.write_report(run / "control", run / "control")

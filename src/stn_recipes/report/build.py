@@ -88,6 +88,7 @@ def build(run: Run, control: Run | None = None, *, data_dir: str | None = None) 
     for section in SECTIONS:
         part = section.make(study)
         if part is not None:
+            assert part.figures.keys() <= set(section.figures), section.name
             figures |= part.figures
             html = _template(section.name).render(part.values)
             sections.append({"name": section.name, "title": section.title, "html": Markup(html)})

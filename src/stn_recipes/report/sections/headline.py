@@ -23,7 +23,15 @@ def _make(study: Study) -> Part:
         mine, theirs = outcome.correct, study.control_outcome.correct
         wins, losses = int((mine & ~theirs).sum()), int((~mine & theirs).sum())
         values["paired"] = {"wins": wins, "losses": losses, "chance": sign_test(wins, losses)}
+    values["without"] = None if study.control is None else _without(study.run, study.control)
     return Part({**values, "kind": study.kind, "finished": study.finished is not None})
+
+
+def _without(run: Run, control: Run) -> str:
+    """What the control is, in words."""
+    if control.config.network != run.config.network:
+        return f"the network {control.config.network} without one"
+    return "the same kind of network without one" if control.config.widen else "the same classifier without one"
 
 
 def _card(run: Run, outcome: Outcome | None) -> dict[str, Any]:
