@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from safetensors.torch import load_file, save_file
 import stn
 from stn_recipes.data.module import ImageDataModule
 from stn_recipes.recipes import RECIPES, recipe
+from stn_recipes.run import precision
 from stn_recipes.run.folder import RunError, load_run, read_checkpoint
 from stn_recipes.run.train import Classification, evaluate, resume, train
 
@@ -152,6 +154,79 @@ def test_resuming_a_finished_run_changes_nothing(trained: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in trained.rglob("*") if path.is_file()} == before
 
 
+def test_what_a_resumed_run_cannot_honour_is_refused(trained: Path, tmp_path: Path) -> None:
+    run = copy_of(trained, tmp_path / "run")
+    for finished in (True, False):
+        for name, value in (
+            ("lr", 0.5),
+            ("epochs", 2),
+            ("seed", 3),
+            ("precision", "bf16-mixed"),
+            ("transformer", "tps"),
+        ):
+            with pytest.raises(ValueError, match=rf"^{name}: expected .*as the run has it, got {value!r}"):
+                resume(run, overrides={name: value})
+        if finished:
+            (run / "result.json").unlink()
+    with pytest.raises(ValueError, match="finish it first"):
+        resume(run, overrides={"epochs": 40})
+    with pytest.raises(ValueError, match=f"stn train --init-from {run} --lr 0.5"):
+        resume(run, overrides={"lr": 0.5})
+
+
+def test_a_finished_run_is_extended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With a constant rate to the weights of one long run; with another schedule it begins anew, and says so."""
+    long = train(replace(SMALL, schedule="constant", epochs=3, out=str(tmp_path / "long")))
+    short = train(replace(SMALL, schedule="constant", epochs=2, out=str(tmp_path / "short")))
+    resume(short, overrides={"epochs": 3})
+    assert "the same as one run of 3" in capsys.readouterr().out
+    assert same(weights(long), weights(short))
+    assert load_run(short).metrics() == load_run(long).metrics()
+    assert load_run(short).result.epochs == load_run(short).config.epochs == 3
+
+    cycle = train(replace(SMALL, epochs=1, out=str(tmp_path / "cycle")))
+    resume(cycle, overrides={"epochs": 3})
+    assert "from 1 to 3 epochs; the onecycle schedule begins anew and takes the 2 new ones" in capsys.readouterr().out
+    rates = [m["lr"] for m in load_run(cycle).metrics()]
+    assert rates[1] > 100 * rates[0]  # up again
+    assert rates[2] < 0.01 * rates[1]  # and down to nothing at the end
+    # Stopped in the extension, it goes on as if it had not been.
+    again = copy_of(cycle, tmp_path / "again")
+    (again / "result.json").unlink()
+    (again / "checkpoints" / "last.ckpt").write_bytes(b"")
+    assert read_checkpoint(again / "checkpoints" / "best.ckpt")["epoch"] == 1
+    resume(again)
+    assert same(weights(cycle), weights(again))
+
+
+def test_a_run_starts_from_the_weights_of_another(trained: Path, tmp_path: Path) -> None:
+    config = replace(SMALL, init_from=str(trained), lr=0.0, epochs=1, control=True, out=str(tmp_path / "run"))
+    run = train(config)
+    for part in ("", "control"):  # at a rate of zero only the statistics of batch norm could move
+        before, after = load_run(trained / part).model.state_dict(), load_run(run / part).model.state_dict()
+        learned = [name for name in before if not re.search("running|num_batches", name)]
+        assert same({n: before[n] for n in learned}, {n: after[n] for n in learned})
+    with pytest.raises(RunError, match=r"another network than the settings say: .* tensors differ"):
+        train(replace(config, network="compact", out=str(tmp_path / "other")))
+    assert not (tmp_path / "other").exists()
+    with pytest.raises(RunError, match="expected the folder of a run"):
+        train(replace(config, init_from=str(tmp_path), out=str(tmp_path / "other")))
+
+
+def test_auto_chooses_the_precision_and_a_bad_choice_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for capabilities, chosen in (
+        ({"avx512_bf16": True}, "bf16-mixed"),
+        ({"avx512_bf16": False, "avx2": True}, "32-true"),
+    ):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+        assert precision.choose("auto", "cpu") == precision.choose("auto", "auto") == chosen
+        assert precision.choose("auto", "mps") == "32-true"
+        assert precision.choose("32-true", "cpu") == "32-true"
+    with pytest.warns(UserWarning, match="bf16-mixed is emulated on this CPU, 3 to 4 times slower"):
+        assert precision.choose("bf16-mixed", "cpu") == "bf16-mixed"
+
+
 def test_a_run_is_not_written_over(trained: Path) -> None:
     with pytest.raises(RunError, match="already holds a run"):
         train(replace(SMALL, out=str(trained)))
@@ -209,8 +284,26 @@ def test_a_damaged_checkpoint_is_refused_on_resume(trained: Path, tmp_path: Path
     (run / "result.json").unlink()
     file = run / "checkpoints" / "last.ckpt"
     file.write_bytes(file.read_bytes()[:-2000])
+    (run / "checkpoints" / "best.ckpt").unlink()
     with pytest.raises(RunError, match=r"last\.ckpt: damaged"):
         resume(run)
+
+
+@pytest.mark.parametrize("left", [0, 100, -2000])
+def test_a_truncated_checkpoint_gives_way_to_the_best(
+    left: int, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = copy_of(trained, tmp_path / "run")
+    (run / "result.json").unlink()
+    (run / "model.safetensors").unlink()
+    file = run / "checkpoints" / "last.ckpt"
+    file.write_bytes(file.read_bytes()[:left])
+    best = read_checkpoint(run / "checkpoints" / "best.ckpt")["epoch"] + 1
+    resume(run)
+    said = capsys.readouterr().err
+    assert f"{file}: damaged" in said
+    assert f"best.ckpt, which is of epoch {best}" in said
+    assert same(weights(trained), weights(run))
 
 
 class Malicious:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from stn._checks import check_choice
-
 from ..config import TrainConfig
+from ..names import nearest
 from . import cifar10, digits, images, mnist, mnist_distorted
 
 RECIPES: dict[str, TrainConfig] = {
@@ -20,5 +19,6 @@ RECIPES: dict[str, TrainConfig] = {
 
 def recipe(name: str) -> TrainConfig:
     """A copy of the settings of a recipe. Raises ValueError for an unknown name, with the nearest one."""
-    check_choice("recipe", name, RECIPES)
+    if name not in RECIPES:
+        raise ValueError(f"recipe: expected one of {', '.join(RECIPES)}, got {name!r}{nearest(name, RECIPES)}")
     return dataclasses.replace(RECIPES[name])

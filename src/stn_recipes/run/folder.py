@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import os
+import pickle
 import platform
 from functools import cached_property
 from importlib import metadata
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
 
 class RunError(ValueError):
     """A run folder that cannot be used, and why."""
+
+
+class DamagedError(RunError):
+    """A file of a run that is cut short, or no longer what was written."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -155,15 +160,21 @@ def read_config(path: Path) -> TrainConfig:
 
 
 def read_checkpoint(file: Path) -> dict[str, Any]:
-    """A Lightning checkpoint, read without executing anything in it."""
+    """A Lightning checkpoint, read without executing anything in it.
+
+    Raises:
+        DamagedError: for a file that is cut short or has changed.
+        RunError: for one that holds more than numbers.
+    """
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
         content["state_dict"], content["epoch"]
-    except OSError:
-        raise
     except Exception as error:  # torch raises half a dozen types for damaged files
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RunError(f"{file}: damaged, or not a checkpoint of this program ({reason})") from error
+        if isinstance(error, OSError) and error.filename is not None:  # it cannot be opened
+            raise
+        reason = str(error).splitlines()[0].split(". ")[0] if str(error) else type(error).__name__
+        kind = RunError if isinstance(error, pickle.UnpicklingError) else DamagedError
+        raise kind(f"{file}: damaged, or not a checkpoint of this program ({reason})") from error
     return dict(content)
 
 
@@ -182,10 +193,14 @@ def load_weights(model: TransformerClassifier, run: Path) -> None:
                 f"{run}: expected model.safetensors or checkpoints/last.ckpt; the run has not finished an epoch"
             )
         state = {k.removeprefix("model."): v for k, v in read_checkpoint(file)["state_dict"].items()}
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise RunError(f"{file}: holds the weights of another network than config.yaml says ({error})") from error
+    have, want = ({name: tuple(value.shape) for name, value in of.items()} for of in (state, model.state_dict()))
+    wrong = [name for name in {**want, **have} if have.get(name) != want.get(name)]
+    if wrong:
+        raise RunError(
+            f"{file}: holds the weights of another network than the settings say: {len(wrong)} tensors differ, first "
+            f"{wrong[0]} with shape {have.get(wrong[0])}, not {want.get(wrong[0])}"
+        )
+    model.load_state_dict(state)
 
 
 def write_config(path: Path, config: TrainConfig) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -27,13 +28,32 @@ import stn
 from stn.models import TransformerClassifier
 
 from ..config import TrainConfig
+from ..data.module import ImageDataModule
 from ..files import write_bytes
 from .callbacks import EpochLog, EpochSeed, Watch, WholeCheckpoints
-from .folder import Facts, Result, Run, RunError, read_checkpoint, read_config, versions, write_config, write_record
+from .folder import (
+    DamagedError,
+    Facts,
+    Result,
+    Run,
+    RunError,
+    load_weights,
+    read_checkpoint,
+    read_config,
+    versions,
+    write_config,
+    write_record,
+)
+from .precision import choose
+
+# What a resumed run may change without changing its result.
+RESUMABLE = (
+    "control", "data_dir", "num_workers", "progress", "threads", "accelerator", "devices", "num_nodes", "strategy",
+)  # fmt: skip
 
 
-class Interrupted(Exception):
-    """Training was stopped by the user; the last finished epoch is on disk."""
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C while a run was made; says what to do about it. The last finished epoch is on disk."""
 
 
 def is_main_process() -> bool:
@@ -50,6 +70,7 @@ class Classification(LightningModule):
         self.model = model.to(memory_format=self.memory_format)  # type: ignore[call-overload]
         self.config = config
         self.penalty = config.penalty()
+        self.schedule_begins = False  # in the middle of a run
         self.means = torch.nn.ModuleDict(
             {f"{stage}_{name}": MeanMetric() for stage in ("train", "val", "test") for name in ("loss", "accuracy")}
         )
@@ -98,6 +119,7 @@ class Classification(LightningModule):
         else:
             optimizer = torch.optim.AdamW(groups, lr=c.lr)
         steps = int(self.trainer.estimated_stepping_batches)
+        steps -= steps // c.epochs * c.schedule_start
         scheduler: torch.optim.lr_scheduler.LRScheduler
         if c.schedule == "onecycle":
             scheduler = torch.optim.lr_scheduler.OneCycleLR(
@@ -115,6 +137,18 @@ class Classification(LightningModule):
             scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if checkpoint["epoch"] + 1 <= self.config.schedule_start:  # of before the run was extended
+            checkpoint["lr_schedulers"] = []
+            self.schedule_begins = True
+
+    def on_train_start(self) -> None:
+        if (
+            self.schedule_begins
+        ):  # the optimizer's state, which was loaded, has the rate that the last schedule ended at
+            for group in self.trainer.optimizers[0].param_groups:
+                group["lr"] = group["initial_lr"]
+
 
 def train(config: TrainConfig) -> Path:
     """Train what `config` says, from the start, and return the folder of the run.
@@ -123,9 +157,12 @@ def train(config: TrainConfig) -> Path:
         RunError: where the folder already holds a run.
         Interrupted: on Ctrl-C; `resume` goes on from the last finished epoch.
     """
+    config = dataclasses.replace(config, schedule_start=0)
     run = _run_folder(config)
     if config.control and config.transformer == "none":
         raise ValueError("control: expected a transformer to compare with, got transformer='none'")
+    if config.control and config.init_from is not None:
+        read_config(Path(config.init_from, "control"))  # a control starts from a control
     if is_main_process() and (run / "config.yaml").exists():
         raise RunError(f"{run} already holds a run: continue it with --resume {run}, or name another folder with --out")
     _fit(run, config, checkpoint=None)
@@ -151,45 +188,131 @@ def resume(run: Path, *, overrides: Mapping[str, Any] | None = None) -> Path:
     """Go on with a run from its last finished epoch, to the same weights as if it had never stopped.
 
     Args:
-        overrides: settings that do not change the result, such as `data_dir` or `progress`.
+        overrides: settings that do not change the result, such as `data_dir` or `progress`; `control`, to train one
+            now; and more `epochs` for a finished run: it is extended, from the weights and the optimizer's state that
+            it ended with. The schedule of the learning rate begins anew and takes the new epochs; only with
+            schedule="constant" is that the same as one long run.
 
     Raises:
-        RunError: for a folder that is no run, or a damaged checkpoint.
+        ValueError: for other settings than the run's own.
+        RunError: for a folder that is no run, or damaged checkpoints.
+        Interrupted: on Ctrl-C.
     """
-    config = dataclasses.replace(read_config(run), **(overrides or {}))
-    if not (run / "result.json").exists():
-        checkpoint = run / "checkpoints" / "last.ckpt"
-        if checkpoint.exists():
-            read_checkpoint(checkpoint)
-        _fit(run, config, checkpoint if checkpoint.exists() else None)
+    config = read_config(run)
+    changed = {name: value for name, value in (overrides or {}).items() if value != getattr(config, name)}
+    finished = Run(run).result
+    if finished is not None and changed.get("epochs", 0) > finished.epochs:
+        config = _extended(run, config, finished.epochs, changed.pop("epochs"))
+        finished = None
+    for name, value in changed.items():
+        if name not in RESUMABLE:
+            raise ValueError(_not_resumable(run, name, getattr(config, name), value))
+    config = dataclasses.replace(config, **changed)
+    if finished is None:
+        _fit(run, config, _checkpoint(run))
     if config.control:
         _train_control(run, config)
     return run
 
 
+def _extended(run: Path, config: TrainConfig, done: int, epochs: int) -> TrainConfig:
+    if is_main_process():
+        what = f"{run}: from {done} to {epochs} epochs"
+        if config.schedule == "constant":
+            print(f"{what}; the learning rate is constant, so this is the same as one run of {epochs}")
+        else:
+            print(
+                f"{what}; the {config.schedule} schedule begins anew and takes the {epochs - done} new ones, so this is "
+                f"not the same as one run of {epochs}"
+            )
+    return dataclasses.replace(config, epochs=epochs, schedule_start=done)
+
+
+def _not_resumable(run: Path, name: str, own: Any, value: Any) -> str:
+    option = "--" + name.replace("_", "-")
+    message = f"{name}: expected {own!r}, as the run has it, got {value!r}. "
+    if name == "epochs":
+        return message + "A finished run can be extended to more epochs; finish it first, without this option."
+    return message + (
+        f"A resumed run ends at the weights of one that never stopped; to start from its weights with other "
+        f"settings: stn train --init-from {shlex.quote(str(run))} {option} {value}"
+    )
+
+
+def _checkpoint(run: Path) -> Path | None:
+    """The checkpoint to go on from, None where no epoch was finished: the last, or the best where that is damaged."""
+    last, best = run / "checkpoints" / "last.ckpt", run / "checkpoints" / "best.ckpt"
+    if not last.exists():
+        return None
+    try:
+        read_checkpoint(last)
+        return last
+    except DamagedError as error:
+        if not best.exists():
+            raise
+        done = read_checkpoint(best)["epoch"] + 1
+        if is_main_process():
+            print(f"warning: {error}; going on from {best}, which is of epoch {done}", file=sys.stderr)
+        return best
+
+
 def _train_control(run: Path, config: TrainConfig) -> None:
     folder = run / "control"
-    control = dataclasses.replace(config, transformer="none", control=False, out=str(folder))
     if is_main_process():
         print(f"\nThe control without a transformer, at least as many parameters: {folder}")
-    if (folder / "config.yaml").exists():
-        resume(folder, overrides={"data_dir": config.data_dir, "progress": config.progress})
-    else:
-        train(control)
+    try:
+        if (folder / "config.yaml").exists():
+            same = {name: getattr(config, name) for name in RESUMABLE if name != "control"}
+            resume(folder, overrides=same)
+            if read_config(folder).epochs < config.epochs:  # the run was extended
+                resume(folder, overrides={**same, "epochs": config.epochs})
+        else:
+            init_from = None if config.init_from is None else str(Path(config.init_from, "control"))
+            train(dataclasses.replace(config, transformer="none", control=False, out=str(folder), init_from=init_from))
+    except KeyboardInterrupt:
+        raise _interrupted(run) from None  # which goes on with the control
+
+
+def _interrupted(run: Path) -> Interrupted:
+    return Interrupted(f"stopped; go on with: stn train --resume {shlex.quote(str(run))}")
 
 
 def _fit(run: Path, config: TrainConfig, checkpoint: Path | None) -> None:
+    config = dataclasses.replace(config, precision=choose(config.precision, config.accelerator))
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     data = config.make_data()
     data.prepare_data()
     data.setup("fit")
     task = Classification(config.make_model(data.input_shape, data.num_classes), config)
-    parameters = sum(p.numel() for p in task.model.parameters())
+    if checkpoint is None and config.init_from is not None:
+        load_weights(task.model, Path(config.init_from))
     log = EpochLog()
-    monitor = "val_accuracy" if data.val_data() else "train_accuracy"
-    folder = run / "checkpoints"
-    options: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False, "save_on_train_epoch_end": True}
+    try:
+        trainer = _trainer(run, config, log, "val_accuracy" if data.val_data() else "train_accuracy")
+        if is_main_process():  # not before now: what cannot start leaves nothing behind
+            _begin(run, config, data, task)
+        try:
+            trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+            if trainer.interrupted:
+                raise KeyboardInterrupt
+            test = trainer.test(task, datamodule=data, verbose=False)[0]
+            if trainer.is_global_zero:
+                _finish(run, config, task, trainer, log, test)
+        except KeyboardInterrupt:
+            raise _interrupted(run) from None
+        except SystemExit:  # Lightning's answer to Ctrl-C
+            if trainer.interrupted:
+                raise _interrupted(run) from None
+            raise
+    except MisconfigurationException as error:
+        raise ValueError(str(error)) from error
+
+
+def _trainer(run: Path, config: TrainConfig, log: EpochLog, monitor: str) -> Trainer:
+    options: dict[str, Any] = {
+        "dirpath": run / "checkpoints", "enable_version_counter": False, "save_on_train_epoch_end": True
+    }  # fmt: skip
     callbacks: list[Callback] = [
         EpochSeed(),
         log,
@@ -203,7 +326,7 @@ def _fit(run: Path, config: TrainConfig, checkpoint: Path | None) -> None:
     progress = config.progress and sys.stderr.isatty()
     if progress:
         callbacks.append(TQDMProgressBar(leave=False))
-    trainer = Trainer(
+    return Trainer(
         max_epochs=config.epochs,
         accelerator=config.accelerator,
         devices=config.devices,
@@ -221,27 +344,26 @@ def _fit(run: Path, config: TrainConfig, checkpoint: Path | None) -> None:
         use_distributed_sampler=False,  # the data module shares the samples out itself
         default_root_dir=run,
     )
-    if is_main_process():  # not before now: what cannot start leaves nothing behind
-        run.mkdir(parents=True, exist_ok=True)
-        write_record(run / "data.json", Facts.of(data))
-        write_config(run, config)
-    if trainer.is_global_zero:
-        what = "no transformer (control)" if config.transformer == "none" else f"{config.transformer} transformer"
-        seen, held = len(data.train_data()), len(data.val_data() or ())
-        print(
-            f"{config.recipe}: {config.network}, {what}, {parameters:,} parameters; {seen:,} images to train on, {held:,} to validate, seed {config.seed}"
-        )
-    try:
-        trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    except SystemExit as error:  # Lightning's answer to Ctrl-C
-        if trainer.interrupted:
-            raise Interrupted(str(run)) from error
-        raise
-    if trainer.interrupted:
-        raise Interrupted(str(run))
-    test = trainer.test(task, datamodule=data, verbose=False)[0]
-    if trainer.is_global_zero:
-        _finish(run, config, task, trainer, log, parameters, test)
+
+
+def _begin(run: Path, config: TrainConfig, data: ImageDataModule, task: Classification) -> None:
+    run.mkdir(parents=True, exist_ok=True)
+    for name in ("result.json", "model.safetensors"):  # of a run that is extended; the checkpoint has it all
+        (run / name).unlink(missing_ok=True)
+    write_record(run / "data.json", Facts.of(data))
+    write_config(run, config)
+    what = "no transformer (control)" if config.transformer == "none" else f"{config.transformer} transformer"
+    seen, held = len(data.train_data()), len(data.val_data() or ())
+    print(
+        f"{config.recipe}: {config.network}, {what}, {_size(task):,} parameters; {seen:,} images to train on, "
+        f"{held:,} to validate, seed {config.seed}"
+    )
+    if config.init_from is not None:
+        print(f"Starts from the weights of {config.init_from}; optimizer, epochs and schedule begin anew.")
+
+
+def _size(task: Classification) -> int:
+    return sum(p.numel() for p in task.model.parameters())
 
 
 def _finish(
@@ -250,7 +372,6 @@ def _finish(
     task: Classification,
     trainer: Trainer,
     log: EpochLog,
-    parameters: int,
     test: Mapping[str, float],
 ) -> None:
     weights = {name: tensor.contiguous().cpu() for name, tensor in task.model.state_dict().items()}
@@ -261,7 +382,7 @@ def _finish(
         network=config.network,
         transformer=config.transformer,
         seed=config.seed,
-        parameters=parameters,
+        parameters=_size(task),
         epochs=trainer.current_epoch,
         test_accuracy=test["test_accuracy"],
         test_loss=test["test_loss"],
