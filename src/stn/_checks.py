@@ -87,8 +87,9 @@ def _check_image_shape(image: Tensor, argument: str) -> tuple[int, ...]:
 
 def check_size(size: Any, ndim: int | None = None, argument: str = "size", least: int = 1) -> tuple[int, ...]:
     """A size ([[D,] H,] W) as a tuple of ints of at least `least`; anything that is an index will do for one."""
-    kind = "positive int" if least else "non-negative int"
-    wanted = f"{ndim} {kind}{'s' * (ndim > 1)}" if ndim else f"1 to 3 {kind}s ([[D,] H,] W)"
+    count = f"{ndim} {{}}{'s' * (ndim > 1)}" if ndim else "1 to 3 {}s ([[D,] H,] W)"
+    wanted = count.format("int" if least > 1 else "positive int" if least else "non-negative int")
+    wanted += f" of at least {least}" if least > 1 else ""
     if isinstance(size, str) or not isinstance(size, Sequence):
         raise ValueError(f"{argument}: expected {wanted}, got {describe(size)}")
     if len(size) != ndim if ndim else len(size) not in (1, 2, 3):

@@ -33,9 +33,9 @@ class Frame(NamedTuple):
 
     Example:
         >>> import stn
-        >>> quarter, corner = torch.tensor([[torch.pi / 2]]), torch.tensor([[[1.0, 0.0]]])
-        >>> stn.Rotation().map_points(quarter, corner, Frame((10, 20))).round(decimals=4)  # 10 pixels from the centre
-        tensor([[[0., 2.]]])
+        >>> quarter, right = torch.tensor([[torch.pi / 2]]), torch.tensor([[[1.0, 0.0]]])  # 10 pixels from the centre
+        >>> stn.Rotation().map_points(quarter, right, Frame((10, 20)))[..., 1]  # and still, of an image 10 pixels high
+        tensor([[2.]])
     """
 
     image_size: tuple[int, ...] | None = None

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from ._checks import check_count, check_float_tensor, check_number, check_size, describe
 from .transformer import AbstractTransformer
-from .transforms.base import AbstractTransform
+from .transforms.base import AbstractTransform, exact
 
 
 class _Head(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
-        with torch.autocast(input.device.type, enabled=False):
+        with exact(input.device):
             return nn.functional.linear(input.to(self.weight.dtype), self.weight, self.bias)
 
 

@@ -68,7 +68,10 @@ def fit_fill(reading: Reading, image: Tensor) -> Reading:
         )
     if fill.device.type == "meta" != image.device.type:
         raise ValueError(f"fill: expected numbers, got {describe(fill)} without any")
-    return reading._replace(fill=fill.to(image.device, coordinate_dtype(image)))
+    if image.is_floating_point() or image.dtype == torch.uint8:
+        return reading._replace(fill=fill.to(image.device, coordinate_dtype(image)))
+    whole = fill.round() if fill.is_floating_point() else fill  # labels may lie beyond what float32 tells apart
+    return reading._replace(fill=whole.to(image.device, image.dtype))
 
 
 def _background(fill: Any) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,11 +16,13 @@ from .conventions import normalized_to_pixel
 from .coordinates import Frame
 from .geometry import lattice_points
 from .linearized import read_linearized
+from .ops import _torch
 from .reading import Fill, Mode, PaddingMode, check_reading
 from .sampling import read_warp, sample, valid_mask, warp
 from .transforms.affine import Affine
 from .transforms.base import AbstractTransform
 
+_FAR = 10.0  # a point beyond is more likely one in pixels
 _NOWHERE = 1e4  # where points are sent that the output does not show
 
 
@@ -40,23 +43,22 @@ class Warp:
 
     def map_points(self, points: Tensor) -> Tensor:
         """Normalized points (B or 1, N, d) of the output, where they lie in the input."""
-        points = points.expand(self.theta.shape[0], -1, -1)
-        return self.transform.map_points(self.theta, points, self._frame)
+        return self.transform.map_points(self.theta, self._check(points), self._frame)
 
     def unmap_points(
         self, points: Tensor, *, tolerance: float = 1e-4, missing: Literal["raise", "nan"] = "raise"
     ) -> Tensor:
         """Normalized points (B or 1, N, d) of the input, where they appear in the output."""
-        points = points.expand(self.theta.shape[0], -1, -1)
+        points = self._check(points)
         return self.transform.unmap_points(self.theta, points, self._frame, tolerance=tolerance, missing=missing)
 
     def map_boxes(self, boxes: Tensor) -> Tensor:
         """Upright boxes (B or 1, N, 2 d) of the output, the upright boxes of the input that hold them."""
-        return self.transform.map_boxes(self.theta, boxes.expand(self.theta.shape[0], -1, -1), self._frame)
+        return self.transform.map_boxes(self.theta, self._check(boxes), self._frame)
 
     def unmap_boxes(self, boxes: Tensor) -> Tensor:
         """Upright boxes (B or 1, N, 2 d) of the input, the upright boxes of the output that hold them."""
-        return self.transform.unmap_boxes(self.theta, boxes.expand(self.theta.shape[0], -1, -1), self._frame)
+        return self.transform.unmap_boxes(self.theta, self._check(boxes), self._frame)
 
     def mask(self) -> Tensor:
         """Where the output shows the image rather than padding: (B, 1, *size), as `stn.valid_mask`."""
@@ -87,6 +89,17 @@ class Warp:
             fill=fill,
             align_corners=self.align_corners,
         )
+
+    def _check(self, points: Tensor) -> Tensor:
+        """Points or boxes for each image; pixels, which are taken for points far outside of the image, earn a warning."""
+        known = points.device.type == "cpu" and not (torch.compiler.is_compiling() or _torch.transforming())
+        if known and bool((points.abs() > _FAR).any()):
+            warnings.warn(
+                f"points: expected normalized coordinates, where the image lies within [-1, 1], got some beyond "
+                f"{_FAR:g}; pixels are converted by stn.conventions.pixel_to_normalized",
+                stacklevel=3,
+            )
+        return points.expand(self.theta.shape[0], -1, -1)
 
     @property
     def _frame(self) -> Frame:

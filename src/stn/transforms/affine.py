@@ -174,6 +174,8 @@ class AbstractConstrained(AbstractMatrixTransform):
         if rotation == "6d" and max_angle is not None:
             raise ValueError("max_angle: expected None with rotation='6d', which has no bounded form")
         check_bound("max_angle", max_angle)
+        if max_angle is not None and max_angle > 2 * math.pi:
+            raise ValueError(f"max_angle: expected radians, up to a whole turn of 2 pi, got {max_angle:g}; in degrees?")
         check_bound("max_scale", max_scale, above=1.0)
         check_bound("max_shift", max_shift)
         if max_scale is not None and not log_scale:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Callable, Iterator
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,12 @@ class AbstractTransform(nn.Module, ABC):
     """
 
     ndim: int = 2
+    _constants: dict[str, Tensor]  # by the name of the buffer, on the CPU
     kind: Kind = "grid"  # of its `coordinates`: "affine" and "projective" where a warp is a matrix
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._constants = {}
 
     @property
     @abstractmethod
@@ -235,6 +240,21 @@ class AbstractTransform(nn.Module, ABC):
     def __matmul__(self, other: AbstractTransform) -> AbstractTransform:
         return Compose(self, other)
 
+    def _register_constants(self, device: torch.device | None = None, **constants: Tensor) -> None:
+        """Buffers that follow the module to a device and never to another type: the numbers are those of the
+        configuration, made under `constants()`, and not part of the state_dict."""
+        for name, constant in constants.items():
+            self._constants[name] = constant
+            self.register_buffer(name, constant.to(device or torch.get_default_device()), persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        for name, constant in self._constants.items():  # also after `to_empty`, which leaves any numbers
+            moved = self._buffers[name]
+            assert moved is not None
+            self._buffers[name] = constant.to(moved.device)
+        return self
+
     def _lattice(self, theta: Tensor, size: tuple[int, ...], align_corners: bool) -> Tensor:
         """The pixel centres of an output, (B, N, d)."""
         return lattice_points(theta, size, align_corners).expand(theta.shape[0], -1, -1)
@@ -356,3 +376,8 @@ def constants() -> Iterator[None]:
     for training, also where it is first used in inference mode."""
     with torch.device("cpu"), torch.inference_mode(False), torch.no_grad():
         yield
+
+
+def exact(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Where autocast does not run products in half precision, which would tear a field or move it by whole pixels."""
+    return contextlib.nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)

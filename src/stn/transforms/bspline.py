@@ -11,7 +11,7 @@ from torch import Tensor
 from .._checks import check_bound, check_float_tensor, check_number, check_size, coordinate_dtype, describe
 from ..coordinates import SQUARE, Coordinates, Frame
 from ..geometry import lattice
-from .base import AbstractTransform
+from .base import AbstractTransform, exact
 from .bounds import bounded
 
 # Gauss and Legendre's, exact up to degree 7; squares of cubics have 6. As lists, which a compiler takes.
@@ -86,7 +86,7 @@ def bspline_grid(coefficients: Tensor, size: tuple[int, ...], *, align_corners: 
     size = check_size(size, d, least=0)
     field = coefficients.to(coordinate_dtype(coefficients))
     axes = [lattice(n, align_corners=align_corners, dtype=field.dtype, device=field.device) for n in size]
-    with torch.autocast(field.device.type, enabled=False):  # half precision would cost whole pixels
+    with exact(field.device):
         for positions in axes:  # the axis that is summed over comes back last: (B, d, *size) in the end
             field = torch.tensordot(field, _basis_matrix(positions, field.shape[1] - 3), dims=([1], [1]))
     return torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], dim=-1) + field.movedim(1, -1)
@@ -119,7 +119,7 @@ def bspline_bending_energy(coefficients: Tensor) -> Tensor:
     field = coefficients.to(coordinate_dtype(coefficients))
     matrices = [_quadrature_matrices(n - 3, field) for n in field.shape[1:-1]]
     total = field.new_zeros(field.shape[0])
-    with torch.autocast(field.device.type, enabled=False):
+    with exact(field.device):
         for first, second in [(i, j) for i in range(d) for j in range(i, d)]:
             values = field
             for axis in range(d):

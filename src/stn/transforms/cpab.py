@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .._checks import check_flag, check_number, check_size, describe
 from ..coordinates import SQUARE, Frame
-from .base import AbstractTransform, constants
+from .base import AbstractTransform, constants, exact
 
 
 def cpab_basis(tessellation: tuple[int, ...], *, zero_boundary: bool = True, volume_preserving: bool = False) -> Tensor:
@@ -207,8 +207,7 @@ class CPAB(AbstractTransform):
         with constants():
             _, cells, inverses = _tessellate(self.tessellation)
             basis = _vertex_basis(self.tessellation, zero_boundary, volume_preserving)
-        for name, constant in (("vertex_basis", basis), ("_cells", cells), ("_inverses", inverses)):
-            self.register_buffer(name, constant, persistent=False)
+        self._register_constants(vertex_basis=basis, _cells=cells, _inverses=inverses)
 
     @property
     def num_params(self) -> int:
@@ -225,7 +224,7 @@ class CPAB(AbstractTransform):
         """theta (B, num_params) as the velocities at the vertices, (B, vertices, d): the corners of the intervals or
         boxes, row after row, then the centres of the rectangles."""
         theta = self.check_theta(theta)
-        with torch.autocast(theta.device.type, enabled=False):  # half precision would tear the field
+        with exact(theta.device):
             return torch.tensordot(theta, self.vertex_basis.to(theta.dtype), dims=1)
 
     def velocity(self, theta: Tensor, points: Tensor) -> Tensor:
@@ -244,11 +243,6 @@ class CPAB(AbstractTransform):
     def inverse(self, theta: Tensor, frame: Frame = SQUARE) -> Tensor:
         """-theta: the same field, followed backwards."""
         return -self.check_theta(theta)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CPAB:
-        # To another device, but never to another type: a rounded basis would be a slightly torn field.
-        super()._apply(lambda t: t.to(fn(t).device), recurse)
-        return self
 
     def extra_repr(self) -> str:
         shown = [f"{self.tessellation}"] + ([] if self.zero_boundary else ["zero_boundary=False"])

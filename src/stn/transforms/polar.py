@@ -135,12 +135,12 @@ class Polar(AbstractTransform):
         """
         check_choice("missing", missing, ("raise", "nan"))
         found = self.to_polar(theta, points, frame)
-        nowhere = found[..., 0].isinf()
+        nowhere = ~found.isfinite().all(-1)
         if missing == "nan":
             return torch.where(nowhere[..., None], torch.nan, found)
         if bool(nowhere.any()):
             raise ValueError(
-                "points: expected points that the warp reaches, but with log=True it never reads the origin"
+                "points: expected finite points that the warp reaches; with log=True it never reads the origin"
             )
         return found
 

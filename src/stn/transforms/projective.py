@@ -110,13 +110,14 @@ class AbstractProjectiveTransform(AbstractTransform):
         inverse = _invert(self.matrix(theta))
         h = map_affine(inverse, points)
         # The denominator here is one over the denominator of the map, so it is not to be turned to face the centre.
-        hidden = h[..., -1] <= horizon(h, inverse)
+        hidden = ~(h[..., -1] > horizon(h, inverse)) | ~points.isfinite().all(-1)
         if missing == "nan":
             return torch.where(hidden[..., None], torch.nan, divide(h, inverse))
         if not torch.compiler.is_compiling() and bool(hidden.any()):
             image, point = hidden.nonzero()[0].tolist()
             raise ValueError(
-                f"points: expected points that the warp reaches, but point {point} of image {image} lies behind the horizon"
+                f"points: expected points that the warp reaches, but point {point} of image {image} lies behind the "
+                f"horizon or is not finite"
             )
         return divide(h, inverse)
 

@@ -15,7 +15,7 @@ The energy is measured in the normalized frame, whatever the shape of the image.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Self
 
 import torch
@@ -24,6 +24,7 @@ from torch import Tensor
 from .._checks import check_bound, check_float_tensor, check_number, check_size, coordinate_dtype, describe
 from ..coordinates import SQUARE, Coordinates, Frame
 from ..geometry import check_matrix
+from ..ops import _torch
 from .base import AbstractTransform, constants
 from .bounds import bounded, unbounded
 
@@ -169,8 +170,7 @@ class ThinPlateSpline(AbstractTransform):
         self._kept: tuple[object, Tensor] | None = None
         with constants():
             solve, root = _factor(points, self.regularization)
-        for name, constant in (("control_points", points), ("_solve", solve), ("_root", root)):
-            self.register_buffer(name, constant.to(device), persistent=False)
+        self._register_constants(device, control_points=points, _solve=solve, _root=root)
 
     @classmethod
     def lattice(cls, *size: int, regularization: float = 0.0, max_offset: float | None = None) -> Self:
@@ -245,7 +245,10 @@ class ThinPlateSpline(AbstractTransform):
         kept = self._kept  # read once: another thread may put another size there at any moment
         if kept is None or kept[0] != key:
             with torch.inference_mode(False), torch.no_grad():
-                kept = self._kept = key, self._new_basis(size, align_corners)
+                basis = self._new_basis(size, align_corners)
+            if type(basis) is not Tensor or _torch.is_wrapped(basis):  # made under a tracer, and good for that alone
+                return basis
+            kept = self._kept = key, basis
         return kept[1]
 
     def _new_basis(self, size: tuple[int, ...], align_corners: bool) -> Tensor:
@@ -302,17 +305,6 @@ class ThinPlateSpline(AbstractTransform):
         shown += [f"regularization={self.regularization:g}"] if self.regularization else []
         return ", ".join(shown + ([] if self.max_offset is None else [f"max_offset={self.max_offset:g}"]))
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # `.half()`, `.bfloat16()` and `.float()` convert buffers too. The device changes, the numbers never do.
-        kept = dict(self._buffers)
-        super()._apply(fn, recurse)
-        for name, buffer in kept.items():
-            moved = self._buffers[name]
-            assert buffer is not None
-            assert moved is not None
-            self._buffers[name] = buffer.to(moved.device)
-        return self
-
 
 def _check_control_points(points: Tensor, argument: str) -> Tensor:
     """Control points (K, d) as float64 on the CPU, or a ValueError."""
@@ -344,11 +336,11 @@ def _check_control_points(points: Tensor, argument: str) -> Tensor:
 
 def _lattice_points(size: Sequence[int]) -> Tensor:
     """The control points (K, d) of a lattice ([nz,] ny, nx) that spans the frame."""
-    ok = isinstance(size, Sequence) and not isinstance(size, str) and len(size) in (2, 3)
-    if not ok or any(isinstance(n, bool) or not isinstance(n, int) or n < 2 for n in size):
+    if not isinstance(size, Sequence) or isinstance(size, str) or len(size) not in (2, 3):
         raise ValueError(
             f"control_points: expected a tensor (K, 2) or (K, 3), or a lattice of 2 or 3 ints of at least 2, got {describe(size)}"
         )
+    size = check_size(size, len(size), "control_points", least=2)
     axes = [torch.arange(1 - n, n, 2, dtype=torch.float64) / (n - 1) for n in size]
     return torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], dim=-1).reshape(-1, len(size))
 
