@@ -20,7 +20,7 @@ FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 # The functions whose examples are the package's own introduction; without them the collection below would be broken.
 WITH_EXAMPLE = {
     "stn.sampling.sample", "stn.sampling.warp", "stn.transforms.affine.affine_grid", "stn.transformer.SpatialTransformer",
-    "stn.models.create", "stn.conventions.theta_from_pixel", "stn.compat.spatial_transformer_network",
+    "stn.models.registry.create", "stn.conventions.theta_from_pixel", "stn.compat.spatial_transformer_network",
 }  # fmt: skip
 
 

@@ -176,6 +176,15 @@ def test_room_around_images_is_what_the_frames_need_and_no_more_than_the_limit()
     assert viz.frame_margin(frame * float("nan"), SIZE) == pytest.approx(0.02)
 
 
+@pytest.mark.parametrize(
+    ("transform", "points"),
+    [(stn.Crop(), 5), (stn.Rotation() @ stn.Crop(), 5), (stn.Corners(), 65), (stn.Rotation() @ stn.Corners(), 65)],
+)
+def test_an_affine_frame_takes_a_point_a_corner_and_any_other_more(transform, points):
+    warp = warp_by(transform, transform.identity().expand(3, -1), images())
+    assert viz.frame_outlines(warp).shape == (3, points, 2)
+
+
 LOG = [{"epoch": 1, "train_loss": 1.0}]
 
 

@@ -108,6 +108,11 @@ class Affine(AbstractMatrixTransform):
         return self.ndim * (self.ndim + 1)
 
     @property
+    def param_names(self) -> tuple[str, ...]:
+        axes = "xyz"[: self.ndim]
+        return tuple(name for to in axes for name in (*(f"{to} from {of}" for of in axes), f"shift {to}"))
+
+    @property
     def closed(self) -> bool:
         return self.max_delta is None
 
@@ -188,6 +193,14 @@ class AbstractConstrained(AbstractMatrixTransform):
     @property
     def num_params(self) -> int:
         return sum(self.widths)
+
+    @property
+    def param_names(self) -> tuple[str, ...]:
+        axes = "xyz"[: self.ndim]
+        turns, scales, shifts = self.widths
+        scale = "log scale" if self.log_scale else "scale"
+        scaled = [scale] if scales == 1 else [f"{scale} {axis}" for axis in axes[:scales]]
+        return (*self._rotations.names[:turns], *scaled, *(f"shift {axis}" for axis in axes[:shifts]))
 
     @property
     def closed(self) -> bool:

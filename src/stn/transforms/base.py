@@ -38,6 +38,11 @@ class AbstractTransform(nn.Module, ABC):
     def num_params(self) -> int:
         """The width of theta."""
 
+    @property
+    def param_names(self) -> tuple[str, ...]:
+        """What the numbers of theta are, in order, for pictures and tables."""
+        return tuple(f"theta {i}" for i in range(self.num_params))
+
     @abstractmethod
     def identity(self) -> Tensor:
         """The theta (num_params,) of the warp that changes nothing."""
@@ -306,6 +311,11 @@ class Compose(AbstractTransform):
     @property
     def num_params(self) -> int:
         return self.outer.num_params + self.inner.num_params
+
+    @property
+    def param_names(self) -> tuple[str, ...]:
+        parts = {"outer": self.outer, "inner": self.inner}
+        return tuple(f"{part} {name}" for part, family in parts.items() for name in family.param_names)
 
     def identity(self) -> Tensor:
         return torch.cat([self.outer.identity(), self.inner.identity()])

@@ -69,6 +69,10 @@ class Polar(AbstractTransform):
     def num_params(self) -> int:
         return 2
 
+    @property
+    def param_names(self) -> tuple[str, ...]:
+        return "origin x", "origin y"
+
     def identity(self) -> Tensor:
         """The neutral origin, 0 0: the centre. Not a warp that changes nothing; this family has none."""
         return torch.zeros(2)

@@ -267,6 +267,11 @@ class Corners(AbstractProjectiveTransform):
     def num_params(self) -> int:
         return 8
 
+    @property
+    def param_names(self) -> tuple[str, ...]:
+        corners = ("top left", "top right", "bottom right", "bottom left")
+        return tuple(f"{corner} {axis}" for corner in corners for axis in "xy")
+
     def identity(self) -> Tensor:
         return torch.zeros(8)
 
