@@ -11,16 +11,18 @@ from torch import Tensor
 from . import geometry
 from ._checks import check_flag, check_float_tensor, check_size, coordinate_dtype, describe
 
-Kind = Literal["affine", "projective", "basis", "grid"]
+Kind = Literal["affine", "projective", "basis", "grid", "pixels"]
 
 
 class Coordinates(NamedTuple):
-    """Where the pixels of an output are read. Pull, (x, y[, z]), normalized; trusted below the public edge."""
+    """Where the pixels of an output are read. Pull, (x, y[, z]), normalized but for "pixels"; trusted below the public
+    edge."""
 
     kind: Kind
     size: tuple[int, ...]  # of the output, ([[D,] H,] W)
     # "affine": (B, d, d+1); "projective": (B, d+1, d+1), whose denominators are positive on the visible side;
-    # "basis": (B, K, d), the coefficients of `basis`; "grid": (B, *size, d)
+    # "basis": (B, K, d), the coefficients of `basis`; "grid": (B, *size, d);
+    # "pixels": the same in pixels of the image, whose centres are integers
     values: Tensor
     basis: Tensor | None = None  # (N, K), the N pixels of the output row by row
 

@@ -164,6 +164,24 @@ def derivative(function: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
     return torch.stack([pull(unit.expand_as(points))[0] for unit in units], dim=-2)
 
 
+def differences(values: Tensor, axis: int) -> Tensor:
+    """How much values change for one step along an axis: the mean of the steps from the one before and to the one after;
+    of those that there are and that are finite, 0 where there is none.
+
+    Example:
+        >>> differences(torch.tensor([0.0, 1.0, 4.0, torch.nan]), 0)
+        tensor([1., 2., 3., 0.])
+    """
+    step = values.diff(dim=axis)
+    known = step.isfinite()
+    none = torch.zeros_like(values.narrow(axis, 0, min(values.shape[axis], 1)))
+    step = torch.where(known, step, 0.0)
+    before, after = torch.cat([none, step], axis), torch.cat([step, none], axis)
+    counted = known.to(values.dtype)
+    count = torch.cat([none, counted], axis) + torch.cat([counted, none], axis)
+    return (before + after) / count.clamp_min(1.0)
+
+
 def bounding_boxes(points: Tensor) -> Tensor:
     """The upright boxes (B, N, 2 d) around points (B, N, M, d)."""
     return torch.cat([points.amin(2), points.amax(2)], dim=-1)

@@ -27,7 +27,7 @@ from .backend import Case
 
 NAME = "reference"
 OPAQUE = False
-KINDS = ("grid",)
+KINDS = ("grid", "pixels")
 CUBIC_A = -0.75  # Keys' parameter, the value torch's bicubic has
 _FAR = 2.0**30  # positions beyond are all the same far outside; keeps the cast to int defined
 
@@ -42,7 +42,7 @@ def forward(image: Tensor, coordinates: Coordinates, reading: Reading) -> Tensor
     Where a position is not finite the result is NaN (the background where the image's type has no NaN), and no gradient
     passes: neither to the position nor to the image.
     """
-    return layout.as_image(_read(image, coordinates.values, reading), image)
+    return layout.as_image(_read(image, coordinates, reading), image)
 
 
 def backward(
@@ -54,7 +54,8 @@ def backward(
     return (grads[0] if for_image else None, grads[1] if for_values else None)
 
 
-def _read(image: Tensor, grid: Tensor, reading: Reading) -> Tensor:
+def _read(image: Tensor, coordinates: Coordinates, reading: Reading) -> Tensor:
+    grid = coordinates.values
     kernel, padding, fill, align_corners = reading
     sizes, margin = image.shape[2:], 0
     has_nan = image.is_floating_point()
@@ -75,9 +76,10 @@ def _read(image: Tensor, grid: Tensor, reading: Reading) -> Tensor:
     # (index into flat, weight, inside the image), grown axis by axis into the product of the taps
     taps: list[tuple[Tensor, Tensor, Tensor | None]] = []
     for axis, n in enumerate(in_size):
-        normalized = points[..., len(in_size) - 1 - axis]  # x is the last axis of the image
+        position = points[..., len(in_size) - 1 - axis]  # x is the last axis of the image
         m = sizes[axis]
-        position = normalized * ((m - 1) / 2) + (m - 1) / 2 if align_corners else ((normalized + 1) * m - 1) / 2
+        if coordinates.kind == "grid":
+            position = position * ((m - 1) / 2) + (m - 1) / 2 if align_corners else ((position + 1) * m - 1) / 2
         position = position.clamp(-_FAR, _FAR) + margin
         new = [(*pad(tap, n, padding, align_corners), weight) for tap, weight in _axis_taps(position, kernel)]
         if not taps:
