@@ -21,7 +21,7 @@ from ._checks import (
 )
 from .antialias import sample_antialiased
 from .conventions import pixel_to_normalized
-from .coordinates import Coordinates, Frame, check_grid, check_matrices, map_points
+from .coordinates import Coordinates, Frame, check_grid, check_matrices, map_points, positions
 from .geometry import derivative, differences, extent, lattice_points
 from .ops import dispatch as ops
 from .reading import Fill, Mode, PaddingMode, Reading, check_reading, fit_fill
@@ -187,6 +187,7 @@ def warp(
     fill: Fill = 0.0,
     antialias: bool = False,
     align_corners: bool = False,
+    lattice_align_corners: bool | None = None,
 ) -> Tensor:
     """Warp `image` by `theta`: each output pixel is read in the image where theta says.
 
@@ -202,6 +203,8 @@ def warp(
         antialias: average over what each output pixel stands for in the input, where that is more than a pixel, by the
             warp's Jacobian: along each axis by its own measure. Several times the cost; nothing changes where the warp
             does not shrink the image.
+        lattice_align_corners: where the pixels of the output lie, if not as `align_corners`, which then is about the
+            image alone: for networks that were trained with a mixture of both (see `stn.conventions`). The grid is made.
 
     Returns:
         (B, C, *size) in the image's type and memory format. NaN where a position is not finite, as `sample`.
@@ -219,13 +222,16 @@ def warp(
     if has_torch_function_variadic(image, theta):
         options: dict[str, Any] = {"transform": transform, "mode": mode, "padding_mode": padding_mode, "fill": fill}
         options |= {"antialias": antialias, "align_corners": align_corners}
+        options |= {"lattice_align_corners": lattice_align_corners}
         out: Tensor = handle_torch_function(warp, (image, theta), image, theta, size, **options)
         return out
     image_size = check_readable(image, mode)
     reading = check_reading(mode, padding_mode, fill, align_corners)
     check_flag("antialias", antialias)
     size = check_target(image_size, size, transform)
-    return read_warp(image, theta, size, transform, reading, antialias)
+    if lattice_align_corners is not None:
+        check_flag("lattice_align_corners", lattice_align_corners)
+    return read_warp(image, theta, size, transform, reading, antialias, lattice_align_corners)
 
 
 def check_target(
@@ -257,10 +263,14 @@ def read_warp(
     transform: AbstractTransform | None,
     reading: Reading,
     antialias: bool,
+    lattice_align_corners: bool | None = None,
 ) -> Tensor:
     """`warp` for what has been checked, but for theta, the batches and the fill."""
-    coordinates = where_to_read(image, theta, size, transform, reading.align_corners)
+    of_lattice = reading.align_corners if lattice_align_corners is None else lattice_align_corners
+    coordinates = where_to_read(image, theta, size, transform, of_lattice)
     if not antialias:
+        if of_lattice != reading.align_corners:
+            coordinates = Coordinates("grid", size, positions(coordinates, of_lattice, coordinate_dtype(image)))
         return read(image, coordinates, reading)
     _refuse_bytes(image)
     d, image_size = len(size), tuple(image.shape[2:])
@@ -269,14 +279,11 @@ def read_warp(
         coordinates = coordinates._replace(values=coordinates.values.to(dtype))
         mapping = functools.partial(map_points, coordinates)
     else:
-        mapping = functools.partial(
-            transform.map_points, theta.to(dtype), frame=Frame(image_size, reading.align_corners)
-        )
+        mapping = functools.partial(transform.map_points, theta.to(dtype), frame=Frame(image_size, of_lattice))
     batch = check_batches("image", image, "theta", theta)
-    points = lattice_points(coordinates.values.to(dtype), size, reading.align_corners).expand(theta.shape[0], -1, -1)
-    of_input, of_output = (
-        points.new_tensor(extent(n, align_corners=reading.align_corners)) for n in (image_size, size)
-    )
+    points = lattice_points(coordinates.values.to(dtype), size, of_lattice).expand(theta.shape[0], -1, -1)
+    of_input = points.new_tensor(extent(image_size, align_corners=reading.align_corners))
+    of_output = points.new_tensor(extent(size, align_corners=of_lattice))
     # Pixels of the input for a pixel of the output; an axis of one pixel with align_corners has no length.
     scale = of_input[:, None] / torch.where(of_output == 0, torch.inf, of_output)
     steps = derivative(lambda p: mapping(p), points) * scale
