@@ -21,7 +21,7 @@ from ._checks import (
 )
 from .antialias import sample_antialiased
 from .conventions import pixel_to_normalized
-from .coordinates import Coordinates, Frame, check_grid, check_matrices, map_points, positions
+from .coordinates import MATRICES, Coordinates, Frame, check_grid, check_matrices, map_points, positions
 from .geometry import derivative, differences, extent, lattice_points
 from .ops import dispatch as ops
 from .reading import Fill, Mode, PaddingMode, Reading, check_reading, fit_fill
@@ -275,7 +275,7 @@ def read_warp(
     _refuse_bytes(image)
     d, image_size = len(size), tuple(image.shape[2:])
     dtype = coordinate_dtype(image)
-    if transform is None or transform.kind in ("affine", "projective"):
+    if transform is None or transform.kind in MATRICES:
         coordinates = coordinates._replace(values=coordinates.values.to(dtype))
         mapping = functools.partial(map_points, coordinates)
     else:
