@@ -104,8 +104,8 @@ def test_converts_names_and_refuses():
     assert repr(SHOWN) == "Projective(behind='shown')"
     for bad in ("visible", None, True):
         for call in (
-            lambda: stn.Projective(behind=bad),  # noqa: B023
-            lambda: projective_grid(MATRIX, (2, 2), behind=bad),  # noqa: B023
+            lambda: stn.Projective(behind=bad),
+            lambda: projective_grid(MATRIX, (2, 2), behind=bad),
         ):
             with pytest.raises(ValueError, match=r"^behind: "):
                 call()

@@ -40,7 +40,6 @@ from ..geometry import (
 from .base import AbstractTransform
 from .bounds import bounded, unbounded
 
-
 Behind = Literal["hidden", "shown"]
 
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from .._checks import (
+    check_batches,
     check_bound,
     check_choice,
     check_float_tensor,
@@ -31,7 +32,7 @@ from .._checks import (
     describe,
 )
 from ..coordinates import SQUARE, Coordinates, Frame
-from ..geometry import check_matrix
+from ..geometry import check_matrix, lattice_points
 from ..ops import _torch
 from .base import AbstractTransform, constants
 from .bounds import bounded, unbounded
@@ -52,7 +53,8 @@ def tps_grid(
 
     Args:
         theta: (B, K d), the shift of each control point, point by point.
-        control_points: (K, 2) or (K, 3), constants: no gradient reaches them.
+        control_points: (K, 2) or (K, 3), constants: no gradient reaches them; or (B, K, d), others for each image, which
+            gradients reach.
         size: of the output, (H, W) or (D, H, W).
         regularization: 0 passes through the shifted points; more trades distance from them for less bending.
 
@@ -72,6 +74,8 @@ def tps_grid(
 
     Source: Bookstein 1989; Wahba 1990, section 2.4; Jaderberg et al. 2015, section 3.2.
     """
+    if isinstance(control_points, Tensor) and control_points.ndim == 3:
+        return _grid_of_each(theta, control_points, size, regularization, align_corners)
     transform = ThinPlateSpline(control_points, regularization=regularization)
     transform = transform.to(theta.device if isinstance(theta, Tensor) else None)
     return transform.grid(theta, size, Frame(align_corners=align_corners))
@@ -171,7 +175,7 @@ class ThinPlateSpline(AbstractTransform):
     ) -> None:
         super().__init__()
         check_choice("theta_is", theta_is, ("shifts", "points"))
-        check_number("regularization", regularization, "a finite number of at least 0", lambda v: 0 <= v < math.inf)
+        _check_regularization(regularization)
         check_bound("max_offset", max_offset)
         with constants():
             if isinstance(control_points, Tensor):
@@ -338,6 +342,43 @@ class ThinPlateSpline(AbstractTransform):
         shown += [f"regularization={self.regularization:g}"] if self.regularization else []
         shown += [] if self.theta_is == "shifts" else [f"theta_is={self.theta_is!r}"]
         return ", ".join(shown + ([] if self.max_offset is None else [f"max_offset={self.max_offset:g}"]))
+
+
+def _grid_of_each(
+    theta: Tensor, control_points: Tensor, size: tuple[int, ...], regularization: float, align_corners: bool
+) -> Tensor:
+    """`tps_grid` with control points (B, K, d) that differ: one system for each image, solved whole, in float64."""
+    _check_regularization(regularization)
+    check_float_tensor("control_points", control_points, "control points (B, K, 2) or (B, K, 3)")
+    if not torch.compiler.is_compiling():
+        for each in control_points:
+            _check_control_points(each, "control_points")
+    k, d = control_points.shape[1:]
+    size = check_size(size, d, least=0)
+    check_float_tensor("theta", theta, f"(B, {k * d}) parameters")
+    if theta.ndim != 2 or theta.shape[1] != k * d:
+        raise ValueError(f"theta: expected (B, {k * d}), got shape {tuple(theta.shape)}")
+    batch = check_batches("theta", theta, "control_points", control_points)
+    points = control_points.to(torch.float64)
+    basis = _basis(points, points[:, None])  # (B, K, K + d + 1)
+    kernels = basis[..., :k] + regularization * torch.eye(k, dtype=torch.float64, device=points.device)
+    polynomials = basis[..., k:]
+    system = torch.cat(
+        [
+            torch.cat([kernels, polynomials], dim=2),
+            torch.nn.functional.pad(polynomials.mT, (0, d + 1)),
+        ],
+        dim=1,
+    )
+    shifts = torch.nn.functional.pad(theta.to(torch.float64).unflatten(1, (k, d)), (0, 0, 0, d + 1))
+    coefficients = torch.linalg.solve(system.expand(batch, -1, -1), shifts.expand(batch, -1, -1))
+    lattice = lattice_points(points, size, align_corners)
+    grid = lattice + _basis(lattice.expand(points.shape[0], -1, -1), points[:, None]) @ coefficients
+    return grid.to(coordinate_dtype(theta)).unflatten(1, size)
+
+
+def _check_regularization(value: float) -> None:
+    check_number("regularization", value, "a finite number of at least 0", lambda v: 0 <= v < math.inf)
 
 
 def _check_control_points(points: Tensor, argument: str) -> Tensor:
