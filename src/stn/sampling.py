@@ -100,17 +100,18 @@ def sample(
         return out
     check_readable(image, mode)
     reading = check_reading(mode, padding_mode, fill, align_corners)
-    coordinates = check_grid(image, grid)
-    if units != "normalized" or order != "xy":
-        coordinates = _as_told(image, coordinates, units, order)
+    coordinates = locate(image, grid, units, order)
     if antialias is not False:
         check_flag("antialias", antialias)
         return _read_antialiased(image, coordinates, reading)
     return read(image, coordinates, reading, "grid")
 
 
-def _as_told(image: Tensor, coordinates: Coordinates, units: Any, order: Any) -> Coordinates:
-    """Coordinates in the units and the order that a caller named."""
+def locate(image: Tensor, grid: Any, units: Any, order: Any) -> Coordinates:
+    """Positions for a checked image, in the units and the order that a caller named."""
+    coordinates = check_grid(image, grid)
+    if units == "normalized" and order == "xy":
+        return coordinates
     check_choice("units", units, ("normalized", "pixel"))
     check_choice("order", order, ("xy", "ij"))
     values = coordinates.values
