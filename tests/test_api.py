@@ -58,6 +58,8 @@ POSITIONAL = {
     stn.transforms.affine_grid: ["theta", "size"],
     stn.spatial_transformer_network: ["input_fmap", "theta", "out_dims"],
     compat.spatial_transformer_network: ["input_fmap", "theta", "out_dims"],
+    compat.vecint: ["velocity", "steps"],
+    compat.cpab_theta: ["cells", "transform"],
     stn.SpatialTransformer: ["localizer", "transform", "size"],
     stn.ParallelTransformers: ["localizer", "transform", "size"],
     stn.IterativeTransformer: ["localizer", "transform", "size"],
