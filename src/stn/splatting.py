@@ -107,7 +107,7 @@ class _Splat(torch.autograd.Function):
     ) -> Tensor:
         """The gradient of `sample` in an image of zeros."""
         ctx.save_for_backward(values, where)
-        ctx.how = coordinates._replace(values=None), reading  # tensors are kept by autograd alone
+        ctx.how = coordinates.kind, coordinates.size, reading  # tensors are kept by autograd alone
         image = image.detach().requires_grad_()
         with torch.enable_grad():
             out = read(image, coordinates._replace(values=where.detach()), reading)
@@ -118,11 +118,11 @@ class _Splat(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """(grad * splat(values)).sum() is (values * sample(grad)).sum(), and so are its gradients."""
         values, where = ctx.saved_tensors
-        coordinates, reading = ctx.how
+        kind, size, reading = ctx.how
         again, for_where = torch.is_grad_enabled(), None
         with torch.enable_grad():
             at = where if where.requires_grad else where.detach().requires_grad_()
-            out = _finite(read(grad, coordinates._replace(values=at), reading), at)
+            out = _finite(read(grad, Coordinates(kind, size, at), reading), at)
             if ctx.needs_input_grad[1]:
                 (for_where,) = torch.autograd.grad(out, at, values, create_graph=again)
         return out if again else out.detach(), for_where, None, None, None
