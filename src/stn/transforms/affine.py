@@ -121,6 +121,7 @@ class Affine(AbstractMatrixTransform):
         entries = [None] * (ndim * (ndim + 1)) if fixed is None else _check_fixed(fixed, ndim)
         self._fixed = tuple(entries)
         self._free = [i for i, entry in enumerate(entries) if entry is None]
+        self._all_free = len(self._free) == len(entries)
 
     @property
     def num_params(self) -> int:
@@ -135,10 +136,6 @@ class Affine(AbstractMatrixTransform):
     @property
     def closed(self) -> bool:
         return self.max_delta is None and self._all_free
-
-    @property
-    def _all_free(self) -> bool:
-        return len(self._free) == len(self._fixed)
 
     def identity(self) -> Tensor:
         entries = torch.eye(self.ndim, self.ndim + 1).flatten()
