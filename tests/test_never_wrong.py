@@ -789,3 +789,16 @@ def test_bytes_are_read_and_have_no_gradient(backend: str) -> None:
             assert stn.warp(image, half).shape == image.shape
         with pytest.raises(ValueError, match=r"antialias: "):
             stn.warp(image, half.detach(), antialias=True)
+
+
+@every_backend
+@pytest.mark.parametrize("padding_mode", PADDINGS)
+def test_bytes_where_a_position_is_not_finite_are_zero(padding_mode: str, backend: str) -> None:
+    supported(backend, 2, "bilinear", padding_mode, torch.uint8)
+    image, grid = torch.full((1, 1, 3, 3), 200, dtype=torch.uint8), torch.zeros(1, 1, 3, 2)
+    grid[0, 0, 1:, 0] = torch.tensor([math.nan, math.inf])
+    fill = 7.0 if padding_mode == "constant" else 0.0
+    with use_backend(backend):
+        for mode in ("bilinear", "bicubic", "nearest"):
+            out = stn.sample(image, grid, mode=mode, padding_mode=padding_mode, fill=fill)  # type: ignore[arg-type]
+            assert out.flatten().tolist() == [200, 0, 0]

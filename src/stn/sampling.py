@@ -57,8 +57,7 @@ def sample(
         align_corners: False: -1 and 1 are the outer edges of the border pixels; True: their centres.
 
     Returns:
-        (B, C, *out). NaN where a position is not finite (for integers the padding's background, or 0), from where no
-        gradient passes.
+        (B, C, *out). NaN (of integers 0) where a position is not finite, from where no gradient passes.
 
     Raises:
         ValueError: for wrong shapes, types, devices, sizes of zero and unknown options.
