@@ -779,7 +779,12 @@ def test_bytes_are_read_and_have_no_gradient(backend: str) -> None:
     image = torch.tensor([[[[0, 1, 254, 255]]]], dtype=torch.uint8)
     half = torch.tensor([[[1.0, 0.0, 0.25], [0.0, 1.0, 0.0]]])  # half a pixel to the right
     with use_backend(backend):
-        assert stn.warp(image, half).flatten().tolist() == [0, 128, 254, 128]  # 0.5, 127.5, 254.5, 127.5: halves to even
+        assert stn.warp(image, half).flatten().tolist() == [
+            0,
+            128,
+            254,
+            128,
+        ]  # 0.5, 127.5, 254.5, 127.5: halves to even
         for mode in ("bicubic", "nearest"):
             out = stn.warp(image, half, mode=mode)  # type: ignore[arg-type]
             assert out.dtype == torch.uint8
