@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,6 +58,7 @@ def test_train_help_shows_the_recipes_own_defaults(capsys: pytest.CaptureFixture
     assert "--data-dir" in out
     assert "--num-nodes" in out
     assert f"default: {recipe('cifar10_small').epochs}" in out
+    assert " at 0x" not in out
 
 
 @pytest.mark.parametrize(
@@ -73,6 +75,13 @@ def test_train_help_shows_the_recipes_own_defaults(capsys: pytest.CaptureFixture
         (["warp", "x.png", "--out", "y.png", "--shift", "10"], 2, "--shift: expected two numbers of pixels"),
         (["models", "--transformer"], 2, "expected one argument\n"),
         (["predict", "--json"], 2, "required: run, image"),
+        (["train", "--clip", "none"], 2, "--clip: expected a number or null, got 'none'"),
+        (
+            ["train", "--distortion", "rtz"],
+            2,
+            "expected one of r, rts, p, e, t, tc or null, got 'rtz'; did you mean 'rts'?",
+        ),
+        (["train", "--penalties", "3"], 2, "--penalties: expected a mapping, got '3'"),
         (["train", "--epocks", "3"], 2, "did you mean --epochs?"),
         (["train", "--data-dri", "x"], 2, "did you mean --data-dir?"),
         (["train", "--epochs", "many"], 2, "epochs"),
@@ -109,6 +118,12 @@ def test_mistakes_are_named(
     assert not list(tmp_path.iterdir())
 
 
+def test_an_unknown_setting_in_a_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "own.yaml").write_text("epocks: 7\n")
+    code, _, err = run(capsys, "train", "--config", str(tmp_path / "own.yaml"))
+    assert (code, "does not accept option 'epocks'; did you mean 'epochs'?" in err) == (2, True), err
+
+
 def test_settings_come_from_the_recipe_then_yaml_then_options(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -123,6 +138,9 @@ def test_settings_come_from_the_recipe_then_yaml_then_options(
     assert (config.recipe, config.distortion, config.epochs, config.lr) == ("mnist_r", "r", 7, 0.5)
     assert (config.data_dir, config.progress, config.control) == ("a-b", False, False)
     assert config.weight_decay == recipe("mnist_r").weight_decay
+    assert run(capsys, "train", "mnist", "--clip", "null", "--dropout", "null")[0] == 0
+    assert recipe("mnist").clip is not None
+    assert (seen[1].clip, seen[1].dropout) == (None, None)
 
 
 def test_a_resumed_run_obeys_the_options_that_are_given_and_no_others(
@@ -422,6 +440,69 @@ def test_own_images(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "set" / "dark" / "0.png").write_bytes(b"broken")
     code, _, err = run(capsys, "train", "images", *options, "--out", str(tmp_path / "second"), "--no-progress")
     assert (code, "0.png" in err, (tmp_path / "second").exists()) == (1, True, False)
+
+
+def coloured(folder: Path, **colours: tuple[int, int, int]) -> Path:
+    """A folder for each colour with eight noisy images of it."""
+    generator = np.random.default_rng(0)
+    for name, colour in colours.items():
+        (folder / name).mkdir(parents=True)
+        for i in range(8):
+            noise = generator.integers(-20, 20, (16, 16, 3))
+            Image.fromarray((np.array(colour) + noise).clip(0, 255).astype(np.uint8)).save(folder / name / f"{i}.png")
+    return folder
+
+
+RED, GREEN, BLUE, GREY = (200, 30, 30), (30, 200, 30), (30, 30, 200), (120, 120, 120)
+
+
+def test_evaluate_on_other_images(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    mine = coloured(tmp_path / "mine", blue=BLUE, green=GREEN, grey=GREY, red=RED)
+    path = tmp_path / "run"
+    options = ["--network", "mnist_tutorial", "--image-size", "28", "--epochs", "8", "--threads", "1", "--lr", "0.02"]
+    options += ["--batch-size", "4", "--transformer", "none", "--no-progress", "--out", str(path)]
+    code, _, err = run(capsys, "train", "images", "--data-dir", str(mine), *options)
+    assert code == 0, err
+
+    def measured(folder: Path) -> dict[str, Any]:
+        code, out, err = run(capsys, "evaluate", str(path), "--data-dir", str(folder), "--json")
+        assert code == 0, err
+        return dict(json.loads(out))
+
+    result = json.loads((path / "result.json").read_text())
+    assert result["test_accuracy"] == 1.0  # or the rest shows nothing
+    # Moved, it is the data of the run still, of which a fifth was kept for the test.
+    moved = measured(mine.rename(tmp_path / "moved"))
+    assert (moved["what"], moved["images"], moved["test_accuracy"]) == ("test set", 8, 1.0)
+    # Other images: all of them, by the names of their classes.
+    some = measured(coloured(tmp_path / "some", grey=GREY, red=RED))
+    assert (some["images"], some["test_accuracy"]) == (16, 1.0)
+    assert some["classes"]["red"] == some["classes"]["grey"] == {"images": 8, "accuracy": 1.0}
+    assert some["classes"]["blue"] == {"images": 0, "accuracy": None}
+    wrong = coloured(tmp_path / "wrong", red=GREEN, green=GREEN)
+    assert measured(wrong)["classes"]["red"] == {"images": 8, "accuracy": 0.0}
+    code, out, _ = run(capsys, "evaluate", str(path), "--data-dir", str(wrong))
+    assert f"everything in {wrong}: accuracy 50.00%" in out
+    assert re.search(r"^  green +100\.00% of 8$", out, re.MULTILINE)
+    assert re.search(r"^  blue +- of 0$", out, re.MULTILINE)
+    assert measured(coloured(tmp_path / "one", red=RED))["images"] == 8
+    unknown = coloured(tmp_path / "unknown", red=RED, violet=BLUE)
+    code, _, err = run(capsys, "evaluate", str(path), "--data-dir", str(unknown))
+    assert (code, "class 'violet' is none of blue, green, grey, red" in err) == (1, True)
+
+    # A folder to predict, and all that is unreadable in it.
+    code, out, err = run(capsys, "predict", str(path), str(tmp_path / "some"), "--json")
+    rows = json.loads(out)
+    assert (code, len(rows)) == (0, 16), err
+    assert all(Path(row["image"]).parent.name == row["class"] for row in rows)
+    (tmp_path / "empty").mkdir()
+    code, _, err = run(capsys, "predict", str(path), str(tmp_path / "empty"))
+    assert (code, "empty, which has none" in err) == (1, True)
+    for i in (1, 5):
+        (tmp_path / "some" / "red" / f"{i}.png").write_text("no image")
+    code, _, err = run(capsys, "predict", str(path), str(tmp_path / "some"))
+    assert code == 1
+    assert all(said in err for said in ("red/1.png: not a", "red/5.png: not a", "(2 of 16)", "--on-bad-image skip"))
 
 
 def test_without_the_train_extra_it_says_what_to_install(

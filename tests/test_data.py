@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from stn_recipes import distortions
-from stn_recipes.data import cifar10, fashion_mnist, images, mnist, official, streams
+from stn_recipes.data import DATASETS, cifar10, fashion_mnist, images, mnist, official, registry, streams
 from stn_recipes.data.images import load_image_folder
 from stn_recipes.data.module import EpochSampler, ImageDataModule, ImageDataset
 from stn_recipes.data.registry import DataError, ImageData, load
@@ -269,6 +269,17 @@ def test_a_malicious_pickle_is_refused_even_with_the_right_checksum(fake_cifar, 
     assert (tmp_path / "owned").exists()
 
 
+def test_every_file_of_a_data_set_is_registered():
+    folder = Path(registry.__file__).parent
+    assert {file.stem for file in folder.glob("*.py") if "\nDATA = " in file.read_text()} == set(DATASETS)
+    for name in DATASETS:
+        data = registry.get(name)
+        assert data.name == name
+        assert data.background in ("zeros", "border")
+    with pytest.raises(ValueError, match=r"dataset: expected one of digits, .*did you mean 'cifar10'"):
+        registry.get("cifar")
+
+
 def test_load_names():
     with pytest.raises(ValueError, match=r"name: expected one of digits, mnist.*got 'minst'; did you mean 'mnist'"):
         load("minst")
@@ -375,7 +386,7 @@ def test_upright_modes_and_links(tmp_path):
         "grey.png",
         "palette.png",
     ]
-    pixels = [images._decode(path, (40, 40)) for path, _ in everything]
+    pixels = [images.decode(path, (40, 40)) for path, _ in everything]
     assert pixels[0][5, 20, 2] < 40  # yellow above
     assert pixels[0][35, 20, 2] > 215  # blue below
     assert [image[20, 20].tolist() for image in pixels[1:5]] == [[7] * 3, [9, 8, 7], [128] * 3, [7] * 3]
@@ -395,6 +406,37 @@ def test_bad_images_stop_or_are_skipped(folder):
     assert torch.bincount(torch.cat([train.labels, test.labels])).tolist() == [10, 8]
     colours = torch.cat([train.images, test.images]).float().mean((2, 3)).argmax(1)
     assert torch.equal(colours, 1 - torch.cat([train.labels, test.labels]))
+
+
+def test_all_unreadable_images_are_named_or_counted(folder):
+    for place in range(7):
+        (folder / "red" / f"bad{place}.png").write_text("no image at all")
+    with pytest.raises(DataError) as caught:
+        images.DATA.read_all(registry.Source(folder))
+    said = str(caught.value)
+    assert all(f"bad{place}.png: cannot be read as an image" in said for place in range(5))
+    assert "bad5" not in said
+    assert "; and 2 more (7 of 27)" in said
+    assert said.endswith("or pass on_bad_image='skip' (--on-bad-image skip).")
+
+
+def test_classes_go_by_the_names_of_a_trained_network(folder, tmp_path):
+    known = ("blue", "Green", "red", "yellow")
+    data = module(dataset="images", data_dir=str(folder), class_names=known, limit_train=None)
+    data.setup("fit")
+    assert (data.class_names, data.num_classes) == (known, 4)
+    everything = data.everything((0.0,) * 3, (1.0,) * 3)
+    assert len(everything) == 20
+    pixels, labels = everything.__getitems__(range(20))
+    assert torch.equal(labels, torch.where(pixels.mean((2, 3)).argmax(1) == 1, 1, 2))
+    (folder / "Green").rename(folder / "green")
+    with pytest.raises(DataError, match="class 'green' is none of blue, Green, red, yellow"):
+        module(dataset="images", data_dir=str(folder), class_names=known).setup("fit")
+    one = tmp_path / "one"
+    one.mkdir()
+    (folder / "red").rename(one / "red")
+    data = module(dataset="images", data_dir=str(one), class_names=known)
+    assert data.everything((0.0,) * 3, (1.0,) * 3).data.labels.tolist() == [2] * 10
 
 
 def test_decompression_bombs_are_refused(folder, monkeypatch):

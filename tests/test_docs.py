@@ -57,12 +57,11 @@ def python_blocks(path):
 
 
 def test_readme(tmp_path, monkeypatch):
-    """Its blocks, one after the other, as a reader would paste them."""
+    """Its blocks, each on its own, as a reader would paste it."""
     monkeypatch.chdir(tmp_path)
-    namespace = {"__name__": "readme"}
     for number, block in enumerate(python_blocks(ROOT / "README.md"), start=1):
         torch.manual_seed(0)
-        exec(compile(block, f"README.md, block {number}", "exec"), namespace)
+        exec(compile(block, f"README.md, block {number}", "exec"), {"__name__": "readme"})
 
 
 def test_python_blocks_are_told_from_others(tmp_path):

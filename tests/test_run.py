@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import pickle
@@ -9,14 +10,16 @@ import re
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import stn
+from stn_recipes.config import Transformer
 from stn_recipes.data.module import ImageDataModule
 from stn_recipes.recipes import RECIPES, recipe
 from stn_recipes.run import precision
@@ -95,9 +98,9 @@ def test_evaluate_repeats_the_result(trained: Path) -> None:
     for folder in (trained, trained / "control"):
         run = load_run(folder)
         measured = evaluate(run)
-        assert measured["test_accuracy"] == pytest.approx(run.result.test_accuracy, abs=1e-6)
-        assert measured["test_loss"] == pytest.approx(run.result.test_loss, rel=1e-4)
-        assert measured["images"] == 359
+        assert measured.test_accuracy == pytest.approx(run.result.test_accuracy, abs=1e-6)
+        assert measured.test_loss == pytest.approx(run.result.test_loss, rel=1e-4)
+        assert measured.images == 359
 
 
 def test_the_control_has_no_transformer_and_no_fewer_parameters(trained: Path) -> None:
@@ -170,7 +173,7 @@ def test_what_a_resumed_run_cannot_honour_is_refused(trained: Path, tmp_path: Pa
             (run / "result.json").unlink()
     with pytest.raises(ValueError, match="finish it first"):
         resume(run, overrides={"epochs": 40})
-    with pytest.raises(ValueError, match=f"stn train --init-from {run} --lr 0.5"):
+    with pytest.raises(ValueError, match=f"stn train --init-from {run}"):
         resume(run, overrides={"lr": 0.5})
 
 
@@ -254,7 +257,7 @@ def test_two_processes_on_the_cpu(tmp_path: Path) -> None:
     run = load_run(folder)
     assert [m["epoch"] for m in run.metrics()] == [1, 2, 3]
     # Every test image was seen by exactly one process.
-    assert run.result.test_accuracy == pytest.approx(evaluate(run)["test_accuracy"], abs=1e-6)
+    assert run.result.test_accuracy == pytest.approx(evaluate(run).test_accuracy, abs=1e-6)
 
 
 def copy_of(run: Path, to: Path) -> Path:
@@ -284,7 +287,11 @@ def test_a_damaged_checkpoint_is_refused_on_resume(trained: Path, tmp_path: Path
     (run / "result.json").unlink()
     file = run / "checkpoints" / "last.ckpt"
     file.write_bytes(file.read_bytes()[:-2000])
-    (run / "checkpoints" / "best.ckpt").unlink()
+    best = run / "checkpoints" / "best.ckpt"
+    best.write_bytes(b"PK")
+    with pytest.raises(RunError, match=r"last\.ckpt: damaged.*best\.ckpt: damaged"):
+        resume(run)
+    best.unlink()
     with pytest.raises(RunError, match=r"last\.ckpt: damaged"):
         resume(run)
 
@@ -333,6 +340,9 @@ def test_a_damaged_config_or_result_is_refused(trained: Path, tmp_path: Path) ->
         _ = load_run(run).result
     (run / "config.yaml").write_text("epochs: [")
     with pytest.raises(RunError, match=r"config\.yaml: not the settings"):
+        load_run(run)
+    (run / "config.yaml").write_text("epochs: none\nimage_size: [64, 64]")
+    with pytest.raises(RunError, match=r"config\.yaml: not the settings of a run \(epochs: expected a finite number"):
         load_run(run)
     with pytest.raises(RunError, match="expected the folder of a run"):
         load_run(tmp_path)
@@ -411,6 +421,37 @@ def test_every_recipe_builds_its_network_and_its_control() -> None:
             assert model(torch.zeros(2, channels, side, side)).shape == (2, 10)
             counts.append(sum(p.numel() for p in model.parameters()))
         assert counts[0] <= counts[1] <= 1.03 * counts[0], name
+
+
+def test_every_family_can_be_trained_by_name() -> None:
+    assert set(get_args(Transformer)) == {*stn.transforms.TRANSFORMS, "none"}
+
+
+def test_every_setting_of_a_network_and_of_a_data_set_reaches_it() -> None:
+    """Options of the same name; a setting that nobody takes would be ignored in silence."""
+    network, data = (set(inspect.signature(of).parameters) for of in (stn.models.create, ImageDataModule))
+    elsewhere = {
+        "recipe", "network", "transformer", "penalties", "epochs", "optimizer", "lr", "schedule", "weight_decay",
+        "localizer_lr_scale", "clip", "label_smoothing", "early_stop", "init_from", "schedule_start", "out", "control",
+        "accelerator", "devices", "num_nodes", "strategy", "precision", "channels_last", "threads", "progress",
+    }  # fmt: skip
+    assert {setting.name for setting in fields(SMALL)} - network - data == elsewhere
+    config = replace(
+        SMALL,
+        network="compact",
+        batch_size=7,
+        val_fraction=0.25,
+        limit_train=50,
+        seed=3,
+        distortion=None,
+        pool=2,
+        antialias=True,
+    )
+    module = config.make_data()
+    assert (module.batch_size, module.val_fraction, module.limit_train, module.seed) == (7, 0.25, 50, 3)
+    assert module.distortion is None
+    model = config.make_model((1, 28, 28), 10)
+    assert (model.pool.kernel_size, model.transformer.antialias) == (2, True)
 
 
 def test_results_are_json_with_versions(trained: Path) -> None:

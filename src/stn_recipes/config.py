@@ -58,7 +58,7 @@ class TrainConfig:
         schedule: onecycle (up, then down to nothing), cosine (down only) or constant.
         weight_decay: of weight matrices and kernels; biases and norms have none.
         localizer_lr_scale: the localizer's learning rate, relative to lr.
-        clip: largest norm of the gradient; none for no clipping.
+        clip: largest norm of the gradient; null for no clipping.
         label_smoothing: of the cross-entropy.
         early_stop: stop after so many epochs without a better validation accuracy.
         seed: of weights, order, distortions and splits.
@@ -149,15 +149,15 @@ class TrainConfig:
         if self.devices == 0:
             raise ValueError("devices: expected at least 1, got 0")
 
-    def make_data(self) -> "ImageDataModule":
-        """The data set that is meant."""
+    def make_data(self, class_names: tuple[str, ...] | None = None) -> "ImageDataModule":
+        """The data set that is meant; the labels of your own images by `class_names`, if given."""
         from .data.module import ImageDataModule
         from .data.registry import get
 
         options = self._options(ImageDataModule)
         if not get(self.dataset).own_images:
             del options["image_size"]
-        return ImageDataModule(**options)
+        return ImageDataModule(class_names=class_names, **options)
 
     def make_model(self, in_shape: tuple[int, int, int], num_classes: int) -> "TransformerClassifier":
         """The network that is meant, with the random weights of the seed."""

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 import stn
 from stn.reading import Mode, PaddingMode
 
+from .data.images import NAMED, decode, image_files
 from .files import atomic_path
 from .run.folder import load_run
 
@@ -27,16 +27,12 @@ def read_image(path: str | Path, channels: int = 3, size: tuple[int, int] | None
         ValueError: for a file that is no readable image, by name. OSError: for a file that is not there.
     """
     try:
-        with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened).convert("L" if channels == 1 else "RGB")
+        image = torch.from_numpy(decode(path, size, "L" if channels == 1 else "RGB").copy()).float() / 255
     except (FileNotFoundError, PermissionError, IsADirectoryError):
         raise
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: not a readable image ({error})") from error
-    if size is not None:
-        image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-    pixels = torch.from_numpy(np.array(image)).float() / 255
-    return pixels[None, None] if channels == 1 else pixels.permute(2, 0, 1)[None]
+    return image[None, None] if channels == 1 else image.permute(2, 0, 1)[None]
 
 
 def write_image(path: Path, image: Tensor) -> None:
@@ -49,16 +45,47 @@ def write_image(path: Path, image: Tensor) -> None:
         picture.save(temporary)
 
 
+def _files(images: Sequence[str | Path]) -> list[Path]:
+    files: list[Path] = []
+    for path in map(Path, images):
+        inside = image_files(path) if path.is_dir() else [path]
+        if not inside:
+            raise ValueError(f"image: expected a folder with images, got {path}, which has none")
+        files += inside
+    return files
+
+
+def _unreadable(first: Exception, rest: Sequence[Path], channels: int, total: int) -> Exception:
+    """What to raise where an image cannot be read: all that cannot be, so that they are mended at once."""
+    bad = [first]
+    for file in rest:
+        try:
+            read_image(file, channels)
+        except (ValueError, OSError) as error:
+            bad.append(error)
+    if len(bad) == 1:
+        return first
+    shown = "; ".join(map(str, bad[:NAMED])) + (f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else "")
+    return ValueError(f"{shown} ({len(bad)} of {total}); --on-bad-image skip leaves them out")
+
+
 @torch.no_grad()
 def predict(
-    run: str | Path, images: Sequence[str], *, out: str | Path | None = None, on_bad_image: str = "stop"
+    run: str | Path, images: Sequence[str | Path], *, out: str | Path | None = None, on_bad_image: str = "stop"
 ) -> list[dict[str, Any]]:
     """Classify image files with a run, and save each as its transformer sees it.
 
     Images are resized to the run's input size and normalized as in training; no data set is needed.
 
+    Args:
+        images: files, and folders whose images are meant, those of their sub-folders too.
+        on_bad_image: "stop" or "skip".
+
     Returns:
         One record an image: image, class, confidence, rectified (a path, or None for a control).
+
+    Raises:
+        ValueError: for an empty folder, for images that cannot be read, by name.
     """
     loaded = load_run(run)
     channels, height, width = loaded.facts.input_shape
@@ -66,12 +93,13 @@ def predict(
     folder = Path(out) if out is not None else loaded.path / "predictions"
     rows: list[dict[str, Any]] = []
     taken: set[Path] = set()
-    for file in images:
+    files = _files(images)
+    for place, file in enumerate(files):
         try:
             image = read_image(file, channels, (height, width))
         except (ValueError, OSError) as error:
             if on_bad_image == "stop":
-                raise
+                raise _unreadable(error, files[place + 1 :], channels, len(files)) from error
             warnings.warn(f"skipped: {error}")
             continue
         normalized = (image - mean) / std
@@ -80,7 +108,7 @@ def predict(
         if loaded.model.transformer is not None:
             folder.mkdir(parents=True, exist_ok=True)
             rectified = folder / f"{Path(file).stem}.rectified.png"
-            for n in range(2, len(images) + 2):  # two files of one name from two folders
+            for n in range(2, len(files) + 2):  # two files of one name from two folders
                 if rectified not in taken:
                     break
                 rectified = folder / f"{Path(file).stem}-{n}.rectified.png"

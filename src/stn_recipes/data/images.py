@@ -21,6 +21,7 @@ from .registry import AbstractDataSet, DataError, ImageData, Source, check_folde
 from .streams import check_integer, stratified
 
 _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+NAMED = 5  # of the images that cannot be read
 
 
 @dataclass(frozen=True)
@@ -34,14 +35,22 @@ class OwnImages(AbstractDataSet):
 
     def read(self, source: Source, *, train: bool) -> ImageData:
         assert source.data_dir is not None
-        folder = _scan_folder(
-            check_folder("data_dir", source.data_dir), seed=0, test_fraction=0.2
-        )  # one test set for all seeds
+        root = check_folder("data_dir", source.data_dir)
+        folder = _scan_folder(root, 0, 0.2, source.class_names)  # one test set for all seeds
         files = folder.train if train else folder.test
         return _read_images(files, folder.class_names, source.image_size, source.on_bad_image)
 
+    def read_all(self, source: Source) -> ImageData:
+        """Every image of a folder, of the classes that `source` names; of `test` alone where there is such a folder."""
+        assert source.data_dir is not None
+        root = check_folder("data_dir", source.data_dir)
+        has_test = (root / "test").is_dir() and (root / "train").is_dir()
+        classes = _class_files(root / "test" if has_test else root, source.class_names)
+        names = source.class_names or tuple(classes)
+        return _read_images(_labelled(classes, names), names, source.image_size, source.on_bad_image)
 
-def _image_files(folder: Path) -> list[Path]:
+
+def image_files(folder: Path) -> list[Path]:
     """Image files below a class folder, sorted; linked folders are entered once."""
     found, seen = [], set()
     for place, folders, files in os.walk(folder, followlinks=True):
@@ -56,27 +65,51 @@ def _image_files(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def _class_files(folder: Path) -> dict[str, list[Path]]:
+def _class_files(folder: Path, known: tuple[str, ...] | None = None) -> dict[str, list[Path]]:
+    """The images of each class folder. Of `known` classes any number will do, and no other."""
     classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    found = {path.name: files for path in classes if (files := _image_files(path))}
+    found = {path.name: files for path in classes if (files := image_files(path))}
     if not found:
         raise DataError(
             f"{folder}: expected one folder of images per class ({', '.join(sorted(_SUFFIXES))}), "
             f"found {len(classes)} folders and no image in them"
         )
-    if len(found) == 1:
+    if known is not None:
+        unknown = [name for name in found if name not in known]
+        if unknown:
+            raise DataError(
+                f"{folder}: class {unknown[0]!r} is none of {', '.join(known)}"
+                + (f", and so are {len(unknown) - 1} more" if len(unknown) > 1 else "")
+            )
+    elif len(found) == 1:
         raise DataError(f"{folder}: expected at least two class folders with images, found only {next(iter(found))!r}")
     return found
 
 
-def _decode(path: Path, size: tuple[int, int]) -> np.ndarray:  # (H, W, 3) uint8
+def _labelled(classes: dict[str, list[Path]], names: tuple[str, ...]) -> list[tuple[Path, int]]:
+    return [(file, names.index(name)) for name, files in classes.items() for file in files]
+
+
+def decode(path: str | Path, size: tuple[int, int] | None = None, mode: str = "RGB") -> np.ndarray:  # (H, W[, 3]) uint8
+    """An image file, upright, converted to `mode`, resized to `size` (H, W) with antialiasing if given."""
     with Image.open(path) as opened:
         image: Image.Image = ImageOps.exif_transpose(opened)
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
         raise ValueError(f"pixels of mode {image.mode!r} have no known range; save it with 8 or 16 bits a channel")
-    return np.asarray(image.convert("RGB").resize((size[1], size[0]), Image.Resampling.BILINEAR))
+    image = image.convert(mode)
+    return np.asarray(image if size is None else image.resize((size[1], size[0]), Image.Resampling.BILINEAR))
+
+
+def unreadable(bad: Sequence[tuple[str | Path, Exception]], total: int) -> str:
+    """What to say of images that cannot be read: the first by name, and how many there are."""
+    shown = "; ".join(f"{path}: cannot be read as an image: {error}" for path, error in bad[:NAMED])
+    more = f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
+    return (
+        f"{shown}{more} ({len(bad)} of {total}). Repair or remove what cannot be read, or pass on_bad_image='skip' "
+        "(--on-bad-image skip)."
+    )
 
 
 def _read_images(
@@ -90,7 +123,7 @@ def _read_images(
 
     def attempt(path: Path) -> np.ndarray | Exception:
         try:
-            return _decode(path, size)
+            return decode(path, size)
         except Exception as error:  # decoders raise anything on damaged input
             return error
 
@@ -103,20 +136,17 @@ def _read_images(
             console=Console(stderr=True),
             disable=not sys.stderr.isatty(),
         )
-        bad = []
+        bad: list[tuple[str | Path, Exception]] = []
         for place, (result, (path, _)) in enumerate(zip(decoded, files, strict=True)):
             if isinstance(result, np.ndarray):
                 images[place] = torch.from_numpy(result.copy()).permute(2, 0, 1)
                 kept.append(place)
-                continue
-            if on_bad_image == "stop":
-                pool.shutdown(cancel_futures=True)
-                raise DataError(
-                    f"{path}: cannot be read as an image: {result}. Repair or remove it, or pass on_bad_image='skip'."
-                ) from result
-            bad.append(f"{path}: skipped, cannot be read as an image: {result}")
-    for message in bad:
-        warnings.warn(message, stacklevel=4)
+            else:
+                bad.append((path, result))
+    if bad and on_bad_image == "stop":
+        raise DataError(unreadable(bad, len(files))) from bad[0][1]
+    for file, error in bad:
+        warnings.warn(f"{file}: skipped, cannot be read as an image: {error}", stacklevel=4)
     if not kept:
         raise DataError(f"none of {len(files)} images could be read; the first was {files[0][0]}")
     labels = torch.tensor([label for _, label in files])
@@ -130,22 +160,21 @@ class _ImageFolder:
     class_names: tuple[str, ...]
 
 
-def _scan_folder(root: Path, seed: int, test_fraction: float) -> _ImageFolder:
+def _scan_folder(root: Path, seed: int, test_fraction: float, known: tuple[str, ...] | None = None) -> _ImageFolder:
     has_train, has_test = (root / "train").is_dir(), (root / "test").is_dir()
     if has_test and not has_train:
         raise DataError(f"{root}: has a test folder but no train folder beside it")
-    classes = _class_files(root / "train" if has_train else root)
-    names = tuple(classes)
-    files = [(file, label) for label, name in enumerate(names) for file in classes[name]]
+    classes = _class_files(root / "train" if has_train else root, known)
+    names = known or tuple(classes)
+    files = _labelled(classes, names)
     if has_test:
-        test_classes = _class_files(root / "test")
+        test_classes = _class_files(root / "test", known)
         unknown = sorted(set(test_classes) - set(names))
         if unknown:
             raise DataError(
                 f"{root / 'test'}: class {unknown[0]!r} is not in {root / 'train'}, which has {', '.join(names)}"
             )
-        test_files = [(file, names.index(name)) for name in test_classes for file in test_classes[name]]
-        return _ImageFolder(files, test_files, names)
+        return _ImageFolder(files, _labelled(test_classes, names), names)
     train, test = stratified(np.array([label for _, label in files]), test_fraction, seed)
     if not len(test):
         raise DataError(f"{root}: no class has two images, so none can be set aside for the test")

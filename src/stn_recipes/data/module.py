@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from stn._checks import check_choice
 
 from .. import distortions
-from .images import check_images
+from .images import OwnImages, check_images
 from .registry import ImageData, Source, get
 from .streams import STREAMS, check_integer, generator
 
@@ -200,7 +200,8 @@ class ImageDataModule(LightningDataModule):
     name of `stn_recipes.distortions` for all three sets: drawn afresh every epoch for training, once and for all for
     validation and test. `augment` is one for training alone, applied before it. The validation set is `val_fraction`
     of the training images, chosen by `seed`; 0 means none. `limit_train` keeps the first n of the remaining, for
-    quick trials. The test set is not read before it is asked for.
+    quick trials. The test set is not read before it is asked for. With `class_names`, those of a trained network, the
+    class folders of "images" get their labels by name; a folder of another name is refused.
 
     After `setup`: `class_names`, `num_classes`, `input_shape` (C, H, W) as the network sees it, `mean` and `std` per
     channel of the training images without augmentation (of the first 10,000 if they are distorted).
@@ -231,6 +232,7 @@ class ImageDataModule(LightningDataModule):
         image_size: tuple[int, int] | None = None,
         on_bad_image: str = "stop",
         limit_train: int | None = None,
+        class_names: tuple[str, ...] | None = None,
     ):
         super().__init__()
         self.dataset = get(dataset)
@@ -261,13 +263,17 @@ class ImageDataModule(LightningDataModule):
         self.image_size = (size[0], size[1])
         self.on_bad_image = on_bad_image
         self.limit_train = limit_train
+        self.known_classes = class_names
         self._train: ImageDataset | None = None
         self._val: ImageDataset | None = None
         self._test: ImageDataset | None = None
 
     def _read(self, train: bool) -> ImageData:
+        return self.dataset.read(self._source(), train=train)
+
+    def _source(self) -> Source:
         data_dir = None if self.data_dir is None else Path(self.data_dir)
-        return self.dataset.read(Source(data_dir, self.image_size, self.on_bad_image), train=train)
+        return Source(data_dir, self.image_size, self.on_bad_image, class_names=self.known_classes)
 
     def prepare_data(self) -> None:
         """Download what is not there yet; runs once per machine."""
@@ -326,7 +332,16 @@ class ImageDataModule(LightningDataModule):
             self._test = self._fixed(self._read(train=False), "test")
         return self._test
 
-    def _loader(self, dataset: ImageDataset, train: bool) -> DataLoader[tuple[Tensor, Tensor]]:
+    def everything(self, mean: Sequence[float], std: Sequence[float]) -> ImageDataset:
+        """All of your own images in the folder as one set, fixed as a test set is, normalized by `mean` and `std`."""
+        assert isinstance(self.dataset, OwnImages)
+        data = self.dataset.read_all(self._source())
+        return ImageDataset(
+            data, distortion=self.distortion, mean=mean, std=std, seed=self.seed, stream="test", fixed=True
+        )
+
+    def loader(self, dataset: ImageDataset, *, train: bool = False) -> DataLoader[tuple[Tensor, Tensor]]:
+        """Batches of a set: in order, or shuffled by the seed and the epoch to train on."""
         trainer = self.trainer
         sampler = EpochSampler(
             len(dataset),
@@ -347,11 +362,11 @@ class ImageDataModule(LightningDataModule):
         )
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        return self._loader(self.train_data(), train=True)
+        return self.loader(self.train_data(), train=True)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]] | list[Any]:
         dataset = self.val_data()
-        return [] if dataset is None else self._loader(dataset, train=False)
+        return [] if dataset is None else self.loader(dataset)
 
     def test_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        return self._loader(self.test_data(), train=False)
+        return self.loader(self.test_data())

@@ -62,6 +62,7 @@ class Source(NamedTuple):
     image_size: tuple[int, int] = (64, 64)  # of your own images, (H, W)
     on_bad_image: str = "stop"  # or "skip"
     progress: bool = True
+    class_names: tuple[str, ...] | None = None  # that the folders of your own images go by; None: what is there
 
 
 class AbstractDataSet(ABC):

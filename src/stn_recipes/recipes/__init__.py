@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 
 from ..config import TrainConfig
 from ..names import nearest
-from . import cifar10, digits, images, mnist, mnist_distorted
 
-RECIPES: dict[str, TrainConfig] = {
-    **digits.RECIPES,
-    **cifar10.RECIPES,
-    **mnist.RECIPES,
-    **mnist_distorted.RECIPES,
-    **images.RECIPES,
-}
+GROUPS = ("digits", "cifar10", "mnist", "mnist_distorted", "images")  # the files of this folder
+
+RECIPES: dict[str, TrainConfig] = {}
+for _group in GROUPS:
+    RECIPES |= importlib.import_module(f"{__name__}.{_group}").RECIPES
 
 
 def recipe(name: str) -> TrainConfig:

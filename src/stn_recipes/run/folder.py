@@ -81,7 +81,7 @@ class Run:
         config, result: settings, and what it reached (None for an unfinished run).
         facts: of its data.
         model: the network with its final weights (an unfinished run: of the last epoch), in eval mode.
-        data: the data set, set up.
+        data: the data set; it is read when something of it is asked for.
     """
 
     def __init__(self, path: Path) -> None:
@@ -108,9 +108,8 @@ class Run:
 
     @cached_property
     def data(self) -> ImageDataModule:
-        data = self.config.make_data()
+        data = self.config.make_data(self.facts.class_names)
         data.prepare_data()
-        data.setup("fit")
         return data
 
     def metrics(self) -> list[dict[str, float]]:
@@ -155,7 +154,7 @@ def read_config(path: Path) -> TrainConfig:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
         values["image_size"] = tuple(values["image_size"])
         return TrainConfig(**values)
-    except (yaml.YAMLError, TypeError, KeyError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, TypeError, KeyError, ValueError) as error:
         raise RunError(f"{file}: not the settings of a run ({error})") from error
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import itertools
+import math
 import os
 import shlex
 import sys
@@ -229,13 +230,12 @@ def _extended(run: Path, config: TrainConfig, done: int, epochs: int) -> TrainCo
 
 
 def _not_resumable(run: Path, name: str, own: Any, value: Any) -> str:
-    option = "--" + name.replace("_", "-")
     message = f"{name}: expected {own!r}, as the run has it, got {value!r}. "
     if name == "epochs":
         return message + "A finished run can be extended to more epochs; finish it first, without this option."
     return message + (
-        f"A resumed run ends at the weights of one that never stopped; to start from its weights with other "
-        f"settings: stn train --init-from {shlex.quote(str(run))} {option} {value}"
+        "A resumed run ends at the weights of one that never stopped; for other settings, start a new run from its "
+        f"weights: stn train --init-from {shlex.quote(str(run))}"
     )
 
 
@@ -250,7 +250,10 @@ def _checkpoint(run: Path) -> Path | None:
     except DamagedError as error:
         if not best.exists():
             raise
-        done = read_checkpoint(best)["epoch"] + 1
+        try:
+            done = read_checkpoint(best)["epoch"] + 1
+        except RunError as other:
+            raise RunError(f"{error}; {other}") from other
         if is_main_process():
             print(f"warning: {error}; going on from {best}, which is of epoch {done}", file=sys.stderr)
         return best
@@ -400,13 +403,67 @@ def _finish(
     write_record(run / "result.json", result)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What the weights of a run do on images."""
+
+    what: str  # which images
+    test_loss: float
+    test_accuracy: float
+    images: int
+    classes: dict[str, ClassMeasured]  # by name, those without an image too
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClassMeasured:
+    images: int
+    accuracy: float | None  # None where there are no images
+
+
 @torch.no_grad()
-def evaluate(run: Run) -> dict[str, float]:
-    """Loss and accuracy of a run's weights on its test set."""
-    loss = correct = count = 0.0
-    for images, labels in run.data.test_dataloader():
+def evaluate(run: Run, data_dir: str | Path | None = None) -> Measured:
+    """Loss and accuracy of a run's weights on its test set, or on other images.
+
+    Args:
+        data_dir: where the data of the run lies now. For a run on your own images it may be another folder of class
+            folders: everything in it is measured (where it has `train` and `test`, the latter), the classes go by their
+            names, and some of them may be missing. The folder that the run was trained on, moved, is known by its mean
+            and standard deviation; there it is the test set that is measured.
+
+    Raises:
+        DataError: for data that is missing or damaged, a class that the network does not know.
+    """
+    if data_dir is not None:
+        run.config.data_dir = str(data_dir)
+    if data_dir is None or not run.data.dataset.own_images or _is_the_data_of(run):
+        what, dataset = "test set", run.data.test_data()
+    else:
+        what, dataset = f"everything in {data_dir}", run.data.everything(run.facts.mean, run.facts.std)
+    loss = 0.0
+    names = run.facts.class_names
+    right = count = torch.zeros(len(names), dtype=torch.int64)
+    for images, labels in run.data.loader(dataset):
         logits = run.model(images)
         loss += float(F.cross_entropy(logits, labels, reduction="sum"))
-        correct += float((logits.argmax(1) == labels).sum())
-        count += len(labels)
-    return {"test_loss": loss / count, "test_accuracy": correct / count, "images": count}
+        right = right + torch.bincount(labels[logits.argmax(1) == labels], minlength=len(names))
+        count = count + torch.bincount(labels, minlength=len(names))
+    total = int(count.sum())
+    return Measured(
+        what=what,
+        test_loss=loss / total,
+        test_accuracy=int(right.sum()) / total,
+        images=total,
+        classes={
+            name: ClassMeasured(images=int(n), accuracy=int(r) / int(n) if n else None)
+            for name, r, n in zip(names, right, count, strict=True)
+        },
+    )
+
+
+def _is_the_data_of(run: Run) -> bool:
+    try:
+        run.data.setup("fit")
+    except ValueError:  # too few images to split, or some that cannot be read
+        return False
+    pairs = ((run.data.mean, run.facts.mean), (run.data.std, run.facts.std))
+    return all(math.isclose(a, b, abs_tol=1e-5) for mine, its in pairs for a, b in zip(mine, its, strict=True))
