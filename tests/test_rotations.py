@@ -199,9 +199,9 @@ def test_derivatives_of_six_numbers():
 def test_families_carry_them_through_an_image_that_is_no_cube(family, rotation):
     transform = family(3, rotation=rotation)
     theta = transform.identity().double() + 0.5 * torch.randn(4, transform.num_params, dtype=torch.float64)
-    options = {"image_size": (8, 20, 12)}
-    matrix = transform.matrix(theta, **options)
-    torch.testing.assert_close(transform.matrix(transform.from_matrix(matrix, **options), **options), matrix)
+    seen = stn.Frame((8, 20, 12))
+    matrix = transform.matrix(theta, seen)
+    torch.testing.assert_close(transform.matrix(transform.from_matrix(matrix, seen), seen), matrix)
     pixels = matrix[:, :, :3] * torch.tensor([12.0, 20.0, 8.0])[:, None] / torch.tensor([12.0, 20.0, 8.0])
     scale = torch.linalg.det(pixels) ** (1 / 3)
     assert_rotations(pixels / scale[:, None, None], atol=1e-13)

@@ -75,8 +75,9 @@ def backward(
     for_wide, for_grid = call(grad.contiguous(), wide, grid, _MODES[kernel], _PADDINGS[padding], align_corners, wanted)
     grad_image = grad_values = None
     if for_image:
-        inner = [slice(margin, n - margin) for n in for_wide.shape[2:]]
-        grad_image = for_wide[(..., *inner)].to(image.dtype)
+        if margin:
+            for_wide = for_wide[(..., *[slice(margin, n - margin) for n in for_wide.shape[2:]])].contiguous()
+        grad_image = for_wide.to(image.dtype)
     if for_values:
         # A position far out is as good as constant, and one that is not finite passes nothing.
         far = (coordinates.values.abs() <= _FAR).to(for_grid.dtype)

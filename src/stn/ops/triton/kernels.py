@@ -411,6 +411,10 @@ def backward(
     first_y, beyond_y = _first_tap(whole[1], part[1], MODE)
     if NDIM == 3:
         first_z, beyond_z = _first_tap(whole[2], part[2], MODE)
+    # A position that is not finite passes no gradient.
+    sound = exists
+    for axis in tl.static_range(NDIM):
+        sound = sound & (part[axis] == part[axis])
     image += batch * image_strides[0]
     grad += batch * grad_strides[0] + _pixel(start, ahead, grad_strides, 2, NDIM)
 
@@ -421,7 +425,7 @@ def backward(
     begin = tl.program_id(1) * per_program
     for c in range(begin, tl.minimum(begin + per_program, channels), LANES):
         channel = c + tl.arange(0, LANES)[None, :]
-        wanted = exists & (channel < channels)
+        wanted = sound & (channel < channels)
         arrived = tl.load(grad + channel.to(tl.int64) * grad_strides[1], mask=wanted, other=0.0).to(WORK)
         plane = image + channel.to(tl.int64) * image_strides[1]
         if PADDING == "constant":
@@ -494,8 +498,8 @@ def backward(
             if NDIM == 3:
                 here = here + (_normalized(start[2], out_size[2], ALIGN, WORK)[0],)
         for axis in tl.static_range(NDIM):
-            # No gradient where the position is cut off, as where it is not finite.
-            reached = exists & (tl.abs(part[axis]) <= 1073741824.0)
+            # Nor where it is cut off.
+            reached = sound & (tl.abs(part[axis]) <= 1073741824.0)
             pull = tl.where(reached, to_position[axis], 0.0)
             to_normalized = pull * (0.5 * tl.cast(in_size[axis] - ALIGN, WORK))
             if KIND == "grid":
@@ -506,7 +510,7 @@ def backward(
                     tl.store(grad_coords + row + k * NDIM + axis, tl.sum(factor * to_normalized))
             else:
                 if KIND == "projective":
-                    to_normalized *= nearness
+                    to_normalized *= tl.where(sound, nearness, 0.0)
                     from_centre = whole[axis] + part[axis] - 0.5 * tl.cast(in_size[axis] - 1, WORK)
                     to_depth -= tl.where(reached, pull * nearness * from_centre, 0.0)
                 for column in tl.static_range(NDIM):
