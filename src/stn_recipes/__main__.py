@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import warnings
 from types import FrameType
 
 
@@ -13,6 +14,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, _interrupt)
     for stream in (sys.stdout, sys.stderr):  # a file or a job log shows every line when it is written
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    warnings.formatwarning = lambda message, *_: f"stn: warning: {message}\n"
     try:
         from .cli import main as run
 
