@@ -286,6 +286,17 @@ def test_ctrl_c_while_modules_load_says_one_line(module: str) -> None:
     assert process.returncode == 130
 
 
+def test_a_warning_is_a_line_without_source_code() -> None:
+    code = """if True:
+        import warnings
+        from stn_recipes import cli
+        from stn_recipes.__main__ import main
+        cli.main = lambda: warnings.warn("slow") or 0
+        main()
+    """
+    assert stn_process("-c", code).communicate(timeout=60) == ("", "stn: warning: slow\n")
+
+
 def test_ctrl_c_after_the_last_epoch_says_what_to_do(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -189,7 +189,7 @@ def test_a_finished_run_is_extended(tmp_path: Path, capsys: pytest.CaptureFixtur
 
     cycle = train(replace(SMALL, epochs=1, out=str(tmp_path / "cycle")))
     resume(cycle, overrides={"epochs": 3})
-    assert "from 1 to 3 epochs; the onecycle schedule begins anew and takes the 2 new ones" in capsys.readouterr().out
+    assert "from 1 to 3 epochs; the onecycle schedule begins anew at epoch 2" in capsys.readouterr().out
     rates = [m["lr"] for m in load_run(cycle).metrics()]
     assert rates[1] > 100 * rates[0]  # up again
     assert rates[2] < 0.01 * rates[1]  # and down to nothing at the end

@@ -223,8 +223,8 @@ def _extended(run: Path, config: TrainConfig, done: int, epochs: int) -> TrainCo
             print(f"{what}; the learning rate is constant, so this is the same as one run of {epochs}")
         else:
             print(
-                f"{what}; the {config.schedule} schedule begins anew and takes the {epochs - done} new ones, so this is "
-                f"not the same as one run of {epochs}"
+                f"{what}; the {config.schedule} schedule begins anew at epoch {done + 1}, so this is not the same as one "
+                f"run of {epochs}"
             )
     return dataclasses.replace(config, epochs=epochs, schedule_start=done)
 
