@@ -8,8 +8,8 @@ rank.
 Every warp is a pull: it maps an output position to the input position that is read there, in normalized coordinates
 (x, y), -1 and 1 being the outer edges of the border pixels (`align_corners=False`). What falls outside the input is
 0, the digits' background. The maps are members of families of `stn` (the tests compare them), but they are worked out
-here, one operation after the other: recorded results rest on the last bits of every image, and of 200,000 images whose
-matrices came from `stn.Similarity`, one was another. The sampler is torch's for the same reason.
+here, one operation after the other: recorded results rest on the last bits of every image, and where matrices came from
+`stn.Similarity`, one of 200 batches of 1000 images was another. The sampler is torch's for the same reason.
 
 Source: Jaderberg et al., "Spatial Transformer Networks", NIPS 2015, arXiv 1506.02025, appendix A.1.
 """
