@@ -19,8 +19,8 @@ MODULES = ["stn", *(m.name for m in pkgutil.walk_packages(stn.__path__, "stn."))
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 # The functions whose examples are the package's own introduction; without them the collection below would be broken.
 WITH_EXAMPLE = {
-    "stn.sampling.sample", "stn.sampling.warp", "stn.transforms.affine.affine_grid", "stn.module.SpatialTransformer",
-    "stn.models.create", "stn.conventions.theta_from_pixel", "stn.compat.spatial_transformer_network",
+    "stn.sampling.sample", "stn.sampling.warp", "stn.transforms.affine.affine_grid", "stn.transformer.SpatialTransformer",
+    "stn.models.registry.create", "stn.conventions.theta_from_pixel", "stn.compat.spatial_transformer_network",
 }  # fmt: skip
 
 
@@ -83,7 +83,7 @@ def public(module):
 
 PAGES = [
     "stn",
-    "stn.functional",
+    "stn.geometry",
     "stn.kernels",
     "stn.linearized",
     "stn.penalties",
@@ -128,7 +128,7 @@ def test_every_public_name_has_a_docstring(name):
 
 
 @pytest.mark.parametrize("function", [
-    stn.sample, stn.warp, stn.affine_grid, stn.spatial_transformer_network, stn.parameter_groups, stn.diagnose,
+    stn.sample, stn.warp, stn.transforms.affine_grid, stn.spatial_transformer_network, stn.parameter_groups, stn.diagnose,
     stn.models.create, stn.SpatialTransformer, stn.ConvLocalizer, stn.conventions.theta_from_pixel,
 ])  # fmt: skip
 def test_every_option_is_described(function):

@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 import stn
-from stn.sampling import Mode, PaddingMode
+from stn.reading import Mode, PaddingMode
 
 from .data.images import NAMED, decode, image_files
 from .files import atomic_path
@@ -152,7 +152,7 @@ def warp_file(
     pixels = read_image(image)
     size = tuple(pixels.shape[2:])
     # Pull: an output pixel is shifted back, then turned and scaled back.
-    turn = stn.Similarity().matrix(torch.tensor([[math.radians(rotate), -math.log(scale), 0.0, 0.0]]), image_size=size)
+    turn = stn.Similarity().matrix(torch.tensor([[math.radians(rotate), -math.log(scale), 0.0, 0.0]]), stn.Frame(size))
     back = stn.conventions.theta_from_pixel(torch.tensor([[[1.0, 0.0, -shift[0]], [0.0, 1.0, -shift[1]]]]), size, size)
-    theta = stn.conventions.compose_matrices(turn, back)
+    theta = stn.geometry.compose_matrices(turn, back)
     write_image(Path(out), stn.warp(pixels, theta, mode=mode, padding_mode=padding_mode))

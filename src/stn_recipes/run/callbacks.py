@@ -108,9 +108,9 @@ class Watch(Callback):
         transformer.train(training)
         diagnosis = stn.diagnose(images, warp)
         if epoch:
-            values = {f"transformer_{name}": getattr(diagnosis, name) for name in ("scale", "out_of_frame", "contrast")}
+            values = {"scale": diagnosis.scale, "outside": diagnosis.out_of_frame, "contrast": diagnosis.contrast}
             for name, value in values.items():
-                module.log(name, value, sync_dist=True)
+                module.log(f"transformer_{name}", value, sync_dist=True)
         for problem in diagnosis.problems:
             module.print(f"warning: after epoch {epoch} the transformer shows {problem}")
         shown = min(FILMSTRIP_IMAGES, len(images))
