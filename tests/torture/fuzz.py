@@ -203,7 +203,7 @@ def combination(seed: int, number: int) -> Combination:
         control = CONTROL[d][rng.integers(len(CONTROL[d]))]
         coords_ = 0.4 * rng.standard_normal((coords_batch, math.prod(control) * d))
     coords = torch.from_numpy(coords_).to(torch.float64 if rng.integers(5) == 0 else real)
-    if kind != "grid" and rng.integers(10) == 0 and flavour != "far":
+    if kind != "grid" and rng.integers(10) == 0 and flavour not in ("far", "scaled"):
         coords = coords.to(torch.bfloat16)
 
     image, coords = _place(image, image_layout), _place(coords, coords_layout)
