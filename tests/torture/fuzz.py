@@ -554,10 +554,10 @@ def _worker(arguments: tuple[int, int, int, list[str] | None]) -> tuple[int, int
     return campaign(*arguments)
 
 
-def main(seed: int, cases: int, workers: int, only: list[str] | None = None) -> int:
+def main(seed: int, cases: int, workers: int, backend: list[str] | None = None) -> int:
     """The whole campaign, over processes; the number of failures."""
     parts = 20 * workers
-    jobs = [(seed, part << 24, math.ceil(cases / parts), only) for part in range(parts)]  # numbers that never meet
+    jobs = [(seed, part << 24, math.ceil(cases / parts), backend) for part in range(parts)]  # numbers that never meet
     start, done, failed = time.perf_counter(), 0, 0
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
         for count, _, failures in pool.imap_unordered(_worker, jobs):

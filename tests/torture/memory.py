@@ -20,9 +20,12 @@ import stn
 from stn.ops import backends, use_backend
 
 MIB = 1 << 20
-# What the allocators of the C library, Python and torch may still spread out, once warm. A leak of one small tensor a
-# call is 100 times that over a campaign.
-SLACK = 12 * MIB
+# What the allocators of the C library, Python and torch may still spread out, once warm. Measured: below 0.3 MiB. In
+# 2,000 calls this is the smallest of the tensors of a call, kept.
+SLACK = 4 * MIB
+SLACK_OF_EPOCHS = (
+    24 * MIB
+)  # Lightning's logs and the page cache of data; a network kept each epoch is 0.3 MiB and its moments
 
 
 def resident() -> int:
@@ -151,7 +154,7 @@ def failed_allocation(backend: str, what: str) -> str:
         after = resident()
         if not torch.equal(stn.warp(image, theta, (32, 32)), truth):
             return "another result afterwards"
-    if after - before > SLACK:
+    if after - before > 3 * SLACK:
         return f"{(after - before) / MIB:.0f} MiB are left behind"
     return f"raised: {raised}"
 
@@ -164,7 +167,7 @@ def main(calls: int, epochs: int) -> int:
         problems += grown > SLACK
         print(f"memory: {name or 'all'}: {grown / MIB:.1f} MiB, {time.perf_counter() - start:.0f} s", flush=True)
     grown = in_a_child(growth_over_epochs, epochs)
-    problems += grown > 2 * SLACK
+    problems += grown > SLACK_OF_EPOCHS
     print(f"memory: {epochs} epochs: {grown / MIB:.1f} MiB, {time.perf_counter() - start:.0f} s", flush=True)
     for name in names[1:]:
         for what in ("output", "gradient"):
