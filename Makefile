@@ -1,13 +1,14 @@
-# Two commands on a fresh machine: `make demo` and `make test`. Both make the environment first.
+# Two commands on a fresh machine: `make demo` and `make test`. Both make the environment first, with what they need.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-INSTALLED := $(VENV)/.installed
+TRAIN := $(VENV)/.installed-train
+DEV := $(VENV)/.installed-dev
 
 .PHONY: demo test test-all lint figures sanitize clean
 
 # Train the default recipe and its control on real digits, and write the report.
-demo: $(INSTALLED)
+demo: $(or $(wildcard $(DEV)),$(TRAIN))
 	$(BIN)/stn train digits --control
 
 # Lint, type-check and run the tests, with a sample of the slow ones.
@@ -18,30 +19,37 @@ test: lint
 test-all: lint
 	$(BIN)/python -m pytest --slow
 
-lint: $(INSTALLED)
+lint: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 # Draw the pictures of docs/which-transform.md and docs/antialiasing.md again.
-figures: $(INSTALLED)
+figures: $(DEV)
 	$(BIN)/python docs/figures.py
 
-# The native kernels with the address and undefined-behaviour sanitizers, under their own tests. Python itself leaks on
+# The native backend with the address and undefined-behaviour sanitizers, under its own tests. Python itself leaks on
 # purpose, and the sanitizer must be loaded before it.
 NATIVE := build/sanitize
-sanitize: $(INSTALLED)
+sanitize: $(DEV)
 	$(BIN)/python -m pip install --quiet nanobind cmake ninja
 	$(BIN)/cmake -S src/stn/ops/csrc -B $(NATIVE) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
 		-DPython_EXECUTABLE=$(abspath $(BIN)/python) -DSTN_SANITIZE=ON
 	$(BIN)/cmake --build $(NATIVE)
 	LD_PRELOAD=$$($(CXX) -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-		$(BIN)/python tests/sanitized.py $(NATIVE)/_native*.so tests/test_cpu.py -q -k "not forked and not compiled and not opcheck"
+		$(BIN)/python tests/sanitized.py $(NATIVE)/_native*.so tests/test_cpu.py tests/test_native_edge.py -q \
+		-k "not forked and not compiled and not opcheck"
 
-$(INSTALLED): pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/stn/ops/csrc/*)
+$(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "stn needs Python 3.11 or newer; set PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+
+# The package with an extra, train or dev. pip hides what the compiler says; it goes to a file, which is shown meanwhile.
+LOG := build/native.log
+$(VENV)/.installed-%: pyproject.toml constraints.txt CMakeLists.txt $(shell find src/stn/ops/csrc -type f) | $(BIN)/python
+	@echo "Installing what '$*' needs into $(VENV) and compiling the native backend for this machine"
+	@mkdir -p build; : > $(LOG); tail -F $(LOG) 2> /dev/null & trap "kill $$!" EXIT; \
+		$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$*]"
 	touch $@
 
 clean:

@@ -105,7 +105,7 @@ def peers(case: Case, image: Tensor, theta: Tensor) -> dict[str, Callable[[], ob
             pass
     try:
         kornia = importlib.import_module("kornia.geometry.transform")
-        push = stn.conventions.theta_to_pixel(stn.conventions.invert_matrix(theta), case.out, (height, width))
+        push = stn.conventions.theta_to_pixel(stn.geometry.invert_matrix(theta), case.out, (height, width))
         found["kornia"] = lambda: kornia.warp_affine(image, push, case.out, align_corners=False)
     except ImportError:
         pass

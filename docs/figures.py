@@ -178,7 +178,7 @@ def _frame_lines(case: Case, size: tuple[int, ...]) -> list[np.ndarray]:
     upright, level = (torch.linspace(-1, 1, n) for n in _counts(size))
     lines = [torch.stack([at.expand(129), along], -1) for at in upright]
     lines += [torch.stack([along, at.expand(129)], -1) for at in level]
-    points = case.family.map_points(case.theta, torch.stack(lines).reshape(1, -1, 2), image_size=size)
+    points = case.family.map_points(case.theta, torch.stack(lines).reshape(1, -1, 2), stn.Frame(size))
     paths: np.ndarray = normalized_to_pixel(points, size).reshape(len(lines), 129, 2).numpy()
     return list(paths)
 

@@ -34,7 +34,7 @@ CLASSES = [
 
 def make_series(per_class: int, strength: float, noise: float) -> tuple[Tensor, Tensor]:
     """Series (B, 1, LENGTH), each on a random clock of its own, with noise; and their classes (B,)."""
-    time = stn.conventions.lattice(LENGTH)
+    time = stn.geometry.lattice(LENGTH)
     templates = torch.stack(
         [sum(h * torch.exp(-(((time - c) / w) ** 2) / 2) for c, w, h in bumps) for bumps in CLASSES]
     )[:, None]

@@ -30,8 +30,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import stn
-from stn_recipes.data import ImageData, load
-from stn_recipes.distortions import Placed, draw
+from stn_recipes.data.registry import ImageData, load
+from stn_recipes.distortions import RandomPlacement, draw
 
 SIDE, DIGIT = 84, 28
 CROP = (14, 14)  # of what the encoder sees
@@ -58,7 +58,7 @@ class Window(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         features = self.features(images)
         heat = self.heat(features).flatten(1).softmax(1).unflatten(1, features.shape[2:])
-        axis = stn.conventions.lattice(heat.shape[-1])
+        axis = stn.geometry.lattice(heat.shape[-1])
         scale = math.log(self.window) + math.log(1.1) * self.size(features.mean((2, 3))).tanh()
         return torch.cat([scale, (heat.sum(1) @ axis)[:, None], (heat.sum(2) @ axis)[:, None]], dim=1)
 
@@ -100,7 +100,7 @@ def train_encoder(digits: ImageData, steps: int = 200) -> Encoder:
 def place(digits: Tensor, clutter: int, source: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     """Digits (B, 1, DIGIT, DIGIT) at random places of images (B, 1, SIDE, SIDE), with pieces of the images `source` all
     over, both of bytes; and the digits' boxes (B, 4), normalized."""
-    placed = Placed("tc", patches=clutter, canvas=SIDE / DIGIT)
+    placed = RandomPlacement("tc", patches=clutter, canvas=SIDE / DIGIT)
     random = draw(len(digits), placed.num_random, seed=seed, stream=0, epoch=0)
     images = placed(digits.float() / 255, random, source=source)
     corners = torch.from_numpy(np.floor(random[:, 1::-1] * (SIDE - DIGIT + 1))).float()  # (x, y); y is drawn first

@@ -32,7 +32,7 @@ TURN = stn.Rotation(3)
 
 def make_shapes(count: int) -> Tensor:
     """Upright volumes (B, 1, SIDE, SIDE, SIDE): an ellipsoid with a nose and a smaller ear, so that no turn is hidden."""
-    axis = stn.conventions.lattice(SIDE)
+    axis = stn.geometry.lattice(SIDE)
     where = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij")[::-1], dim=-1)
 
     def blob(centre: tuple[float, ...], radii: tuple[float, ...], vary: float) -> Tensor:
@@ -73,8 +73,8 @@ def train(rotation: Name, turn: float, steps: int) -> stn.SpatialTransformer:
 
 def error_in_degrees(turns: Tensor, found: Tensor) -> Tensor:
     """What is left of the turns (B, 3, 4) after the rotations found (B, 3, 4): the angle of both, one after the other."""
-    left = stn.conventions.compose_matrices(turns, found)
-    return TURN.from_matrix(left, image_size=(SIDE,) * 3).norm(dim=1).rad2deg()
+    left = stn.geometry.compose_matrices(turns, found)
+    return TURN.from_matrix(left, stn.Frame((SIDE,) * 3)).norm(dim=1).rad2deg()
 
 
 def main(argv: list[str] | None = None) -> dict[str, tuple[float, float]]:
@@ -102,8 +102,8 @@ def main(argv: list[str] | None = None) -> dict[str, tuple[float, float]]:
         with torch.no_grad():
             warp = transformer.warp(turned)
         size = (SIDE,) * 3
-        told = TURN.as_matrix(turns, image_size=size)
-        error = error_in_degrees(told, warp.transform.as_matrix(warp.theta, image_size=size))
+        told = TURN.matrix(turns, stn.Frame(size))
+        error = error_in_degrees(told, warp.transform.matrix(warp.theta, stn.Frame(size)))
         measured[rotation] = float(turns.norm(dim=1).rad2deg().mean()), float(error.mean())
         print(
             f"{rotation}: {measured[rotation][0]:.1f} degrees off before, {measured[rotation][1]:.1f} after "

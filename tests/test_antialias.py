@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import stn
 from stn import antialias
-from stn.conventions import lattice
+from stn.geometry import lattice
 
 SIZES = {1: (21,), 2: (13, 18), 3: (7, 9, 6)}
 PADDINGS = ("zeros", "border", "reflection", "circular", "constant")
@@ -266,7 +266,7 @@ def test_families_that_shrink_are_averaged_by_area(family, align_corners):
     within = (torch.arange(points, dtype=torch.float64) + 0.5) / points - 0.5
     axes = [(a[:, None] + within * 2 / (n - align_corners)).flatten() for a, n in zip(axes, out, strict=True)]
     at = torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], -1)
-    grid = transform.map_points(theta, at.reshape(1, -1, d), image_size=size, align_corners=align_corners)
+    grid = transform.map_points(theta, at.reshape(1, -1, d), stn.Frame(size, align_corners))
     fine = stn.sample(image, grid.reshape(2, *at.shape), **options)
     wanted = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[d - 1](fine, points)
     plain, smooth = (stn.warp(image, theta, out, transform=transform, antialias=a, **options) for a in (False, True))

@@ -14,12 +14,12 @@ from stn import compat, conventions
 
 PUBLIC = {
     "AbstractTransform", "Affine", "Attention", "Compose", "ConvLocalizer", "Crop", "Diagnosis", "FCLocalizer", "Rigid",
-    "Rotation", "Similarity", "SpatialTransformer", "Translation", "Warp", "affine_grid", "compat", "conventions",
-    "diagnose", "functional", "identity_head", "models", "ops", "parameter_groups", "sample",
+    "Rotation", "Similarity", "SpatialTransformer", "Translation", "Warp", "compat", "conventions",
+    "diagnose", "identity_head", "models", "ops", "parameter_groups", "sample",
     "spatial_transformer_network", "transforms", "warp",
     "BSpline", "CPAB", "Corners", "DisplacementField", "IterativeTransformer", "ParallelTransformers", "Polar", "Projective",
     "RecurrentLocalizer", "SharedLocalizer", "ThinPlateSpline", "VelocityField", "convert", "kernels", "linearized_sample",
-    "linearized_warp", "penalties", "projective_grid", "thin_plate_spline", "tps_grid", "valid_mask", "window_starts",
+    "linearized_warp", "penalties", "thin_plate_spline", "valid_mask", "window_starts",
 }  # fmt: skip
 
 IMAGE = torch.rand(2, 3, 5, 6)
@@ -30,7 +30,7 @@ NOT_IMAGES = (
     IMAGE[0, 0], IMAGE[None, None], IMAGE.int(), IMAGE.bool(), IMAGE.to(torch.complex64), IMAGE[:, :, :0], IMAGE[..., :0],
     None, IMAGE.numpy(), [[1.0]], 3,
 )  # fmt: skip
-NOT_SIZES = ((0, 4), (4,), (4, 4, 4), (-1, 4), (2.0, 4), (True, 4), "44", 4, ("4", 4), (None, 4), torch.ones(2))
+NOT_SIZES = ((4,), (4, 4, 4), (-1, 4), (2.0, 4), (True, 4), "44", 4, ("4", 4), (None, 4), torch.ones(2))
 
 
 def refuses(argument, call, *nots):
@@ -50,14 +50,12 @@ def test_the_public_names():
     assert all(hasattr(stn, name) for name in stn.__all__)
     listed = {name for name in dir(stn) if not name.startswith("_") and not inspect.ismodule(getattr(stn, name))}
     assert listed <= set(stn.__all__)
-    assert stn.functional.warp is stn.warp
-    assert all(hasattr(stn.functional, name) for name in stn.functional.__all__)
 
 
 POSITIONAL = {
     stn.sample: ["image", "grid"],
     stn.warp: ["image", "theta", "size"],
-    stn.affine_grid: ["theta", "size"],
+    stn.transforms.affine_grid: ["theta", "size"],
     stn.spatial_transformer_network: ["input_fmap", "theta", "out_dims"],
     compat.spatial_transformer_network: ["input_fmap", "theta", "out_dims"],
     stn.SpatialTransformer: ["localizer", "transform", "size"],
@@ -70,8 +68,8 @@ POSITIONAL = {
     stn.linearized_warp: ["image", "theta", "size"],
     stn.valid_mask: ["grid"],
     stn.convert: ["theta", "source", "target"],
-    stn.projective_grid: ["theta", "size"],
-    stn.tps_grid: ["theta", "control_points", "size"],
+    stn.transforms.projective_grid: ["theta", "size"],
+    stn.transforms.tps_grid: ["theta", "control_points", "size"],
     stn.thin_plate_spline: ["source", "target"],
     stn.Projective: ["ndim"], stn.Corners: [], stn.ThinPlateSpline: ["control_points"], stn.BSpline: ["lattice"],
     stn.DisplacementField: ["size"], stn.VelocityField: ["size"], stn.CPAB: ["tessellation"], stn.Polar: [],
@@ -88,15 +86,15 @@ POSITIONAL = {
     stn.Affine: ["ndim"], stn.Similarity: ["ndim"], stn.Rigid: ["ndim"], stn.Attention: ["ndim"],
     stn.Crop: ["ndim"], stn.Translation: ["ndim"], stn.Rotation: ["ndim"],
     stn.Compose: ["outer", "inner"],
-    conventions.extent: ["size"],
-    conventions.lattice: ["n"],
+    stn.geometry.extent: ["size"],
+    stn.geometry.lattice: ["n"],
     conventions.pixel_to_normalized: ["points", "size"],
     conventions.normalized_to_pixel: ["points", "size"],
     conventions.theta_from_pixel: ["matrix", "in_size", "out_size"],
     conventions.theta_to_pixel: ["theta", "in_size", "out_size"],
     conventions.change_align_corners: ["theta", "in_size", "out_size"],
-    conventions.invert_matrix: ["matrix"],
-    conventions.compose_matrices: ["a", "b"],
+    stn.geometry.invert_matrix: ["matrix"],
+    stn.geometry.compose_matrices: ["a", "b"],
 }  # fmt: skip
 
 
@@ -109,8 +107,8 @@ def test_options_are_keyword_only(function):
 
 
 @pytest.mark.parametrize("function", [
-    stn.sample, stn.warp, stn.affine_grid, stn.spatial_transformer_network, stn.module.AbstractTransformer,
-    conventions.theta_from_pixel, conventions.lattice, conventions.extent,
+    stn.sample, stn.warp, stn.transforms.affine_grid, stn.spatial_transformer_network, stn.transformer.AbstractTransformer,
+    conventions.theta_from_pixel, stn.geometry.lattice, stn.geometry.extent,
 ])  # fmt: skip
 def test_align_corners_is_false_everywhere(function):
     assert inspect.signature(function).parameters["align_corners"].default is False
@@ -151,7 +149,7 @@ def test_sample():
     refuses("image", lambda bad: stn.sample(bad, GRID), *NOT_IMAGES)
     refuses(
         "grid", lambda bad: stn.sample(IMAGE, bad),
-        GRID[0], GRID[..., :1], GRID.long(), GRID[:, :0], torch.zeros(3, 4, 4, 2), torch.zeros(2, 3, 4, 4, 3), None, 1.0,
+        GRID[0], GRID[..., :1], GRID.long(), torch.zeros(3, 4, 4, 2), torch.zeros(2, 3, 4, 4, 3), None, 1.0,
         GRID.numpy(), GRID.to("meta"), torch.zeros(2, 4, 4, 3),
     )  # fmt: skip
     refuses("grid", lambda bad: stn.sample(VOLUME, bad), GRID, torch.zeros(2, 4, 4, 4, 2))
@@ -199,10 +197,16 @@ def test_options(call):
 
 def test_affine_grid():
     refuses(
-        "theta", lambda bad: stn.affine_grid(bad, (4, 4)), THETA[0], THETA.int(), None, torch.zeros(2, 6), torch.eye(3)
+        "theta",
+        lambda bad: stn.transforms.affine_grid(bad, (4, 4)),
+        THETA[0],
+        THETA.int(),
+        None,
+        torch.zeros(2, 6),
+        torch.eye(3),
     )
-    refuses("size", lambda bad: stn.affine_grid(THETA, bad), *NOT_SIZES)
-    refuses("size", lambda bad: stn.affine_grid(torch.eye(3, 4)[None], bad), (4, 4))
+    refuses("size", lambda bad: stn.transforms.affine_grid(THETA, bad), *NOT_SIZES)
+    refuses("size", lambda bad: stn.transforms.affine_grid(torch.eye(3, 4)[None], bad), (4, 4))
 
 
 def test_spatial_transformer_network():
@@ -221,7 +225,7 @@ def test_spatial_transformer_network():
             "theta", lambda bad, f=function: f(image, bad), theta[:, :5], theta[0], theta.int(), None, torch.zeros(3, 6),
             theta.to("meta"), theta.reshape(2, 2, 3),
         )  # fmt: skip
-    refuses("size", lambda bad: stn.spatial_transformer_network(image, theta, bad), (0, 4), 4, (4, 4, 4))
+    refuses("size", lambda bad: stn.spatial_transformer_network(image, theta, bad), (-1, 4), 4, (4, 4, 4))
     refuses("out_dims", lambda bad: compat.spatial_transformer_network(image, theta, bad), (0, 4), 4, (4, 4, 4))
 
 
@@ -240,8 +244,8 @@ def test_conventions():
         refuses("points", lambda bad, f=function: f(bad, (4, 4)), points[:, :1], points.int(), None, [0.0, 0.0])
         refuses("size", lambda bad, f=function: f(points, bad), (0, 4), 4, "44", (4.0, 4))
         refuses("points", lambda bad, f=function: f(bad, (4,)), points)
-    refuses("size", conventions.extent, (), (0, 4), (4, 4, 4, 4), 4, None)
-    refuses("n", conventions.lattice, 0, -1, 2.0, "4", None, True)
+    refuses("size", stn.geometry.extent, (), (0, 4), (4, 4, 4, 4), 4, None)
+    refuses("n", stn.geometry.lattice, -1, 2.0, "4", None, True)
     not_matrices = (matrix[0], matrix.int(), None, torch.zeros(1, 6), torch.zeros(1, 4, 5))
     for function, argument in ((conventions.theta_from_pixel, "matrix"), (conventions.theta_to_pixel, "theta")):
         refuses(argument, lambda bad, f=function: f(bad, (4, 4), (4, 4)), *not_matrices)
@@ -250,11 +254,11 @@ def test_conventions():
         refuses("direction", lambda bad, f=function: f(matrix, (4, 4), (4, 4), direction=bad), "forward", None)
         refuses("order", lambda bad, f=function: f(matrix, (4, 4), (4, 4), order=bad), "yx", None)
     refuses("theta", lambda bad: conventions.change_align_corners(bad, (4, 4), (4, 4), to=True), *not_matrices)
-    refuses("matrix", conventions.invert_matrix, *not_matrices)
-    refuses("a", lambda bad: conventions.compose_matrices(bad, matrix), *not_matrices)
-    refuses("b", lambda bad: conventions.compose_matrices(matrix, bad), *not_matrices, torch.zeros(1, 3, 4))
+    refuses("matrix", stn.geometry.invert_matrix, *not_matrices)
+    refuses("a", lambda bad: stn.geometry.compose_matrices(bad, matrix), *not_matrices)
+    refuses("b", lambda bad: stn.geometry.compose_matrices(matrix, bad), *not_matrices, torch.zeros(1, 3, 4))
     two = matrix.repeat(2, 1, 1)
-    refuses("b", lambda bad: conventions.compose_matrices(two, bad), matrix.repeat(3, 1, 1), two.to("meta"))
+    refuses("b", lambda bad: stn.geometry.compose_matrices(two, bad), matrix.repeat(3, 1, 1), two.to("meta"))
 
 
 def test_valid_mask():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.interpolate import NdBSpline
 
-from stn import conventions as frame
+import stn
 from stn.transforms.base import AbstractTransform
 from stn.transforms.bspline import BSpline, bspline_bending_energy, bspline_displacement, bspline_grid
 
@@ -57,7 +57,7 @@ def test_identity_is_exact(family):
     assert torch.equal(family.map_points(identity.expand(2, -1), points), points)
     size = (3, 5, 4)[: family.ndim]
     grid = family.grid(identity[None], size)
-    axes = [frame.lattice(n) for n in size]
+    axes = [stn.geometry.lattice(n) for n in size]
     assert torch.equal(grid[0], torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], dim=-1))
 
 
@@ -65,9 +65,9 @@ def test_identity_is_exact(family):
 @pytest.mark.parametrize("family", FAMILIES, ids=repr)
 def test_the_grid_is_the_mapped_lattice(family, align_corners):
     theta, size = random_theta(family), (6, 5, 4)[: family.ndim]
-    grid = family.grid(theta, size, align_corners=align_corners)
+    grid = family.grid(theta, size, stn.Frame(align_corners=align_corners))
     assert grid.shape == (2, *size, family.ndim)
-    slowly = AbstractTransform.grid(family, theta, size, align_corners=align_corners)
+    slowly = AbstractTransform.coordinates(family, theta, size, stn.Frame(align_corners=align_corners)).values
     torch.testing.assert_close(grid, slowly, rtol=0, atol=1e-13)
     assert torch.equal(grid, bspline_grid(family.coefficients(theta), size, align_corners=align_corners))
 
@@ -133,7 +133,7 @@ def test_levels_add(family):
 def test_bending_energy_is_the_integral_of_the_second_derivatives():
     coefficients = torch.randn(1, 5, 6, 2, dtype=torch.float64)
     n = 240  # midpoints, so a dense sum converges with n^-2
-    axis = frame.lattice(n, dtype=torch.float64)
+    axis = stn.geometry.lattice(n, dtype=torch.float64)
     points = torch.cartesian_prod(axis, axis)
     second = [by_scipy(coefficients[0], points, nu).square().sum(-1).mean() for nu in ((2, 0), (1, 1), (0, 2))]
     wanted = second[0] + 2 * second[1] + second[2]

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,6 +64,16 @@ def test_train_help_shows_the_recipes_own_defaults(capsys: pytest.CaptureFixture
     ("words", "code", "said"),
     [
         (["trian"], 2, "invalid choice: 'trian'"),
+        (["trian"], 2, "did you mean 'train'?"),
+        (["train", "--transformer", "afine"], 2, "--transformer: expected one of affine,"),
+        (["train", "--transformer", "afine"], 2, "got 'afine'; did you mean 'affine'?"),
+        (["train", "--dataset", "cifar"], 2, "did you mean 'cifar10'?"),
+        (["train", "--epochs", "many"], 2, "--epochs: expected a whole number, got 'many'"),
+        (["train", "--image-size", "32,32,32"], 2, "--image-size: expected a height and a width in pixels"),
+        (["train", "--image-size", "wide"], 2, "got 'wide'"),
+        (["warp", "x.png", "--out", "y.png", "--shift", "10"], 2, "--shift: expected two numbers of pixels"),
+        (["models", "--transformer"], 2, "expected one argument\n"),
+        (["predict", "--json"], 2, "required: run, image"),
         (["train", "--epocks", "3"], 2, "did you mean --epochs?"),
         (["train", "--data-dri", "x"], 2, "did you mean --data-dir?"),
         (["train", "--epochs", "many"], 2, "epochs"),
@@ -98,11 +113,11 @@ def test_mistakes_are_named(
 def test_settings_come_from_the_recipe_then_yaml_then_options(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from stn_recipes import tasks
+    from stn_recipes.run import train
 
     seen = []
-    monkeypatch.setattr(tasks, "train", lambda config: seen.append(config) or tmp_path)
-    monkeypatch.setattr(tasks, "is_main_process", lambda: False)
+    monkeypatch.setattr(train, "train", lambda config: seen.append(config) or tmp_path)
+    monkeypatch.setattr(train, "is_main_process", lambda: False)
     (tmp_path / "own.yaml").write_text("recipe: mnist_r\nepochs: 7\nlr: 0.25\n")
     assert run(capsys, "train", "--config", str(tmp_path / "own.yaml"), "--lr", "0.5", "--data-dir", "a-b", "--no-progress")[0] == 0  # fmt: skip
     config = seen[0]
@@ -111,14 +126,179 @@ def test_settings_come_from_the_recipe_then_yaml_then_options(
     assert config.weight_decay == recipe("mnist_r").weight_decay
 
 
+def test_a_resumed_run_obeys_the_options_that_are_given_and_no_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from stn_recipes.run import train
+
+    seen = []
+    monkeypatch.setattr(train, "resume", lambda run, overrides: seen.append((run, overrides)) or tmp_path)
+    monkeypatch.setattr(train, "is_main_process", lambda: False)
+    assert recipe("digits").accelerator == "auto"
+    for words, wanted in (
+        ([], {}),
+        (["--accelerator", "auto", "--threads", "2"], {"accelerator": "auto", "threads": 2}),
+        (["--accelerator", "cpu"], {"accelerator": "cpu"}),
+        (["--epochs", "20", "--no-progress"], {"epochs": 20, "progress": False}),
+        (["--lr", "0.1", "--control"], {"lr": 0.1, "control": True}),
+    ):
+        code, _, err = run(capsys, "train", "--resume", "RUN", *words)
+        assert code == 0, err
+        assert seen.pop() == (Path("RUN"), wanted)
+
+
+def test_the_settings_of_the_run_to_start_from_are_the_defaults(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from stn_recipes.run import folder, train
+
+    seen = []
+    monkeypatch.setattr(train, "train", lambda config: seen.append(config) or tmp_path)
+    monkeypatch.setattr(train, "is_main_process", lambda: False)
+    kept = replace(recipe("mnist_r"), seed=7, schedule_start=20, control=True, out=str(tmp_path))
+    folder.write_config(tmp_path, kept)
+    own = replace(kept, schedule_start=0, control=False, out=None, init_from=str(tmp_path))
+    assert run(capsys, "train", "--init-from", str(tmp_path), "--lr", "0.5")[0] == 0
+    assert seen.pop() == replace(own, lr=0.5)
+    assert run(capsys, "train", "digits", "--init-from", str(tmp_path))[0] == 0
+    assert seen.pop() == replace(recipe("digits"), init_from=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--version"], ["--help"], ["train", "--help"], ["train", "digits", "--epocks", "3"], ["train", "mnits"], ["recipes"],
+     ["train", "--transformer", "afine"], ["train", "digits", "--epochs", "0"], ["trian"], ["warp", "--help"]],
+)  # fmt: skip
+def test_what_needs_no_torch_loads_none(words: list[str]) -> None:
+    code = "import sys; from stn_recipes import cli; cli.main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
+    process = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=60)
+    assert process.returncode == 0, process.stderr
+
+
+def test_the_version_is_that_of_the_library(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "--version")[1].split() == ["stn", stn.__version__]
+
+
+def test_sizes_and_shifts_as_people_write_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from stn_recipes.run import train
+
+    seen = []
+    monkeypatch.setattr(train, "train", lambda config: seen.append(config.image_size) or tmp_path)
+    monkeypatch.setattr(train, "is_main_process", lambda: False)
+    for text, wanted in (("32", (32, 32)), ("32,48", (32, 48)), ("[32, 48]", (32, 48)), ("(32,48)", (32, 48))):
+        assert run(capsys, "train", "--image-size", text)[0] == 0
+        assert seen.pop() == wanted
+    monkeypatch.setattr(predict, "warp_file", lambda *_, shift, **__: seen.append(shift))
+    for words in (["--shift", "10,5"], ["--shift=10,5"], ["--shift", "[10, 5]"], ["--shift", "-10,5"], ["--shift", "-1e1,-.5"]):  # fmt: skip
+        assert run(capsys, "warp", "a.png", "--out", "b.png", *words)[0] == 0
+    assert seen == [(10.0, 5.0)] * 3 + [(-10.0, 5.0), (-10.0, -0.5)]
+
+
+def test_temporary_names_are_not_told(
+    monkeypatch: pytest.MonkeyPatch, dot: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(self: Path, to: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    code, _, err = run(capsys, "warp", str(dot), "--out", str(tmp_path / "out.png"))
+    assert (code, err) == (1, f"stn: error: Permission denied: {tmp_path / 'out.png'}\n")
+
+
+def test_runs_side_by_side_fit_80_columns_and_keep_their_paths_whole(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from stn_recipes.run import folder
+
+    paths = []
+    for name, transformer in (("finished", "displacement"), ("unfinished", "none")):
+        path = tmp_path / f"a-rather-long-name-of-a-folder-that-does-not-fit-{name}"
+        path.mkdir()
+        folder.write_config(path, replace(recipe("mnist_r"), transformer=transformer, seed=12345, epochs=1000))  # type: ignore[arg-type]
+        paths.append(str(path))
+    reached = folder.Result(
+        recipe="mnist_r", network="compact", transformer="displacement", seed=12345, parameters=123_456_789, epochs=1000,
+        test_accuracy=1.0, test_loss=0.0, val_accuracy=1.0, train_accuracy=1.0, train_seconds=600_000.0,
+    )  # fmt: skip
+    folder.write_record(Path(paths[0]) / "result.json", reached)
+    code, out, _ = run(capsys, "compare", *paths)
+    lines = out.splitlines()
+    assert code == 0
+    assert [line for line in lines if line.startswith("/")] == paths
+    assert all(len(line) <= 80 for line in lines if not line.startswith("/")), out
+    assert "123,456,789" in out
+    assert "unfinished" in out
+    code, out, _ = run(capsys, "compare", *paths, "--json")
+    assert [len(row) for row in json.loads(out)] == [17, 1]
+
+
+def stn_process(*arguments: str, **options: object) -> subprocess.Popen[str]:
+    command = [sys.executable, *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, **pipes, **options)  # type: ignore[call-overload, no-any-return]
+
+
+def test_a_job_log_sees_every_line_when_it_is_written(tmp_path: Path) -> None:
+    process = stn_process("-m", "stn_recipes", "train", "digits", "--network", "mnist_tutorial", "--threads", "1", "--out", str(tmp_path / "run"))  # fmt: skip
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.split()[:1] == ["1"]:  # the first epoch is over
+            break
+    assert process.poll() is None
+    assert not (tmp_path / "run" / "result.json").exists()
+    process.kill()
+    process.communicate(timeout=60)
+
+
+@pytest.mark.parametrize("module", ["jsonargparse", "yaml", "torch", "numpy", "lightning", "stn_recipes.run.train"])
+def test_ctrl_c_while_modules_load_says_one_line(module: str) -> None:
+    code = f"""if True:
+        import importlib.abc, os, signal, sys
+        from stn_recipes.__main__ import main
+        class Stop(importlib.abc.MetaPathFinder):
+            def find_spec(self, name, path=None, target=None):
+                if name == {module!r}:
+                    os.kill(os.getpid(), signal.SIGINT)
+        sys.meta_path.insert(0, Stop())
+        main()
+    """
+    process = stn_process("-c", code, "train", "digits", "--epochs", "1")
+    assert process.communicate(timeout=60) == ("", "\nstn: interrupted\n")
+    assert process.returncode == 130
+
+
+def test_ctrl_c_after_the_last_epoch_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from stn_recipes import report
+    from stn_recipes.run import folder, train
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    path = tmp_path / "my run"
+    options = ["--network", "mnist_tutorial", "--epochs", "1", "--threads", "1", "--no-progress", "--out", str(path)]
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "_finish", stop)
+        code, _, err = run(capsys, "train", "digits", *options)
+    assert (code, err.strip()) == (130, f"stn: stopped; go on with: stn train --resume '{path}'")
+    with monkeypatch.context() as patch:
+        patch.setattr(report, "write_report", stop)
+        code, _, err = run(capsys, "train", "--resume", str(path))
+    assert (code, err.strip()) == (130, f"stn: trained; write the report with: stn report '{path}'")
+    assert folder.load_run(path).result.epochs == 1  # type: ignore[union-attr]
+
+
 def test_the_settings_of_a_recipe_are_a_config_file(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from stn_recipes import tasks
+    from stn_recipes.run import train
 
     seen = []
-    monkeypatch.setattr(tasks, "train", lambda config: seen.append(config) or tmp_path)
-    monkeypatch.setattr(tasks, "is_main_process", lambda: False)
+    monkeypatch.setattr(train, "train", lambda config: seen.append(config) or tmp_path)
+    monkeypatch.setattr(train, "is_main_process", lambda: False)
     for name in RECIPES:
         _, out, _ = run(capsys, "recipes", name)
         assert yaml.safe_load(out)["recipe"] == name
@@ -139,6 +319,8 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
     assert stn.__version__ in out
     assert "reference" in out
     assert "threads" in out
+    native = stn.ops.cpu._native
+    assert re.search(r"^instruction set +" + (native.instruction_set() if native else "none"), out, re.MULTILINE)
 
 
 def test_warp_turns_counterclockwise_scales_and_shifts(dot: Path, tmp_path: Path) -> None:
@@ -241,6 +423,69 @@ def test_own_images(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "set" / "dark" / "0.png").write_bytes(b"broken")
     code, _, err = run(capsys, "train", "images", *options, "--out", str(tmp_path / "second"), "--no-progress")
     assert (code, "0.png" in err, (tmp_path / "second").exists()) == (1, True, False)
+
+
+def coloured(folder: Path, **colours: tuple[int, int, int]) -> Path:
+    """A folder for each colour with eight noisy images of it."""
+    generator = np.random.default_rng(0)
+    for name, colour in colours.items():
+        (folder / name).mkdir(parents=True)
+        for i in range(8):
+            noise = generator.integers(-20, 20, (16, 16, 3))
+            Image.fromarray((np.array(colour) + noise).clip(0, 255).astype(np.uint8)).save(folder / name / f"{i}.png")
+    return folder
+
+
+RED, GREEN, BLUE, GREY = (200, 30, 30), (30, 200, 30), (30, 30, 200), (120, 120, 120)
+
+
+def test_evaluate_on_other_images(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    mine = coloured(tmp_path / "mine", blue=BLUE, green=GREEN, grey=GREY, red=RED)
+    path = tmp_path / "run"
+    options = ["--network", "mnist_tutorial", "--image-size", "28", "--epochs", "8", "--threads", "1", "--lr", "0.02"]
+    options += ["--batch-size", "4", "--transformer", "none", "--no-progress", "--out", str(path)]
+    code, _, err = run(capsys, "train", "images", "--data-dir", str(mine), *options)
+    assert code == 0, err
+
+    def measured(folder: Path) -> dict[str, Any]:
+        code, out, err = run(capsys, "evaluate", str(path), "--data-dir", str(folder), "--json")
+        assert code == 0, err
+        return dict(json.loads(out))
+
+    result = json.loads((path / "result.json").read_text())
+    assert result["test_accuracy"] == 1.0  # or the rest shows nothing
+    # Moved, it is the data of the run still, of which a fifth was kept for the test.
+    moved = measured(mine.rename(tmp_path / "moved"))
+    assert (moved["what"], moved["images"], moved["test_accuracy"]) == ("test set", 8, 1.0)
+    # Other images: all of them, by the names of their classes.
+    some = measured(coloured(tmp_path / "some", grey=GREY, red=RED))
+    assert (some["images"], some["test_accuracy"]) == (16, 1.0)
+    assert some["classes"]["red"] == some["classes"]["grey"] == {"images": 8, "accuracy": 1.0}
+    assert some["classes"]["blue"] == {"images": 0, "accuracy": None}
+    wrong = coloured(tmp_path / "wrong", red=GREEN, green=GREEN)
+    assert measured(wrong)["classes"]["red"] == {"images": 8, "accuracy": 0.0}
+    code, out, _ = run(capsys, "evaluate", str(path), "--data-dir", str(wrong))
+    assert f"everything in {wrong}: accuracy 50.00%" in out
+    assert re.search(r"^  green +100\.00% of 8$", out, re.MULTILINE)
+    assert re.search(r"^  blue +- of 0$", out, re.MULTILINE)
+    assert measured(coloured(tmp_path / "one", red=RED))["images"] == 8
+    unknown = coloured(tmp_path / "unknown", red=RED, violet=BLUE)
+    code, _, err = run(capsys, "evaluate", str(path), "--data-dir", str(unknown))
+    assert (code, "class 'violet' is none of blue, green, grey, red" in err) == (1, True)
+
+    # A folder to predict, and all that is unreadable in it.
+    code, out, err = run(capsys, "predict", str(path), str(tmp_path / "some"), "--json")
+    rows = json.loads(out)
+    assert (code, len(rows)) == (0, 16), err
+    assert all(Path(row["image"]).parent.name == row["class"] for row in rows)
+    (tmp_path / "empty").mkdir()
+    code, _, err = run(capsys, "predict", str(path), str(tmp_path / "empty"))
+    assert (code, "empty, which has none" in err) == (1, True)
+    for i in (1, 5):
+        (tmp_path / "some" / "red" / f"{i}.png").write_text("no image")
+    code, _, err = run(capsys, "predict", str(path), str(tmp_path / "some"))
+    assert code == 1
+    assert all(said in err for said in ("red/1.png: not a", "red/5.png: not a", "(2 of 16)", "--on-bad-image skip"))
 
 
 def test_without_the_train_extra_it_says_what_to_install(

@@ -30,13 +30,13 @@ def random_matrix(d, batch=3, spread=0.25, projective=False):
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("n", [1, 2, 3, 10, 257])
 def test_lattice(n, align_corners):
-    points = frame.lattice(n, align_corners=align_corners)
+    points = stn.geometry.lattice(n, align_corners=align_corners)
     assert points.shape == (n,)
     assert points.dtype == torch.float32
     assert torch.equal(points, -points.flip(0))
     wanted = [oracle.normalize(k, n, align_corners) for k in range(n)]
     torch.testing.assert_close(points.double(), torch.tensor(wanted, dtype=torch.float64), rtol=0, atol=6e-8)
-    assert torch.equal(points, frame.lattice(n, align_corners=align_corners, dtype=torch.float64).float())
+    assert torch.equal(points, stn.geometry.lattice(n, align_corners=align_corners, dtype=torch.float64).float())
     if n > 1:
         assert float(points[-1]) == (1.0 if align_corners else pytest.approx(1 - 1 / n))
 
@@ -58,8 +58,8 @@ def test_the_frame_in_words():
     corners = torch.tensor([[-1.0, -1.0], [1.0, 1.0]])
     assert frame.normalized_to_pixel(corners, (4, 8)).tolist() == [[-0.5, -0.5], [7.5, 3.5]]
     assert frame.normalized_to_pixel(corners, (4, 8), align_corners=True).tolist() == [[0.0, 0.0], [7.0, 3.0]]
-    assert frame.extent((4, 8)) == (4.0, 2.0)
-    assert frame.extent((4, 8), align_corners=True) == (3.5, 1.5)
+    assert stn.geometry.extent((4, 8)) == (4.0, 2.0)
+    assert stn.geometry.extent((4, 8), align_corners=True) == (3.5, 1.5)
 
 
 def test_an_axis_of_one_pixel_lies_at_zero():
@@ -171,31 +171,33 @@ def test_invert_and_compose(entries):
     def apply(m, p):
         return m[0] @ torch.cat([p[:2], p.new_ones(1)])
 
-    torch.testing.assert_close(apply(frame.compose_matrices(a, b), point), apply(a, apply(b, point)))
-    torch.testing.assert_close(apply(frame.invert_matrix(a), apply(a, point)), point[:2], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(apply(stn.geometry.compose_matrices(a, b), point), apply(a, apply(b, point)))
+    torch.testing.assert_close(apply(stn.geometry.invert_matrix(a), apply(a, point)), point[:2], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("d", [1, 2, 3])
 def test_invert_and_compose_in_other_dimensions(d):
     a, b = random_matrix(d, spread=0.2), random_matrix(d, spread=0.2)
     identity = torch.eye(d, d + 1, dtype=torch.float64).expand(3, -1, -1)
-    torch.testing.assert_close(frame.compose_matrices(a, frame.invert_matrix(a)), identity, rtol=0, atol=1e-9)
+    torch.testing.assert_close(
+        stn.geometry.compose_matrices(a, stn.geometry.invert_matrix(a)), identity, rtol=0, atol=1e-9
+    )
     square = torch.eye(d + 1, dtype=torch.float64).repeat(2, 3, 1, 1)
     square[:, :, :d] = torch.stack([a, b])
-    torch.testing.assert_close(frame.compose_matrices(a, b), (square[0] @ square[1])[:, :d], rtol=0, atol=1e-12)
+    torch.testing.assert_close(stn.geometry.compose_matrices(a, b), (square[0] @ square[1])[:, :d], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("d", [1, 2, 3])
 def test_invert_and_compose_projective_maps(d):
     a, b = random_matrix(d, projective=True), random_matrix(d, projective=True)
-    torch.testing.assert_close(frame.compose_matrices(a, b), a @ b, rtol=0, atol=1e-12)
-    torch.testing.assert_close(frame.invert_matrix(a) @ a, torch.eye(d + 1).double().expand(3, -1, -1))
+    torch.testing.assert_close(stn.geometry.compose_matrices(a, b), a @ b, rtol=0, atol=1e-12)
+    torch.testing.assert_close(stn.geometry.invert_matrix(a) @ a, torch.eye(d + 1).double().expand(3, -1, -1))
     affine = random_matrix(d)
     square = torch.eye(d + 1, dtype=torch.float64).repeat(3, 1, 1)
     square[:, :d] = affine
-    torch.testing.assert_close(frame.compose_matrices(a, affine), a @ square, rtol=0, atol=1e-12)
-    torch.testing.assert_close(frame.compose_matrices(affine, a), square @ a, rtol=0, atol=1e-12)
-    assert frame.compose_matrices(a[:1], b).shape == (3, d + 1, d + 1)
+    torch.testing.assert_close(stn.geometry.compose_matrices(a, affine), a @ square, rtol=0, atol=1e-12)
+    torch.testing.assert_close(stn.geometry.compose_matrices(affine, a), square @ a, rtol=0, atol=1e-12)
+    assert stn.geometry.compose_matrices(a[:1], b).shape == (3, d + 1, d + 1)
 
 
 def test_what_is_a_matrix():
@@ -210,18 +212,18 @@ def test_what_is_a_matrix():
             frame.check_matrix("m", torch.zeros(bad), projective=True)
     for a, b in ((torch.eye(2, 3), torch.eye(2)), (torch.eye(3), torch.eye(3, 4)), (torch.eye(3), torch.eye(4))):
         with pytest.raises(ValueError, match=r"^b: expected maps in 2D as a"):
-            frame.compose_matrices(a[None], b[None])
+            stn.geometry.compose_matrices(a[None], b[None])
 
 
 @pytest.mark.parametrize("projective", [False, True], ids=["affine", "projective"])
 def test_matrix_algebra_is_differentiable_and_full_precision_under_autocast(projective):
     matrix = random_matrix(2, projective=projective).requires_grad_()
-    assert torch.autograd.gradcheck(frame.invert_matrix, matrix)
+    assert torch.autograd.gradcheck(stn.geometry.invert_matrix, matrix)
     assert torch.autograd.gradcheck(lambda m: frame.theta_from_pixel(m, (4, 5), (3, 7), direction="push"), matrix)
     single = random_matrix(2, projective=projective).float()
-    plain = frame.compose_matrices(single, single), frame.invert_matrix(single)
+    plain = stn.geometry.compose_matrices(single, single), stn.geometry.invert_matrix(single)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        cast = frame.compose_matrices(single, single), frame.invert_matrix(single)
+        cast = stn.geometry.compose_matrices(single, single), stn.geometry.invert_matrix(single)
     assert all(torch.equal(a, b) for a, b in zip(plain, cast, strict=True))
 
 
@@ -230,7 +232,7 @@ def test_a_singular_matrix_has_no_inverse(rows):
     matrix = torch.eye(rows, 3).repeat(3, 1, 1)
     matrix[1, 1] = matrix[1, 0]
     with pytest.raises(ValueError, match=r"matrix: .*singular.* at index 1"):
-        frame.invert_matrix(matrix)
+        stn.geometry.invert_matrix(matrix)
     with pytest.raises(ValueError, match="singular"):
         frame.theta_from_pixel(matrix, (4, 4), (4, 4), direction="push")
     assert frame.theta_from_pixel(matrix, (4, 4), (4, 4)).isfinite().all()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import stn
-from stn.transforms.projective import as_projective
+from stn.geometry import as_projective
 
 SIZE = {1: (14,), 2: (12, 9), 3: (5, 7, 6)}
 
@@ -23,7 +23,8 @@ def assert_converts(source, target, theta=None, *, align_corners=False):
     converted = stn.convert(theta, source, target, **options)
     assert converted.shape == (len(theta), target.num_params)
     assert converted.dtype == theta.dtype
-    wanted, got = source.grid(theta, size, **options), target.grid(converted, size, **options)
+    seen = stn.Frame(size, align_corners)
+    wanted, got = source.grid(theta, size, seen), target.grid(converted, size, seen)
     assert (wanted - stn.Affine(source.ndim).grid(stn.Affine(source.ndim).identity()[None], size)).abs().max() > 0.05
     torch.testing.assert_close(got, wanted, rtol=0, atol=1e-9 if theta.dtype == torch.float64 else 1e-4)
     image = torch.rand(len(theta), 2, *size, dtype=torch.float64)
@@ -182,7 +183,7 @@ def test_perspectives_that_cancel():
     second = projective.from_matrix(torch.linalg.inv(projective.matrix(first)) @ as_projective(affine))
     both = projective @ projective
     theta = torch.cat([first, second], dim=1)
-    assert (both.as_matrix(theta)[:, 2, 2] - 1).abs().max() > 1e-3
+    assert (both.matrix(theta)[:, 2, 2] - 1).abs().max() > 1e-3
     converted = assert_converts(both, stn.Affine(), theta)
     torch.testing.assert_close(converted, affine.flatten(1), rtol=0, atol=1e-10)
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import stn
 from stn.transforms import cpab
 from stn.transforms.base import AbstractTransform
 from stn.transforms.cpab import CPAB, cpab_basis, cpab_flow_1d, cpab_velocity
@@ -332,9 +333,11 @@ def test_gradients(family):
 @pytest.mark.parametrize("family", FAMILIES, ids=repr)
 def test_the_grid_is_the_mapped_lattice(family, align_corners):
     theta, size = random_theta(family), (3, 5, 4)[: family.ndim]
-    grid = family.grid(theta, size, align_corners=align_corners)
+    grid = family.grid(theta, size, stn.Frame(align_corners=align_corners))
     assert grid.shape == (2, *size, family.ndim)
-    assert torch.equal(grid, AbstractTransform.grid(family, theta, size, align_corners=align_corners))
+    assert torch.equal(
+        grid, AbstractTransform.coordinates(family, theta, size, stn.Frame(align_corners=align_corners)).values
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=repr)

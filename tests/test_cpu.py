@@ -12,13 +12,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from records import reference_at, warp_at
 
 import stn
-from stn.ops import cpu, reference, use_backend
-from stn.ops import warp as op
-from stn.transforms.projective import facing
+from stn.geometry import affine_positions, facing
+from stn.ops import cpu, use_backend
 
-pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason=f"native kernels: {cpu.unavailable()}")
+pytestmark = pytest.mark.skipif(cpu._reason is not None, reason=f"native kernels: {cpu._reason}")
 
 MODES = ("nearest", "bilinear", "bicubic")
 PADDINGS = ("zeros", "border", "reflection", "circular", "constant")
@@ -81,16 +81,8 @@ def problem(kind, d, *, batch=2, channels=3, in_size=None, out_size=None, seed=0
 
 
 def run(backend, kind, image, coords, basis, size, options):
-    mode, padding_mode, fill, align_corners = options
-    rest = (mode, padding_mode, fill, align_corners)
     with use_backend(backend):
-        if kind == "affine":
-            return op.warp_affine(image, coords, size, *rest)
-        if kind == "projective":
-            return op.warp_projective(image, coords, size, *rest)
-        if kind == "basis":
-            return op.warp_basis(image, basis, coords, size, *rest)
-        return op.sample(image, coords, *rest)
+        return warp_at(kind, image, coords, size, options, basis)
 
 
 def all_of(backend, kind, image, coords, basis, size, options, weights=None):
@@ -207,13 +199,12 @@ def test_many_channels(kind, layout):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_integer_images_are_read_and_rounded(mode):
-    """Of the op alone: the public functions take floating-point images."""
     image = torch.arange(0, 240, dtype=torch.uint8).reshape(1, 2, 10, 12)
     matrix = torch.tensor([[[0.9, 0.2, 0.05], [-0.1, 0.8, 0.0]]])
-    options = ((8, 9), mode, "border", None, False)
     with use_backend("cpu"):
-        out = op.warp_affine(image, matrix, *options)
-    wanted = reference.warp_affine(image.double(), matrix.double(), *options)
+        out = stn.warp(image, matrix, (8, 9), mode=mode, padding_mode="border")
+    grid = affine_positions(matrix.double(), (8, 9), False)
+    wanted = reference_at(image.double(), grid, mode, "border", None, False)
     assert out.dtype == torch.uint8
     assert float((out.double() - wanted.clamp(0, 255)).abs().max()) <= 0.5 + 1e-4
 
@@ -380,7 +371,7 @@ def test_a_constant_is_constant_inside(size, out, matrix, mode, padding_mode, al
     image = torch.full((1, 1, *size), 1.5, dtype=torch.float64)
     warped = run("cpu", "affine", image, theta, None, out, (mode, padding_mode, None, align_corners))
     if padding_mode == "zeros":
-        grid = reference.affine_grid(theta, out, align_corners)
+        grid = affine_positions(theta, out, align_corners)
         reach = 1 - 4 / torch.tensor([size[1], size[0]])  # the taps of a cubic kernel
         inside = (grid.abs() < reach).all(-1)[:, None]
         warped = warped[inside]
@@ -451,12 +442,11 @@ def test_opcheck():
     ):
         image, coords, basis, size = problem(kind, 2, dtype=torch.float32)
         fill = None if padding_mode != "constant" else fill_of("constant").float()
-        number = {"affine": 0, "projective": 1, "basis": 2, "grid": 3}[kind]
         arguments = (
-            image.requires_grad_(), coords.requires_grad_(), basis, fill, list(size), number, 1,
-            cpu._PADDINGS[padding_mode], False,
+            image.requires_grad_(), coords.requires_grad_(), basis, fill, kind, list(size), "bilinear",
+            padding_mode, False,
         )  # fmt: skip
-        torch.library.opcheck(cpu._op, arguments)
+        torch.library.opcheck(torch.ops.stn.warp_cpu.default, arguments)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -466,7 +456,7 @@ def test_compiled_in_one_graph(kind):
     options = ("bilinear", "border", None, False)
 
     def ours(image, coords):
-        return run_plain(kind, image, coords, basis, size, options)
+        return warp_at(kind, image, coords, size, options, basis)
 
     compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
     results = []
@@ -479,16 +469,6 @@ def test_compiled_in_one_graph(kind):
         assert a.stride() == b.stride()
 
 
-def run_plain(kind, image, coords, basis, size, options):
-    if kind == "affine":
-        return op.warp_affine(image, coords, size, *options)
-    if kind == "projective":
-        return op.warp_projective(image, coords, size, *options)
-    if kind == "basis":
-        return op.warp_basis(image, basis, coords, size, *options)
-    return op.sample(image, coords, *options)
-
-
 @pytest.mark.parametrize("kind", ["projective", "basis"])
 def test_second_derivatives_vmap_and_forward_mode(kind):
     """Those of affine maps and grids are in test_sampling."""
@@ -496,10 +476,10 @@ def test_second_derivatives_vmap_and_forward_mode(kind):
     options = ("bicubic", "border", None, False)
 
     def ours(image, coords):
-        return run_plain(kind, image, coords, basis, size, options)
+        return warp_at(kind, image, coords, size, options, basis)
 
     inputs = image.requires_grad_(), coords.requires_grad_()
-    assert torch.autograd.gradcheck(ours, inputs, check_batched_grad=False)
+    assert torch.autograd.gradcheck(ours, inputs, check_batched_grad=True)
     assert torch.autograd.gradgradcheck(ours, inputs)
     tangent = torch.ones_like(coords)
     pushed = torch.func.jvp(lambda c: ours(image, c), (coords,), (tangent,))[1]
@@ -595,10 +575,10 @@ def test_more_than_2_to_the_31_elements():
     shift = 1 - 8 / n
     theta = torch.tensor([[[8 / n, 0, shift], [0, 8 / n, shift]]], dtype=torch.float32)
     with use_backend("cpu"):
-        out = op.warp_affine(image, theta, (8, 8), "nearest", "zeros", None, False)
+        out = stn.warp(image, theta, (8, 8), mode="nearest")
         assert torch.equal(out[0, 0], patch)
         del image
         small = patch[None, None] + 1
-        out = op.warp_affine(small, torch.eye(2, 3)[None], (n, n), "nearest", "zeros", None, False)
+        out = stn.warp(small, torch.eye(2, 3)[None], (n, n), mode="nearest")
     corners = out[0, 0, [0, -1, -1], [0, 0, -1]]
     assert corners.tolist() == [1, 57, 64]

@@ -8,6 +8,7 @@ import pickle
 import struct
 import tarfile
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import lightning.pytorch as lightning
@@ -16,17 +17,11 @@ import pytest
 import torch
 from PIL import Image
 
-from stn_recipes import data as data_module
 from stn_recipes import distortions
-from stn_recipes.data import (
-    DataError,
-    EpochSampler,
-    ImageData,
-    ImageDataModule,
-    ImageDataset,
-    load,
-    load_image_folder,
-)
+from stn_recipes.data import DATASETS, cifar10, fashion_mnist, images, mnist, official, registry, streams
+from stn_recipes.data.images import load_image_folder
+from stn_recipes.data.module import EpochSampler, ImageDataModule, ImageDataset
+from stn_recipes.data.registry import DataError, ImageData, load
 
 REAL = os.environ.get("STN_DATA_DIR")
 needs_real = pytest.mark.skipif(REAL is None, reason="STN_DATA_DIR does not name the folder of the real data sets")
@@ -90,7 +85,7 @@ def fake_mnist(monkeypatch):
         files[f"{name}-images-idx3-ubyte.gz"] = idx(rng.integers(0, 256, (count, 28, 28), dtype=np.uint8))
         files[f"{name}-labels-idx1-ubyte.gz"] = idx((np.arange(count) % 10).astype(np.uint8))
     sums = {name: md5(content) for name, content in files.items()}
-    monkeypatch.setitem(data_module._IDX, "mnist", sums)
+    monkeypatch.setattr(mnist, "DATA", replace(mnist.DATA, files=sums))
     return files
 
 
@@ -133,7 +128,8 @@ def test_damaged_and_missing_files(tmp_path, fake_mnist):
 def test_fashion_mnist_does_not_take_mnists_files(tmp_path, fake_mnist, monkeypatch):
     fashion = {name: content + b"" for name, content in fake_mnist.items()}
     fashion["t10k-images-idx3-ubyte.gz"] = idx(np.zeros((10, 28, 28), np.uint8))
-    monkeypatch.setitem(data_module._IDX, "fashion_mnist", {name: md5(content) for name, content in fashion.items()})
+    sums = {name: md5(content) for name, content in fashion.items()}
+    monkeypatch.setattr(fashion_mnist, "DATA", replace(fashion_mnist.DATA, files=sums))
     write(tmp_path, fake_mnist)
     with pytest.raises(DataError, match="not the official file of 'fashion_mnist'"):
         load("fashion_mnist", tmp_path)
@@ -149,6 +145,10 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
         pass
 
 
+def moved_to(monkeypatch, module, url):
+    monkeypatch.setattr(module, "DATA", replace(module.DATA, origin=replace(module.DATA.origin, url=url)))
+
+
 @pytest.fixture
 def server(tmp_path, monkeypatch):
     """A local mirror; yields its folder. Downloads go to tmp_path / "cache"."""
@@ -156,9 +156,9 @@ def server(tmp_path, monkeypatch):
     folder.mkdir()
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder)) as httpd:
         threading.Thread(target=httpd.serve_forever, daemon=True).start()
-        for name in data_module._URLS:
-            monkeypatch.setitem(data_module._URLS, name, f"http://127.0.0.1:{httpd.server_address[1]}/")
-        monkeypatch.setattr(data_module.pooch, "os_cache", lambda project: tmp_path / "cache" / project)
+        for module in (mnist, fashion_mnist, cifar10):
+            moved_to(monkeypatch, module, f"http://127.0.0.1:{httpd.server_address[1]}/")
+        monkeypatch.setattr(official.pooch, "os_cache", lambda project: tmp_path / "cache" / project)
         yield folder
         httpd.shutdown()
 
@@ -185,8 +185,8 @@ def test_download_of_a_wrong_file_or_none(server, fake_mnist):
 
 
 def test_no_network(monkeypatch, tmp_path):
-    monkeypatch.setitem(data_module._URLS, "mnist", "http://127.0.0.1:9/")
-    monkeypatch.setattr(data_module.pooch, "os_cache", lambda project: tmp_path / project)
+    moved_to(monkeypatch, mnist, "http://127.0.0.1:9/")
+    monkeypatch.setattr(official.pooch, "os_cache", lambda project: tmp_path / project)
     with pytest.raises(DataError, match=r"Without a network.*--data-dir"):
         load("mnist", progress=False)
 
@@ -195,13 +195,14 @@ def test_no_network(monkeypatch, tmp_path):
 def fake_cifar(monkeypatch):
     rng = np.random.default_rng(0)
     files = {}
-    for name in data_module._CIFAR:
+    for name in cifar10.DATA.files:
         if name == "batches.meta":
             content = {"label_names": list("abcdefghij")}
         else:
             content = {"data": rng.integers(0, 256, (10, 3072), dtype=np.uint8), "labels": list(range(10))}
         files[name] = pickle.dumps(content, protocol=4)
-    monkeypatch.setattr(data_module, "_CIFAR", {name: md5(content) for name, content in files.items()})
+    sums = {name: md5(content) for name, content in files.items()}
+    monkeypatch.setattr(cifar10, "DATA", replace(cifar10.DATA, files=sums))
     return files
 
 
@@ -224,7 +225,7 @@ def test_cifar_from_folder_archive_and_download(fake_cifar, tmp_path, monkeypatc
     assert torch.equal(load("cifar10", tmp_path / "a/cifar-10-batches-py")[1].images, test.images)
 
     tar = server / "cifar-10-python.tar.gz"
-    monkeypatch.setattr(data_module, "_CIFAR_TAR", (tar.name, archive(fake_cifar, tar)))
+    monkeypatch.setattr(cifar10, "DATA", replace(cifar10.DATA, archive=(tar.name, archive(fake_cifar, tar))))
     for place in (server, None):
         train_2, test_2 = load("cifar10", place, progress=False)
         assert torch.equal(train_2.images, train.images)
@@ -260,12 +261,23 @@ def test_a_malicious_pickle_is_refused_even_with_the_right_checksum(fake_cifar, 
     write(tmp_path / "cifar-10-batches-py", {**fake_cifar, "data_batch_4": bomb})
     with pytest.raises(DataError, match="damaged"):
         load("cifar10", tmp_path)
-    monkeypatch.setitem(data_module._CIFAR, "data_batch_4", md5(bomb))
+    monkeypatch.setitem(cifar10.DATA.files, "data_batch_4", md5(bomb))
     with pytest.raises(DataError, match=r"data_batch_4: not a batch.*refused to load posix.mkdir"):
         load("cifar10", tmp_path)
     assert not (tmp_path / "owned").exists()
     pickle.loads(bomb)  # the bomb is live
     assert (tmp_path / "owned").exists()
+
+
+def test_every_file_of_a_data_set_is_registered():
+    folder = Path(registry.__file__).parent
+    assert {file.stem for file in folder.glob("*.py") if "\nDATA = " in file.read_text()} == set(DATASETS)
+    for name in DATASETS:
+        data = registry.get(name)
+        assert data.name == name
+        assert data.background in ("zeros", "border")
+    with pytest.raises(ValueError, match=r"dataset: expected one of digits, .*did you mean 'cifar10'"):
+        registry.get("cifar")
 
 
 def test_load_names():
@@ -364,7 +376,7 @@ def test_upright_modes_and_links(tmp_path):
     (root / "b").symlink_to(elsewhere)
     (elsewhere / "again").symlink_to(elsewhere)  # a loop
     (root / "a" / "1.png").symlink_to(elsewhere / "grey.png")
-    files = data_module._scan_folder(root, 0, 0.2)
+    files = images._scan_folder(root, 0, 0.2)
     everything = sorted(files.train + files.test)
     assert [path.name for path, _ in everything] == [
         "0.jpg",
@@ -374,7 +386,7 @@ def test_upright_modes_and_links(tmp_path):
         "grey.png",
         "palette.png",
     ]
-    pixels = [data_module._decode(path, (40, 40)) for path, _ in everything]
+    pixels = [images.decode(path, (40, 40)) for path, _ in everything]
     assert pixels[0][5, 20, 2] < 40  # yellow above
     assert pixels[0][35, 20, 2] > 215  # blue below
     assert [image[20, 20].tolist() for image in pixels[1:5]] == [[7] * 3, [9, 8, 7], [128] * 3, [7] * 3]
@@ -394,6 +406,37 @@ def test_bad_images_stop_or_are_skipped(folder):
     assert torch.bincount(torch.cat([train.labels, test.labels])).tolist() == [10, 8]
     colours = torch.cat([train.images, test.images]).float().mean((2, 3)).argmax(1)
     assert torch.equal(colours, 1 - torch.cat([train.labels, test.labels]))
+
+
+def test_all_unreadable_images_are_named_or_counted(folder):
+    for place in range(7):
+        (folder / "red" / f"bad{place}.png").write_text("no image at all")
+    with pytest.raises(DataError) as caught:
+        images.DATA.read_all(registry.Source(folder))
+    said = str(caught.value)
+    assert all(f"bad{place}.png: cannot be read as an image" in said for place in range(5))
+    assert "bad5" not in said
+    assert "; and 2 more (7 of 27)" in said
+    assert said.endswith("or pass on_bad_image='skip' (--on-bad-image skip).")
+
+
+def test_classes_go_by_the_names_of_a_trained_network(folder, tmp_path):
+    known = ("blue", "Green", "red", "yellow")
+    data = module(dataset="images", data_dir=str(folder), class_names=known, limit_train=None)
+    data.setup("fit")
+    assert (data.class_names, data.num_classes) == (known, 4)
+    everything = data.everything((0.0,) * 3, (1.0,) * 3)
+    assert len(everything) == 20
+    pixels, labels = everything.__getitems__(range(20))
+    assert torch.equal(labels, torch.where(pixels.mean((2, 3)).argmax(1) == 1, 1, 2))
+    (folder / "Green").rename(folder / "green")
+    with pytest.raises(DataError, match="class 'green' is none of blue, Green, red, yellow"):
+        module(dataset="images", data_dir=str(folder), class_names=known).setup("fit")
+    one = tmp_path / "one"
+    one.mkdir()
+    (folder / "red").rename(one / "red")
+    data = module(dataset="images", data_dir=str(one), class_names=known)
+    assert data.everything((0.0,) * 3, (1.0,) * 3).data.labels.tolist() == [2] * 10
 
 
 def test_decompression_bombs_are_refused(folder, monkeypatch):
@@ -481,8 +524,8 @@ def test_augmentation_comes_before_distortion():
     data = small()
     both = ImageDataset(data, distortion=distortions.get("t"), augment=distortions.get("affine"), seed=4)
     images, _ = both.__getitems__([(2, 6)])
-    augment = distortions.draw(len(data), 4, seed=4, stream=data_module._STREAMS["augment"], epoch=2)[[6]]
-    place = distortions.draw(len(data), 2, seed=4, stream=data_module._STREAMS["train"], epoch=2)[[6]]
+    augment = distortions.draw(len(data), 4, seed=4, stream=streams.STREAMS["augment"], epoch=2)[[6]]
+    place = distortions.draw(len(data), 2, seed=4, stream=streams.STREAMS["train"], epoch=2)[[6]]
     expected = distortions.get("affine")(data.images[[6]].float() / 255, augment)
     torch.testing.assert_close(images, distortions.get("t")(expected, place))
 

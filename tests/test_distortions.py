@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+import stn
 from stn_recipes import distortions
 from stn_recipes.distortions import NAMES, draw, get
 
@@ -205,6 +206,32 @@ def test_e_without_offsets_is_a_pure_scale():
     for row, scale in zip(grid, [0.75, 0.875, 1.0], strict=True):
         np.testing.assert_allclose(row[..., 0], np.tile(line / scale, (28, 1)), atol=1e-6)
         np.testing.assert_allclose(row[..., 1], np.tile(line[:, None] / scale, (1, 28)), atol=1e-6)
+
+
+def test_the_warps_are_those_of_the_library():
+    """Each is a member of a family of `stn`: what is random is its theta."""
+    size, count = (28, 20), 50
+    random = table("rts", count)
+    distortion = get("rts")
+    out = distortion.output_size(size)
+    theta = distortion.theta(random, size)
+    scale = torch.from_numpy(0.7 + 0.5 * random[:, 1])
+    content = torch.stack([torch.from_numpy(np.deg2rad(90 * random[:, 0] - 45)), -scale.log(), 0 * scale, 0 * scale], 1)
+    middle = torch.from_numpy(np.linalg.solve(theta[:, :, :2], -theta[:, :, 2:])[:, None, :, 0])  # of the output
+    frame = stn.Crop().matrix(torch.tensor([[math.log(out[1] / 20), math.log(out[0] / 28), 0, 0]]).double())
+    expected = stn.Similarity().matrix(content, stn.Frame(size))[:, :, :2] @ frame[:, :, :2]
+    np.testing.assert_allclose(theta[:, :, :2], expected, atol=1e-12)
+    reach = torch.stack([(out[1] - 20 * scale).clamp(min=0), (out[0] - 28 * scale).clamp(min=0)], 1)
+    shift = (2 * torch.from_numpy(random[:, 2:]) - 1) * reach / torch.tensor([out[1], out[0]])
+    np.testing.assert_allclose(middle[:, 0], shift, atol=1e-12)
+
+    grid = get("e").grid(table("e", count), size)
+    spline = stn.ThinPlateSpline.lattice(4, 4)
+    normal = torch.special.ndtri(torch.from_numpy(table("e", count)[:, 1:]))
+    points = spline.control_points + 2 * 1.5 / 28 * normal.reshape(-1, 16, 2)
+    zoom = torch.from_numpy(0.75 + 0.25 * table("e", count)[:, 0])[:, None, None, None]
+    expected = spline.grid(spline.from_points(points), size) / zoom
+    torch.testing.assert_close(grid, expected.float(), atol=1e-6, rtol=0)
 
 
 def test_e_is_the_thin_plate_spline_through_its_lattice():

@@ -19,8 +19,8 @@ MODULES = ["stn", *(m.name for m in pkgutil.walk_packages(stn.__path__, "stn."))
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 # The functions whose examples are the package's own introduction; without them the collection below would be broken.
 WITH_EXAMPLE = {
-    "stn.sampling.sample", "stn.sampling.warp", "stn.transforms.affine.affine_grid", "stn.module.SpatialTransformer",
-    "stn.models.create", "stn.conventions.theta_from_pixel", "stn.compat.spatial_transformer_network",
+    "stn.sampling.sample", "stn.sampling.warp", "stn.transforms.affine.affine_grid", "stn.transformer.SpatialTransformer",
+    "stn.models.registry.create", "stn.conventions.theta_from_pixel", "stn.compat.spatial_transformer_network",
 }  # fmt: skip
 
 
@@ -57,12 +57,11 @@ def python_blocks(path):
 
 
 def test_readme(tmp_path, monkeypatch):
-    """Its blocks, one after the other, as a reader would paste them."""
+    """Its blocks, each on its own, as a reader would paste it."""
     monkeypatch.chdir(tmp_path)
-    namespace = {"__name__": "readme"}
     for number, block in enumerate(python_blocks(ROOT / "README.md"), start=1):
         torch.manual_seed(0)
-        exec(compile(block, f"README.md, block {number}", "exec"), namespace)
+        exec(compile(block, f"README.md, block {number}", "exec"), {"__name__": "readme"})
 
 
 def test_python_blocks_are_told_from_others(tmp_path):
@@ -84,7 +83,7 @@ def public(module):
 
 PAGES = [
     "stn",
-    "stn.functional",
+    "stn.geometry",
     "stn.kernels",
     "stn.linearized",
     "stn.penalties",
@@ -129,7 +128,7 @@ def test_every_public_name_has_a_docstring(name):
 
 
 @pytest.mark.parametrize("function", [
-    stn.sample, stn.warp, stn.affine_grid, stn.spatial_transformer_network, stn.parameter_groups, stn.diagnose,
+    stn.sample, stn.warp, stn.transforms.affine_grid, stn.spatial_transformer_network, stn.parameter_groups, stn.diagnose,
     stn.models.create, stn.SpatialTransformer, stn.ConvLocalizer, stn.conventions.theta_from_pixel,
 ])  # fmt: skip
 def test_every_option_is_described(function):

@@ -156,7 +156,7 @@ def test_the_error_of_a_rotation_is_what_is_left_of_it():
     family, size = example.TURN, (example.SIDE,) * 3
     turns = torch.tensor([[0.0, 0.0, 0.5], [0.3, 0.0, 0.0]])
     found = torch.tensor([[0.0, 0.0, -0.4], [-0.3, 0.0, 0.0]])
-    left = example.error_in_degrees(*(family.as_matrix(theta, image_size=size) for theta in (turns, found)))
+    left = example.error_in_degrees(*(family.matrix(theta, stn.Frame(size)) for theta in (turns, found)))
     torch.testing.assert_close(left, torch.tensor([math.degrees(0.1), 0.0]), atol=0.05, rtol=0)
 
 

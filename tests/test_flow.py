@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.interpolate import RegularGridInterpolator
 
-from stn import conventions as frame
+import stn
 from stn.transforms.base import AbstractTransform
 from stn.transforms.flow import DisplacementField, displacement_grid, sample_field
 from stn.transforms.velocity import VelocityField, integrate_velocity
@@ -29,7 +29,7 @@ def some_points(d, n=9, batch=2, reach=1.0):
 
 
 def lattice_points(size, align_corners=True):
-    axes = [frame.lattice(n, align_corners=align_corners, dtype=torch.float64) for n in size]
+    axes = [stn.geometry.lattice(n, align_corners=align_corners, dtype=torch.float64) for n in size]
     return torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], dim=-1)
 
 
@@ -51,9 +51,9 @@ def test_identity_is_exact(family):
 @pytest.mark.parametrize("family", FAMILIES, ids=repr)
 def test_the_grid_is_the_mapped_lattice(family, align_corners):
     theta, size = random_theta(family), (6, 5, 7)[: family.ndim]
-    grid = family.grid(theta, size, align_corners=align_corners)
+    grid = family.grid(theta, size, stn.Frame(align_corners=align_corners))
     assert grid.shape == (2, *size, family.ndim)
-    slowly = AbstractTransform.grid(family, theta, size, align_corners=align_corners)
+    slowly = AbstractTransform.coordinates(family, theta, size, stn.Frame(align_corners=align_corners)).values
     torch.testing.assert_close(grid, slowly, rtol=0, atol=ATOL)
 
 
@@ -113,7 +113,7 @@ def test_theta_is_the_displacement_point_by_point():
     family = DisplacementField((2, 3))
     theta = torch.arange(12.0)[None]
     assert family.field(theta)[0, 1, 2].tolist() == [10, 11]
-    grid = family.grid(theta, (2, 3), align_corners=True)
+    grid = family.grid(theta, (2, 3), stn.Frame(align_corners=True))
     assert torch.equal(grid[0], lattice_points((2, 3)).float() + theta.reshape(2, 3, 2))
     corner = family.map_points(theta, torch.tensor([[[1.0, 1.0], [-1.0, 1.0]]]))
     assert corner.tolist() == [[[11, 12], [5, 8]]]
@@ -218,8 +218,8 @@ def test_does_not_fold_where_the_same_displacement_does():
         along_x, along_y = grid[:, :-1].diff(dim=2), grid[:, :, :-1].diff(dim=1)
         return along_x[..., 0] * along_y[..., 1] - along_x[..., 1] * along_y[..., 0]
 
-    flow = areas(VelocityField((33, 33)).grid(theta, size, align_corners=True))
-    fold = areas(DisplacementField((33, 33)).grid(theta, size, align_corners=True))
+    flow = areas(VelocityField((33, 33)).grid(theta, size, stn.Frame(align_corners=True)))
+    fold = areas(DisplacementField((33, 33)).grid(theta, size, stn.Frame(align_corners=True)))
     assert float(flow.min()) > 0
     assert float(fold.min()) < 0
 

@@ -16,7 +16,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import stn
 from stn import kernels
-from stn.conventions import lattice
+from stn.geometry import lattice
 from stn.kernels import Kernel, bspline, cubic, lanczos
 from stn.ops import use_backend, which_backend
 

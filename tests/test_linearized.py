@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import stn
-from stn.conventions import lattice
+from stn.geometry import lattice
 from stn.linearized import _adjugate, linearized_sample, linearized_warp
 
 SIZES = {1: (9,), 2: (8, 9), 3: (5, 6, 7)}
@@ -201,11 +201,11 @@ def test_warp(theta, transform, align_corners):
     )
     torch.testing.assert_close(out, stn.warp(image, theta, size, transform=transform, mode="bicubic", **shared))
     if transform is None:
-        grid = (stn.affine_grid if theta.shape[1] == 2 else stn.projective_grid)(
+        grid = (stn.transforms.affine_grid if theta.shape[1] == 2 else stn.transforms.projective_grid)(
             theta, size, align_corners=align_corners
         )
     else:
-        grid = transform.grid(theta, size, image_size=(12, 10), align_corners=align_corners)
+        grid = transform.grid(theta, size, stn.Frame((12, 10), align_corners))
     wanted = linearized_sample(image, grid, generator=torch.Generator().manual_seed(1), **options)
     assert torch.equal(out, wanted)
     ours, theirs = (torch.autograd.grad(o.square().sum(), theta)[0] for o in (out, wanted))

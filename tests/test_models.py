@@ -93,7 +93,7 @@ def test_options_arrive():
         pool=2,
     )
     assert model.transformer.transform.max_angle == 1.0
-    assert (model.transformer.padding_mode, model.transformer.theta_grad_scale) == ("zeros", 0.5)
+    assert (model.transformer.reading.padding, model.transformer.theta_grad_scale) == ("zeros", 0.5)
     seen = []
     model.classifier.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape))
     model(torch.rand(1, 1, 42, 42))

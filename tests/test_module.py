@@ -355,7 +355,32 @@ def test_the_figures():
     assert result.spread > 0.01
     assert diagnosis([2.0, 0, 0, 0, 2, 0]).scale == pytest.approx(2.0)
     assert diagnosis([2.0, 0, 0, 0, 0.5, 0]).scale == pytest.approx(1.0)
-    assert diagnosis([1.0, 0, 1.0, 0, 1, 0]).out_of_frame == pytest.approx(4 / 9)
+    assert diagnosis([1.0, 0, 1.0, 0, 1, 0]).out_of_frame == pytest.approx(1 / 2)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("size", [None, (7, 9), (1, 1), (50, 45)])
+def test_out_of_frame_is_counted_at_pixel_centres(size, align_corners):
+    """The share of the output's pixels that are read beyond the image's border pixels, counted one by one."""
+    options = {"size": size, "align_corners": align_corners}
+    assert diagnosis([1.0001, 0, 0, 0, 1.0001, 0], **options).out_of_frame == 0.0
+    theta = [1.313, 0.217, 0.053, -0.131, 1.219, -0.307]
+    h, w = size or (20, 20)
+    grid = stn.transforms.affine_grid(torch.tensor(theta).reshape(1, 2, 3), (h, w), align_corners=align_corners)
+    pixels = stn.conventions.normalized_to_pixel(grid, (20, 20), align_corners=align_corners)
+    outside = ((pixels < -0.5) | (pixels > 19.5)).any(-1).float().mean()
+    tolerance = 1e-6 if max(h, w) <= 32 else 0.02  # larger outputs are looked at in 32 x 32 places
+    assert diagnosis(theta, **options).out_of_frame == pytest.approx(float(outside), abs=tolerance)
+
+
+def test_out_of_frame_of_signals_and_volumes():
+    for transform, image in (
+        (stn.Translation(1), torch.rand(4, 1, 40)),
+        (stn.Translation(3), torch.rand(4, 1, 4, 8, 40)),
+    ):
+        shift = [1.0] + [0.0] * (transform.ndim - 1)
+        assert diagnosis(shift, transform, image).out_of_frame == pytest.approx(0.5)
+        assert diagnosis([0.0] * transform.ndim, transform, image).out_of_frame == 0.0
 
 
 @pytest.mark.parametrize(("theta", "words"), [

@@ -105,8 +105,8 @@ class Case:
         if self.kind == "grid":
             return coords
         if self.transform is not None:
-            return self.transform.grid(coords, self.size, align_corners=self.align_corners)
-        make = stn.affine_grid if self.kind == "affine" else stn.projective_grid
+            return self.transform.grid(coords, self.size, stn.Frame(align_corners=self.align_corners))
+        make = stn.transforms.affine_grid if self.kind == "affine" else stn.transforms.projective_grid
         return make(coords, self.size, align_corners=self.align_corners)
 
     def __call__(self, image: Tensor, coords: Tensor) -> Tensor:

@@ -165,7 +165,7 @@ def test_true_to_the_aspect():
     """A turn on a wide image reaches out of it along the short axis: the size has to arrive."""
     turn = torch.tensor([[math.pi / 2]], dtype=torch.float64)
     wide = warped(turn, stn.Rotation(), size=(10, 20))
-    positions = stn.Rotation().map_points(turn, torch.tensor([[[1.0, 0.0]]]).double(), image_size=(10, 20))
+    positions = stn.Rotation().map_points(turn, torch.tensor([[[1.0, 0.0]]]).double(), stn.Frame((10, 20)))
     torch.testing.assert_close(positions, torch.tensor([[[0.0, 2.0]]]).double(), rtol=0, atol=1e-12)
     assert out_of_frame(wide, points=3).item() == pytest.approx(2 / 3)
     assert out_of_frame(warped(turn, stn.Rotation(), size=(10, 10)), points=3).item() == pytest.approx(0, abs=1e-24)

@@ -81,10 +81,10 @@ CHAINED = [
 ]  # fmt: skip
 
 
-def sequence_of_points(transform, thetas, points, **options):
+def sequence_of_points(transform, thetas, points, frame):
     """The map p -> w_1(w_2(...(p))), one after another."""
     for theta in reversed(thetas):
-        points = transform.map_points(theta, points.expand(theta.shape[0], -1, -1), **options)
+        points = transform.map_points(theta, points.expand(theta.shape[0], -1, -1), frame)
     return points
 
 
@@ -99,7 +99,7 @@ def test_a_correction_is_a_warp_of_what_the_localizer_saw():
     out = transformer(image).detach()
     assert float((out - twice).abs().max()) < 0.02
     assert float((out - other).abs().max()) > 0.2
-    wanted = sequence_of_points(family, [turn, shift], POINTS, image_size=(48, 60))
+    wanted = sequence_of_points(family, [turn, shift], POINTS, stn.Frame((48, 60)))
     torch.testing.assert_close(transformer.warp(image).map_points(POINTS), wanted)
 
 
@@ -131,9 +131,9 @@ def test_every_family_iterates(transform, align_corners):
     steps = transformer.steps(image)
     thetas = [spy.localizer(spy.seen[0]) for spy in spies]
     assert torch.equal(spies[0].seen[0], image)
-    options = {"image_size": (8, 15), "align_corners": align_corners}
+    frame = stn.Frame((8, 15), align_corners)
     for k, step in enumerate(steps, start=1):
-        wanted = sequence_of_points(transform, thetas[:k], POINTS, **options)
+        wanted = sequence_of_points(transform, thetas[:k], POINTS, frame)
         torch.testing.assert_close(step.map_points(POINTS), wanted, rtol=0, atol=1e-5)
         read = stn.sample(image, step.grid(), padding_mode="border", align_corners=align_corners)
         torch.testing.assert_close(step.output, read, rtol=0, atol=1e-5)
@@ -650,7 +650,7 @@ def test_a_volume_is_corrected_step_by_step():
     warp = IterativeTransformer([Fixed(theta) for theta in thetas], family).warp(volume(1))
     assert warp.transform is family
     points = torch.rand(1, 9, 3) * 2 - 1
-    wanted = sequence_of_points(family, thetas, points, image_size=(6, 7, 8))
+    wanted = sequence_of_points(family, thetas, points, stn.Frame((6, 7, 8)))
     torch.testing.assert_close(warp.map_points(points), wanted, rtol=0, atol=1e-5)
     localizer = stn.FCLocalizer(6 * 7 * 8, family, hidden=(8,))  # at the identity the gradient is finite
     IterativeTransformer(localizer, family, iterations=3)(volume()).square().sum().backward()

@@ -26,7 +26,7 @@ def picture(angle=0.0, scale=1.0, origin=(0.0, 0.0)):
 
     Lengths in half the shorter side, as the radii of the transform.
     """
-    y, x = torch.meshgrid(*[frame.lattice(n, dtype=torch.float64) for n in SIZE], indexing="ij")
+    y, x = torch.meshgrid(*[stn.geometry.lattice(n, dtype=torch.float64) for n in SIZE], indexing="ij")
     x, y = (x - origin[0]) * SIZE[1] / SIZE[0], y - origin[1]
     c, s = math.cos(angle) / scale, math.sin(angle) / scale
     x, y = c * x + s * y, -s * x + c * y
@@ -45,9 +45,9 @@ def test_by_hand():
     wanted = torch.tensor(
         [[[0.2 + 0.5, -0.1], [0.2, 0.9], [0.2 - 0.5, -0.1], [0.2, -1.1], [0.2, 0.4], [0.2, -0.1]]], dtype=torch.float64
     )
-    mapped = Polar().map_points(theta, points, image_size=(10, 20))
+    mapped = Polar().map_points(theta, points, stn.Frame((10, 20)))
     torch.testing.assert_close(mapped, wanted, rtol=0, atol=1e-15)
-    log = Polar(log=True, min_radius=0.25).map_points(theta, points[:, 4:], image_size=(10, 20))
+    log = Polar(log=True, min_radius=0.25).map_points(theta, points[:, 4:], stn.Frame((10, 20)))
     torch.testing.assert_close(log[0, 0], torch.tensor([0.2, -0.1 + 0.5], dtype=torch.float64))
     assert float(((log[0, 1] - theta[0]) * torch.tensor([2.0, 1.0])).norm()) == pytest.approx(0.25)
 
@@ -58,8 +58,8 @@ def test_identity_is_the_neutral_origin_and_no_identity(family):
     assert torch.equal(family.identity(), torch.zeros(2))
     points = some_points()
     theta = torch.tensor([[0.3, -0.2]], dtype=torch.float64)
-    centred = family.map_points(torch.zeros(1, 2, dtype=torch.float64), points[:1], image_size=SIZE)
-    moved = family.map_points(theta, points[:1], image_size=SIZE)
+    centred = family.map_points(torch.zeros(1, 2, dtype=torch.float64), points[:1], stn.Frame(SIZE))
+    moved = family.map_points(theta, points[:1], stn.Frame(SIZE))
     torch.testing.assert_close(moved, centred + theta, rtol=0, atol=1e-15)
     assert float((centred - points[:1]).abs().max()) > 0.1
 
@@ -68,9 +68,10 @@ def test_identity_is_the_neutral_origin_and_no_identity(family):
 @pytest.mark.parametrize("family", FAMILIES, ids=repr)
 def test_the_grid_is_the_mapped_lattice(family, align_corners):
     theta = 0.3 * torch.randn(2, 2, dtype=torch.float64)
-    for options in ({}, {"image_size": SIZE}, {"image_size": (1, 7)}):
-        grid = family.grid(theta, (5, 4), align_corners=align_corners, **options)
-        slowly = AbstractTransform.grid(family, theta, (5, 4), align_corners=align_corners, **options)
+    for image_size in (None, SIZE, (1, 7)):
+        grid = family.grid(theta, (5, 4), stn.Frame(image_size, align_corners))
+        seen = stn.Frame(image_size or (5, 4), align_corners)
+        slowly = AbstractTransform.coordinates(family, theta, (5, 4), seen).values
         torch.testing.assert_close(grid, slowly, rtol=0, atol=1e-14)
         assert grid.shape == (2, 5, 4, 2)
 
@@ -80,12 +81,12 @@ def test_circles_are_circles_on_the_image(align_corners):
     for size in ((20, 50), (50, 20), (9, 9)):
         theta = torch.tensor([[0.3, -0.2]], dtype=torch.float64)
         options = {"align_corners": align_corners}
-        grid = Polar(max_radius=0.8).grid(theta, (12, 5), image_size=size, **options)
+        grid = Polar(max_radius=0.8).grid(theta, (12, 5), stn.Frame(size, align_corners))
         pixels = frame.normalized_to_pixel(grid, size, **options) - frame.normalized_to_pixel(theta, size, **options)
         radii = pixels.norm(dim=-1)[0]
         torch.testing.assert_close(radii, radii[:1].expand_as(radii), rtol=0, atol=1e-12)
-        half = min(frame.extent(size, **options))
-        wanted = 0.8 * half * (frame.lattice(5, dtype=torch.float64, **options) + 1) / 2
+        half = min(stn.geometry.extent(size, **options))
+        wanted = 0.8 * half * (stn.geometry.lattice(5, dtype=torch.float64, **options) + 1) / 2
         torch.testing.assert_close(radii[0], wanted, rtol=0, atol=1e-12)
 
 
@@ -116,15 +117,15 @@ def test_a_scale_is_a_shift_of_the_log_radius():
 @pytest.mark.parametrize("family", FAMILIES, ids=repr)
 def test_to_polar_is_the_way_back(family):
     theta, points = 0.3 * torch.randn(2, 2, dtype=torch.float64), 0.99 * some_points()
-    options = {"image_size": SIZE, "align_corners": True}
-    image_points = family.map_points(theta, points, **options)
-    torch.testing.assert_close(family.to_polar(theta, image_points, **options), points, rtol=0, atol=1e-12)
-    back = family.map_points(theta, family.to_polar(theta, points, **options), **options)
+    seen = stn.Frame(SIZE, align_corners=True)
+    image_points = family.map_points(theta, points, seen)
+    torch.testing.assert_close(family.to_polar(theta, image_points, seen), points, rtol=0, atol=1e-12)
+    back = family.map_points(theta, family.to_polar(theta, points, seen), seen)
     torch.testing.assert_close(back, points, rtol=0, atol=1e-12)
     # the origin has no angle, and its derivative is not to poison those of the others
     points = torch.cat([points, theta[:, None]], dim=1)
     theta.requires_grad_()
-    there = family.to_polar(theta, points, **options)
+    there = family.to_polar(theta, points, seen)
     there[:, :-1].sum().backward()
     assert theta.grad.isfinite().all()
     assert (there[:, -1, 1] == -1).all()
@@ -137,7 +138,7 @@ def test_dots_are_found_where_to_polar_says():
     rows, columns = torch.arange(float(SIZE[0]))[:, None], torch.arange(float(SIZE[1]))
     dot = torch.exp(-((columns - 180) ** 2 + (rows - 130) ** 2) / 64)[None, None].double()
     out = stn.warp(dot, theta, OUT, transform=family)
-    there = family.to_polar(theta, frame.pixel_to_normalized(at, SIZE), image_size=SIZE)
+    there = family.to_polar(theta, frame.pixel_to_normalized(at, SIZE), stn.Frame(SIZE))
     x, y = frame.normalized_to_pixel(there, OUT).flatten().tolist()
     assert divmod(int(out.argmax()), OUT[1]) == (round(y), round(x))
 
@@ -146,8 +147,8 @@ def test_dots_are_found_where_to_polar_says():
 def test_gradients(family):
     theta, points = torch.randn(2, 2, dtype=torch.float64).requires_grad_(), some_points(3).requires_grad_()
     for call in (family.map_points, family.to_polar):
-        assert torch.autograd.gradcheck(lambda t, p: call(t, p, image_size=SIZE), (theta, points))
-    assert torch.autograd.gradcheck(lambda t: family.grid(t, (2, 3), image_size=SIZE), (theta,))
+        assert torch.autograd.gradcheck(lambda t, p: call(t, p, stn.Frame(SIZE)), (theta, points))
+    assert torch.autograd.gradcheck(lambda t: family.grid(t, (2, 3), stn.Frame(SIZE)), (theta,))
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=repr)
@@ -177,7 +178,7 @@ def test_wrong_arguments():
     with pytest.raises(ValueError, match=r"theta: expected \(B, 2\)"):
         Polar().grid(torch.zeros(1, 3), (4, 4))
     with pytest.raises(ValueError, match=r"^image_size: "):
-        Polar().map_points(torch.zeros(1, 2), torch.zeros(1, 1, 2), image_size=(4,))
+        Polar().map_points(torch.zeros(1, 2), torch.zeros(1, 1, 2), stn.Frame((4,)))
     with pytest.raises(ValueError, match="no inverse within its family"):
         Polar().inverse(torch.zeros(1, 2))
     with pytest.raises(TypeError):

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 import stn
-from stn import conventions as frame
-from stn.ops.reference import _BEHIND as _FAR
+from stn.geometry import _BEHIND as _FAR
 from stn.transforms.projective import Corners, Projective, projective_grid
 
 FAMILIES = {
@@ -68,9 +67,9 @@ def test_projective_is_the_matrix_row_by_row():
 def test_the_grid_is_the_mapped_lattice(transform):
     theta, size = near_identity(transform), (2, 4, 5)[-transform.ndim :]
     for align_corners in (False, True):
-        axes = [frame.lattice(n, align_corners=align_corners, dtype=torch.float64) for n in size]
+        axes = [stn.geometry.lattice(n, align_corners=align_corners, dtype=torch.float64) for n in size]
         points = torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], -1).reshape(1, -1, transform.ndim)
-        grid = transform.grid(theta, size, align_corners=align_corners)
+        grid = transform.grid(theta, size, stn.Frame(align_corners=align_corners))
         torch.testing.assert_close(grid.flatten(1, -2), transform.map_points(theta, points), rtol=0, atol=1e-13)
         of_matrix = projective_grid(transform.matrix(theta), size, align_corners=align_corners)
         assert torch.equal(grid, of_matrix)
@@ -333,7 +332,7 @@ def test_wrong_arguments(transform):
     for bad in (points[..., :1], points[0], None, points[:2]):
         with pytest.raises(ValueError, match=r"^points: "):
             transform.map_points(right, bad)
-    for size in ((4,), (0,) * transform.ndim, "45", None):
+    for size in ((4,), (-1,) * transform.ndim, "45", None):
         with pytest.raises(ValueError, match=r"^size: "):
             transform.grid(right, size)
     for matrix in (torch.zeros(1, 2, 2), torch.zeros(1, 4, 3), torch.zeros(3, 3), None, torch.zeros(1, 5, 5)):

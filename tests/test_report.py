@@ -6,15 +6,22 @@ import math
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 from scipy.stats import binomtest
 
 import stn
-from stn_recipes import report, tasks
+from stn_recipes import report
 from stn_recipes.config import TrainConfig
+from stn_recipes.report.control import check_control
+from stn_recipes.report.sections import cases, film, headline, robustness, theta
+from stn_recipes.report.study import Study
+from stn_recipes.run.folder import RunError, load_run
+from stn_recipes.run.train import train
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = (
@@ -48,10 +55,10 @@ def trained(tmp_path_factory):
     config = TrainConfig(
         distortion="r", epochs=2, batch_size=32, limit_train=256, lr=0.05, out=str(folder), control=True, progress=False
     )
-    tasks.train(config)
+    train(config)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "ROTATIONS", (-90, 0, 90))
-        patch.setattr(report, "SCALES", (0.6, 1.0, 1.6))
+        patch.setattr(robustness, "ROTATIONS", (-90, 0, 90))
+        patch.setattr(robustness, "SCALES", (0.6, 1.0, 1.6))
         report.write_report(folder)
     return folder
 
@@ -64,11 +71,11 @@ def run(trained, tmp_path):
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(report, "ROTATIONS", (0, 90))
-    monkeypatch.setattr(report, "SCALES", (1.0,))
-    monkeypatch.setattr(report, "SHIFTS", (0.0,))
-    monkeypatch.setattr(report, "CASES", 2)
-    monkeypatch.setattr(report, "FILM_COLUMNS", 2)
+    monkeypatch.setattr(robustness, "ROTATIONS", (0, 90))
+    monkeypatch.setattr(robustness, "SCALES", (1.0,))
+    monkeypatch.setattr(robustness, "SHIFTS", (0.0,))
+    monkeypatch.setattr(cases, "COUNT", 2)
+    monkeypatch.setattr(film, "COLUMNS", 2)
 
 
 class Page(html.parser.HTMLParser):
@@ -131,15 +138,25 @@ def test_the_page_says_what_was_reached_and_how_to_repeat_it(trained):
 
 
 def test_the_log_has_every_epoch(trained):
-    last = tasks.load_run(trained).metrics()[-1]
+    last = load_run(trained).metrics()[-1]
     text = page_of(trained).text
     assert "Log of 2 epochs" in text
     assert f"2 {last['train_loss']:.4f} {last['train_accuracy']:.2%} {last['val_loss']:.4f}" in text
 
 
+def test_what_older_runs_counted_on_the_border_is_not_shown(run, quick):
+    assert "contrast" in page_of(run).text
+    assert " out of frame " in page_of(run).text
+    for file in run.glob("logs/csv/*/metrics.csv"):
+        file.write_text(file.read_text().replace("transformer_outside", "transformer_out_of_frame"))
+    text = page_of(report.write_report(run).parent).text
+    assert "contrast" in text
+    assert " out of frame " not in text
+
+
 def test_figures_are_written_as_files(trained):
     found = {file.stem: Image.open(file) for file in (trained / "figures").iterdir()}
-    assert set(found) == set(report.FIGURES)
+    assert set(found) == {name for section in report.SECTIONS for name in section.figures}
     for picture in found.values():
         assert min(picture.size) > 200
         assert picture.getpixel((0, 0))[3] == 0
@@ -157,8 +174,8 @@ def test_no_folder_of_the_machine_is_passed_on(run, tmp_path, quick):
 
 
 def test_class_names_are_text_and_nothing_else(trained, quick):
-    loaded = tasks.load_run(trained)
-    loaded.facts["class_names"][:] = [f"<script>alert({n})</script>&" for n in range(10)]
+    loaded = load_run(trained)
+    loaded.facts = replace(loaded.facts, class_names=tuple(f"<script>alert({n})</script>&" for n in range(10)))
     page = Page(report.build(loaded).html)
     assert "script" not in page.tags
     assert "<script>alert(3)</script>&" in page.text
@@ -204,15 +221,86 @@ def test_an_interrupted_run_shows_what_there_is(run, quick):
 def test_an_unfinished_control_is_not_compared_with(run, quick):
     (run / "control" / "result.json").unlink()
     assert "Test accuracy, control" not in page_of(report.write_report(run).parent).text
-    with pytest.raises(tasks.RunError, match="control: expected a finished run"):
+    with pytest.raises(RunError, match="control: expected a finished run"):
         report.write_report(run, run / "control")
 
 
 def test_a_control_on_other_images_is_refused(run):
     facts = json.loads((run / "control" / "data.json").read_text())
     (run / "control" / "data.json").write_text(json.dumps({**facts, "input_shape": [1, 42, 42]}))
-    with pytest.raises(tasks.RunError, match="control: expected a run on the same images"):
+    with pytest.raises(RunError, match="control: expected a run on the same images"):
         report.write_report(run)
+
+
+def change(folder, **settings):
+    """A run with other settings in its config.yaml."""
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    (folder / "config.yaml").write_text(yaml.safe_dump({**config, **settings}))
+
+
+@pytest.mark.parametrize(
+    ("expected", "settings"),
+    [
+        (r"a run without a transformer .*which has transformer 'affine'", {"transformer": "affine"}),
+        (r"a run with the same dataset, digits, .*which has mnist", {"dataset": "mnist"}),
+        (r"a run with the same distortion, r, .*which has rts", {"distortion": "rts"}),
+        (r"a run with the same distortion, r, .*which has none", {"distortion": None}),
+        (r"a run on the same test set, whose distortions are drawn by seed 0, .*with seed 3", {"seed": 3}),
+    ],
+)
+@pytest.mark.parametrize("told", [True, False])
+def test_what_is_no_control_is_refused(run, expected, settings, told):
+    change(run / "control", **settings)
+    before = (run / "report.html").read_text()
+    with pytest.raises(ValueError, match=f"^control: expected {expected}"):
+        report.write_report(run, run / "control" if told else None)
+    assert (run / "report.html").read_text() == before
+
+
+def test_a_control_with_fewer_parameters_is_refused_unless_it_says_so(trained):
+    loaded, control = load_run(trained), load_run(trained / "control")
+    control.result = replace(control.result, parameters=1000)
+    with pytest.raises(
+        ValueError, match=r"^control: expected a run with at least about as many parameters, .* has 1,000"
+    ):
+        check_control(loaded, control)
+    control.config.widen = False
+    check_control(loaded, control)
+    control.config.network = "mnist_tutorial"
+    with pytest.raises(ValueError, match=r"^control: expected a run with at least about"):
+        check_control(loaded, control)
+    control.result = replace(control.result, parameters=10 * loaded.result.parameters)
+    check_control(loaded, control)
+
+
+def test_a_control_of_another_kind_is_called_what_it_is(run, quick):
+    change(run / "control", network="mnist_tutorial")
+    loaded, control = load_run(run), load_run(run / "control")
+    control.model = load_run(run).model  # whose weights it has is not the question
+    text = Page(report.build(loaded, control).html).text
+    assert "the network mnist_tutorial without one" in text
+    assert "the same kind of network without one" in page_of(run).text
+
+
+def test_a_control_has_no_control(run):
+    with pytest.raises(ValueError, match=r"^control: expected none for .*which has no transformer itself"):
+        report.write_report(run / "control", run / "control")
+
+
+def test_a_control_on_another_folder_of_images_is_refused(trained, tmp_path):
+    loaded, control = load_run(trained), load_run(trained / "control")
+    for of in (loaded, control):
+        of.config.dataset, of.config.data_dir = "images", str(tmp_path / "a")
+    check_control(loaded, control)
+    control.config.data_dir = str(tmp_path / "b" / ".." / "a")
+    check_control(loaded, control)
+    control.config.data_dir = str(tmp_path / "b")
+    check_control(loaded, control)  # moved: of the same statistics
+    control.facts = replace(control.facts, mean=(0.1,))
+    with pytest.raises(
+        ValueError, match=r"^control: expected a run on the same folder of images, .*a, .*which has .*b$"
+    ):
+        check_control(loaded, control)
 
 
 def test_a_result_that_cannot_be_measured_again_is_pointed_out(run, quick):
@@ -223,7 +311,7 @@ def test_a_result_that_cannot_be_measured_again_is_pointed_out(run, quick):
 
 def test_a_report_that_fails_leaves_the_old_one(run, quick, monkeypatch):
     before = (run / "report.html").read_text()
-    monkeypatch.setattr(report, "_headline", lambda *_: 1 / 0)
+    monkeypatch.setattr(headline, "sign_test", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         report.write_report(run)
     assert (run / "report.html").read_text() == before
@@ -231,44 +319,42 @@ def test_a_report_that_fails_leaves_the_old_one(run, quick, monkeypatch):
 
 
 def test_cases_are_the_surest_and_the_median(trained):
-    loaded = tasks.load_run(trained)
+    study = Study(load_run(trained))
     with torch.no_grad():
-        outcome = report._outcome(loaded.model, loaded.data.test_data())
-        cases = report._cases(loaded, loaded.model, loaded.data.test_data(), {"run": outcome}, {})["groups"]
-    assert [len(group) for group in cases.values()] == [report.CASES] * 3
-    assert all(case["correct"] for case in cases["best"])
-    assert not any(case["correct"] for case in cases["worst"])
-    assert cases["best"][0]["confidence"] == pytest.approx(float(outcome.confidence[outcome.correct].max()))
-    assert cases["worst"][0]["confidence"] == pytest.approx(float(outcome.confidence[~outcome.correct].max()))
-    assert cases["typical"][0]["confidence"] == pytest.approx(float(outcome.confidence.median()))
-    assert len({case["truth"] for case in cases["best"]}) > 1
+        outcome = study.outcome
+        groups = cases.CASES.make(study).values["groups"]
+    assert [len(group) for group in groups.values()] == [cases.COUNT] * 3
+    assert all(case["correct"] for case in groups["best"])
+    assert not any(case["correct"] for case in groups["worst"])
+    assert groups["best"][0]["confidence"] == pytest.approx(float(outcome.confidence[outcome.correct].max()))
+    assert groups["worst"][0]["confidence"] == pytest.approx(float(outcome.confidence[~outcome.correct].max()))
+    assert groups["typical"][0]["confidence"] == pytest.approx(float(outcome.confidence.median()))
+    assert len({case["truth"] for case in groups["best"]}) > 1
 
 
 def test_robustness_is_that_of_warped_test_images(trained, monkeypatch):
     # 1e-9 goes through the warp, 0 does not.
-    monkeypatch.setattr(report, "ROTATIONS", (0, 1e-9, 90))
-    monkeypatch.setattr(report, "SCALES", (1.0, 1 + 1e-9, 0.6))
-    monkeypatch.setattr(report, "SHIFTS", (0.0, 1e-9, 0.3))
-    loaded = tasks.load_run(trained)
+    monkeypatch.setattr(robustness, "ROTATIONS", (0, 1e-9, 90))
+    monkeypatch.setattr(robustness, "SCALES", (1.0, 1 + 1e-9, 0.6))
+    monkeypatch.setattr(robustness, "SHIFTS", (0.0, 1e-9, 0.3))
+    loaded = load_run(trained)
     with torch.no_grad():
-        sweeps, count = report._sweep(loaded, {"transformer": (loaded.model, None)}, loaded.data.test_data())
+        sweeps, count = robustness.sweep(Study(loaded))
         images, labels = loaded.data.test_data().__getitems__(range(count))
         turned = (loaded.model(images.rot90(1, (2, 3))).argmax(1) == labels).float().mean()
     assert count == 359
     assert len(sweeps) == 3
     for _, accuracies in sweeps.values():
         none, hardly, much = accuracies["transformer"]
-        assert none == hardly == pytest.approx(loaded.result["test_accuracy"], abs=1e-6)
+        assert none == hardly == pytest.approx(loaded.result.test_accuracy, abs=1e-6)
         assert much != none
     by_angle = next(iter(sweeps.values()))[1]["transformer"]
     assert by_angle[2] == pytest.approx(float(turned), abs=1e-6)  # torch.rot90 turns counterclockwise
 
 
 def test_data_that_moved_is_found_where_it_is_said_to_be(run, tmp_path, quick):
-    config = (run / "config.yaml").read_text()
-    (run / "config.yaml").write_text(
-        config.replace("dataset: digits", "dataset: mnist").replace("data_dir: null", f"data_dir: {tmp_path / 'old'}")
-    )
+    for folder in (run, run / "control"):
+        change(folder, dataset="mnist", data_dir=str(tmp_path / "old"))
     text = report.write_report(run, data_dir=str(tmp_path / "new")).read_text()
     assert "its data set cannot be read" in text
     assert "DATA" in text
@@ -280,26 +366,26 @@ def test_a_turn_is_counterclockwise_and_a_magnification_is_of_the_content():
     image = torch.zeros(1, 1, 21, 21)
     image[0, 0, 10, 18] = 1  # on the right
     transform = stn.Similarity()
-    theta = torch.tensor([[math.pi / 2, -math.log(1.25), 0.0, 0.0]])
-    turned = stn.warp(image, theta, transform=transform)[0, 0]
+    turn = torch.tensor([[math.pi / 2, -math.log(1.25), 0.0, 0.0]])
+    turned = stn.warp(image, turn, transform=transform)[0, 0]
     row, column = divmod(int(turned.argmax()), 21)
     assert (row, column) == (0, 10)  # at the top, 10 pixels from the centre where it was 8
     transformer = stn.SpatialTransformer(torch.nn.Identity(), transform)
-    assert report._in_words(transformer, theta, (21, 21)) == {"turn": "90°", "zoom": "1.25"}
-    both = torch.cat([theta, torch.zeros(1, 4)]).repeat_interleave(50, 0)
-    assert report._in_words(transformer, both, (21, 21)) == {"turn": "0° to 90°", "zoom": "1.00 to 1.25"}
+    assert theta.in_words(transformer, turn, (21, 21)) == {"turn": "90°", "zoom": "1.25"}
+    both = torch.cat([turn, torch.zeros(1, 4)]).repeat_interleave(50, 0)
+    assert theta.in_words(transformer, both, (21, 21)) == {"turn": "0° to 90°", "zoom": "1.00 to 1.25"}
 
 
 @pytest.mark.parametrize(("wins", "losses"), [(0, 0), (5, 5), (1, 9), (14, 3), (0, 20)])
 def test_the_sign_test_agrees_with_scipy(wins, losses):
     expected = binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
-    assert report._sign_test(wins, losses) == pytest.approx(expected)
+    assert headline.sign_test(wins, losses) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("wins", [0, 7, 351, 359])
 def test_the_interval_agrees_with_scipy(wins):
     expected = binomtest(wins, 359).proportion_ci(method="wilson")
-    assert report._wilson(wins / 359, 359) == pytest.approx((expected.low, expected.high), abs=1e-4)
+    assert headline.interval(wins / 359, 359) == pytest.approx((expected.low, expected.high), abs=1e-4)
 
 
 # In a browser

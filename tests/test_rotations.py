@@ -128,8 +128,8 @@ def test_an_axis_along_z_turns_as_in_2d():
     vector = torch.tensor([[0.0, 0.0, 0.7]], dtype=torch.float64)
     matrix = AxisAngle().matrix(vector)
     torch.testing.assert_close(matrix[:, :2, :2], Angle().matrix(vector[:, 2:]), rtol=0, atol=1e-15)
-    flat = stn.Rotation().matrix(vector[:, 2:], image_size=(20, 12))
-    deep = stn.Rotation(3).matrix(vector, image_size=(5, 20, 12))
+    flat = stn.Rotation().matrix(vector[:, 2:], stn.Frame((20, 12)))
+    deep = stn.Rotation(3).matrix(vector, stn.Frame((5, 20, 12)))
     torch.testing.assert_close(deep[:, :2, :2], flat[:, :, :2], rtol=0, atol=1e-15)
 
 
@@ -199,9 +199,9 @@ def test_derivatives_of_six_numbers():
 def test_families_carry_them_through_an_image_that_is_no_cube(family, rotation):
     transform = family(3, rotation=rotation)
     theta = transform.identity().double() + 0.5 * torch.randn(4, transform.num_params, dtype=torch.float64)
-    options = {"image_size": (8, 20, 12)}
-    matrix = transform.matrix(theta, **options)
-    torch.testing.assert_close(transform.matrix(transform.from_matrix(matrix, **options), **options), matrix)
+    seen = stn.Frame((8, 20, 12))
+    matrix = transform.matrix(theta, seen)
+    torch.testing.assert_close(transform.matrix(transform.from_matrix(matrix, seen), seen), matrix)
     pixels = matrix[:, :, :3] * torch.tensor([12.0, 20.0, 8.0])[:, None] / torch.tensor([12.0, 20.0, 8.0])
     scale = torch.linalg.det(pixels) ** (1 / 3)
     assert_rotations(pixels / scale[:, None, None], atol=1e-13)

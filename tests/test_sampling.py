@@ -11,10 +11,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from records import reference_at
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
 import stn
-from stn.ops import reference, use_backend, which_backend
+from stn.geometry import affine_positions
+from stn.ops import use_backend, which_backend
 
 # The kernels that run on the CPU of this machine; Triton has tests of its own.
 BACKENDS = [name for name, state in stn.ops.backends().items() if state == "available" and name != "triton"]
@@ -121,7 +123,7 @@ def test_reference_agrees_with_the_oracle(mode, padding_mode, align_corners, d, 
 def test_affine_grid_agrees_with_the_oracle(align_corners, d):
     theta = theta_near_identity(d)
     size = (3, 1, 4)[-d:]
-    grid = stn.affine_grid(theta, size, align_corners=align_corners)
+    grid = stn.transforms.affine_grid(theta, size, align_corners=align_corners)
     torch.testing.assert_close(
         grid, torch.from_numpy(oracle.affine_grid(theta.numpy(), size, align_corners)), rtol=0, atol=1e-14
     )
@@ -358,7 +360,7 @@ def test_half_precision_images_of_any_size_are_exact(n, dtype, mode):
     out = stn.warp(image, theta, padding_mode="border", mode=mode)
     assert out.dtype == dtype
     assert torch.equal(out, image)
-    grid = stn.affine_grid(theta, (n, n))
+    grid = stn.transforms.affine_grid(theta, (n, n))
     assert torch.equal(stn.sample(image, grid, padding_mode="border", mode=mode), image)
 
 
@@ -458,7 +460,7 @@ def test_empty_batches(backend, padding_mode, d):
         theta = torch.zeros(thetas, d, d + 1, requires_grad=True)
         with use_backend(backend):
             out = stn.warp(image, theta, OUT[d], padding_mode=padding_mode)
-            sampled = stn.sample(image, stn.affine_grid(theta, OUT[d]), padding_mode=padding_mode)
+            sampled = stn.sample(image, stn.transforms.affine_grid(theta, OUT[d]), padding_mode=padding_mode)
         assert out.shape == sampled.shape == (0, 2, *OUT[d])
         (out.sum() + sampled.sum()).backward()
         assert image.grad.shape == image.shape
@@ -473,7 +475,7 @@ def test_a_batch_of_one_is_broadcast_both_ways(backend):
         torch.testing.assert_close(one_theta, stn.warp(images, thetas[:1].repeat(3, 1, 1), (4, 4)))
         one_image = stn.warp(images[:1], thetas, (4, 4))
         torch.testing.assert_close(one_image, stn.warp(images[:1].repeat(3, 1, 1, 1), thetas, (4, 4)))
-        grid = stn.affine_grid(thetas, (4, 4))
+        grid = stn.transforms.affine_grid(thetas, (4, 4))
         torch.testing.assert_close(stn.sample(images[:1], grid), one_image)
         torch.testing.assert_close(stn.sample(images, grid[:1]), one_theta)
         flat = thetas.reshape(3, 6)
@@ -738,10 +740,10 @@ def test_the_reference_is_what_runs_where_no_kernel_does():
     """`warp` and `sample` are the same road, for every family."""
     image = smooth_image((6, 7))
     theta = theta_near_identity(2, 1)
-    grid = reference.affine_grid(theta, (4, 5), False)
+    grid = affine_positions(theta, (4, 5), False)
     torch.testing.assert_close(stn.warp(image, theta, (4, 5)), stn.sample(image, grid), rtol=0, atol=1e-14)
     torch.testing.assert_close(
         stn.warp(image, theta, (4, 5), padding_mode="circular"),
-        reference.sample(image, grid, "bilinear", "circular", None, False),
+        reference_at(image, grid, "bilinear", "circular", None, False),
         rtol=0, atol=1e-14,
     )  # fmt: skip

@@ -11,7 +11,6 @@ import torch
 from scipy.interpolate import RBFInterpolator
 
 import stn
-from stn import conventions as frame
 from stn.transforms.tps import ThinPlateSpline, thin_plate_spline, tps_grid
 
 KERNEL = {2: "thin_plate_spline", 3: "linear"}
@@ -132,10 +131,10 @@ def test_affine_maps_are_affine(transform):
 def test_the_grid_is_the_mapped_lattice(transform):
     theta, size = some_theta(transform), (2, 4, 5)[-transform.ndim :]
     for align_corners in (False, True):
-        axes = [frame.lattice(n, align_corners=align_corners, dtype=torch.float64) for n in size]
+        axes = [stn.geometry.lattice(n, align_corners=align_corners, dtype=torch.float64) for n in size]
         points = torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], -1).reshape(1, -1, transform.ndim)
-        grid = transform.grid(theta, size, align_corners=align_corners)
-        assert transform.grid(theta.float(), size, align_corners=align_corners).is_contiguous()
+        grid = transform.grid(theta, size, stn.Frame(align_corners=align_corners))
+        assert transform.grid(theta.float(), size, stn.Frame(align_corners=align_corners)).is_contiguous()
         mapped = transform.map_points(theta, points.expand(3, -1, -1))  # the other of the two products
         torch.testing.assert_close(grid.flatten(1, -2), mapped, rtol=0, atol=1e-12)
         if transform.max_offset is None:
@@ -213,11 +212,11 @@ def test_what_is_shown_at_the_source_appears_at_the_target():
     source = torch.cat([corners, torch.tensor([[0.5, -0.25]])])
     target = torch.cat([corners, torch.tensor([[-0.25, 0.25]])])
     transform, theta = thin_plate_spline(source, target)
-    x, y = torch.meshgrid(frame.lattice(33), frame.lattice(33), indexing="xy")
+    x, y = torch.meshgrid(stn.geometry.lattice(33), stn.geometry.lattice(33), indexing="xy")
     image = torch.exp(-40 * ((x - 0.5) ** 2 + (y + 0.25) ** 2))[None, None]
     row, column = divmod(int(stn.warp(image, theta, transform=transform).argmax()), 33)
-    assert abs(float(frame.lattice(33)[column]) + 0.25) < 0.04
-    assert abs(float(frame.lattice(33)[row]) - 0.25) < 0.04
+    assert abs(float(stn.geometry.lattice(33)[column]) + 0.25) < 0.04
+    assert abs(float(stn.geometry.lattice(33)[row]) - 0.25) < 0.04
 
 
 # Layouts
@@ -408,7 +407,7 @@ def test_wrong_arguments(transform):
     for bad in (points, None, points[0]):
         with pytest.raises(ValueError, match=r"^points: "):
             transform.from_points(bad)
-    for size in ((4,), (0,) * d, "45", None):
+    for size in ((4,), (-1,) * d, "45", None):
         with pytest.raises(ValueError, match=r"^size: "):
             transform.grid(right, size)
     with pytest.raises(ValueError, match="ThinPlateSpline has no inverse within its family"):

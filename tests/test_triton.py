@@ -6,6 +6,7 @@ done long before this file runs. So the file runs itself in a process of its own
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import inspect
@@ -18,17 +19,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from records import reference_at, warp_at
 from torch.autograd import forward_ad, gradcheck
 
 import stn
-from stn.ops import reference, triton, use_backend, warp, which_backend
+from stn.geometry import affine_positions
+from stn.ops import dispatch, use_backend, which_backend
+from stn.ops.backend import Case
+from stn.ops.triton import kernels
+from stn.ops.triton import launch as triton
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 TRITON_VERSION = tuple(int(part) for part in importlib.metadata.version("triton").split(".")[:2])
-HERE = triton.unavailable() is None
+HERE = stn.ops.backends()["triton"] == "available"
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 
 MODES = ("bilinear", "nearest", "bicubic")
@@ -85,30 +91,30 @@ def problem(kind, mode="bilinear", padding_mode="zeros", align_corners=False, d=
         coords[:, -1, -1] = 0.8
     else:
         coords = 0.5 * torch.randn(batch, 5, d, dtype=dtype)
-    basis = torch.randn(math.prod(out_size), 5, dtype=torch.float64).to(DEVICE)
+    basis = torch.randn(math.prod(out_size), 5, dtype=torch.float64).to(DEVICE) if kind == "basis" else None
 
-    def kernel(image, coords, fill=fill):
+    def kernel(image, coords, fill=fill, within=None):
         tail = (mode, padding_mode, None if fill is None else fill.to(DEVICE), align_corners)
-        image, coords = image.to(DEVICE), coords.to(DEVICE)
-        if kind == "grid":
-            return triton.sample(image, coords, *tail)
-        if kind == "basis":
-            return triton.warp_basis(image, basis, coords, out_size, *tail)
-        run = triton.warp_affine if kind == "affine" else triton.warp_projective
-        return run(image, coords, out_size, *tail)
+        with within or use_backend("triton"):
+            return warp_at(kind, image.to(DEVICE), coords.to(DEVICE), out_size, tail, basis)
 
     def truth(image, coords, fill=fill):
         image, coords = image.to(DEVICE), coords.to(DEVICE)
         if kind == "affine":
-            coords = stn.affine_grid(coords, out_size, align_corners=align_corners)
+            coords = stn.transforms.affine_grid(coords, out_size, align_corners=align_corners)
         elif kind == "projective":
-            coords = stn.projective_grid(coords, out_size, align_corners=align_corners)
+            coords = stn.transforms.projective_grid(coords, out_size, align_corners=align_corners)
         elif kind == "basis":
             coords = (basis @ coords.double()).to(coords.dtype).unflatten(1, out_size)
         tail = (mode, padding_mode, None if fill is None else fill.to(DEVICE), align_corners)
-        return reference.sample(image, coords, *tail).to(image.dtype)
+        return reference_at(image, coords, *tail)
 
     return kernel, truth, [image, coords] if fill is None else [image, coords, fill], options
+
+
+def warp_triton(kind, image, values, size, mode, padding_mode, align_corners=False):
+    with use_backend("triton"):
+        return warp_at(kind, image, values, size, (mode, padding_mode, None, align_corners))
 
 
 def results(function, inputs):
@@ -198,8 +204,7 @@ def test_positions_are_exact_to_the_digits_of_a_tile(kind):
     matrix = torch.tensor([[[0.98765, 0.0, 0.00321], [0.0, 1.0, 0.0], [0.01234, 0.0, 1.0]]])
     if kind == "affine":
         matrix = matrix[:, :2]
-    run = triton.warp_affine if kind == "affine" else triton.warp_projective
-    ours = run(image.to(DEVICE), matrix.to(DEVICE), (8, out), "bilinear", "border", None, False).cpu().double()
+    ours = warp_triton(kind, image.to(DEVICE), matrix.to(DEVICE), (8, out), "bilinear", "border").cpu().double()
 
     x = (2 * torch.arange(out, dtype=torch.float64) + 1 - out) / out
     row = matrix.double()[0]
@@ -211,7 +216,7 @@ def test_positions_are_exact_to_the_digits_of_a_tile(kind):
     wanted = torch.where(position.floor() % 2 == 0, t, 1 - t)
     error = (ours - wanted).abs().max()
     assert error < 2e-5
-    theirs = reference.warp_affine(image, matrix[:, :2], (8, out), "bilinear", "border", None, False)
+    theirs = reference_at(image, affine_positions(matrix[:, :2], (8, out), False), "bilinear", "border", None, False)
     if kind == "affine":
         assert error < 0.2 * (theirs.double() - wanted).abs().max()
 
@@ -222,10 +227,9 @@ def test_positions_are_exact_to_the_digits_of_a_tile(kind):
 def test_identity_and_flips_are_exact(kind, mode, size):
     """Whole pixels, to the last bit: 49 and 7 have no exact inverse."""
     image = torch.rand(1, 1, *size, device=DEVICE)
-    run = triton.warp_affine if kind == "affine" else triton.warp_projective
     for x, y, align_corners in itertools.product((1.0, -1.0), (1.0, -1.0), (False, True)):
         matrix = torch.diag(torch.tensor([x, y, 1.0], device=DEVICE))[None, : 2 if kind == "affine" else 3]
-        out = run(image, matrix, size, mode, "zeros", None, align_corners)
+        out = warp_triton(kind, image, matrix, size, mode, "zeros", align_corners)
         assert torch.equal(out, image.flip([axis for axis, sign in ((3, x), (2, y)) if sign < 0]))
 
 
@@ -233,7 +237,7 @@ def test_ties_go_to_the_even_pixel():
     image = torch.arange(16.0, device=DEVICE).reshape(1, 1, 1, 16)
     for shift in (0, 1, 2, 3):  # position x + shift + 1/2, in tiles that begin anywhere
         matrix = torch.tensor([[[1.0, 0, (2 * shift + 1) / 16], [0, 1.0, 0]]], device=DEVICE)
-        out = triton.warp_affine(image, matrix, (1, 16), "nearest", "border", None, False).flatten().tolist()
+        out = warp_triton("affine", image, matrix, (1, 16), "nearest", "border").flatten().tolist()
         assert out == [min(float(round(x + shift + 0.5)), 15.0) for x in range(16)]
 
 
@@ -271,7 +275,7 @@ def test_behind_the_horizon():
     kernel, truth, inputs, _ = problem("projective", "bilinear", "border", out_size=(5, 6))
     inputs[1][:, 2, :2] = torch.tensor([[1.5, 0.3], [-0.4, 1.7]])
     theirs = agree(kernel, truth, inputs, rtol=1e-7)
-    grid = stn.projective_grid(inputs[1], (5, 6))
+    grid = stn.transforms.projective_grid(inputs[1], (5, 6))
     assert 0 < int((grid.abs() == 1e4).all(-1).sum()) < 60
     assert bool(theirs[2].abs().max() > 0)
 
@@ -333,7 +337,7 @@ def test_empty_batches(kind):
 def test_an_axis_that_is_too_long_is_an_error():
     image = torch.zeros((), device=DEVICE).expand(1, 1, 1, 2**30)
     with pytest.raises(ValueError, match=r"image: expected axes of less than 2\^30"):
-        triton.sample(image, torch.zeros(1, 1, 1, 2, device=DEVICE), "bilinear", "zeros", None, False)
+        warp_triton("grid", image, torch.zeros(1, 1, 1, 2, device=DEVICE), (1, 1), "bilinear", "zeros")
 
 
 # Deterministic gradients
@@ -371,7 +375,7 @@ def test_the_deterministic_gradient_has_the_same_bits_in_any_order(deterministic
     seen = set()
     for _ in range(4):
         order = torch.randperm(128)
-        out = triton.sample(image, grid[order].reshape(1, *size, 2), "bilinear", "zeros", None, False)
+        out = warp_triton("grid", image, grid[order].reshape(1, *size, 2), size, "bilinear", "zeros")
         (back,) = torch.autograd.grad(out, image, grad[order].reshape(1, 1, *size))
         seen.add(tuple(back.flatten().tolist()))
     assert len(seen) == 1
@@ -379,7 +383,7 @@ def test_the_deterministic_gradient_has_the_same_bits_in_any_order(deterministic
 
 def test_a_gradient_that_is_not_finite_passes_the_deterministic_road(deterministic):
     image = torch.zeros(1, 2, 3, 3, device=DEVICE, requires_grad=True)
-    out = triton.warp_affine(image, torch.eye(2, 3, device=DEVICE)[None], (3, 3), "nearest", "zeros", None, False)
+    out = warp_triton("affine", image, torch.eye(2, 3, device=DEVICE)[None], (3, 3), "nearest", "zeros")
     grad = torch.ones(1, 2, 3, 3, device=DEVICE)
     grad[0, 0, 0, 0], grad[0, 1, 1, 1] = math.inf, math.nan
     (back,) = torch.autograd.grad(out, image, grad)
@@ -445,10 +449,10 @@ def test_vmap_and_jacobians():
 
 def test_only_what_is_asked_for_is_computed(monkeypatch):
     asked = []
-    real = triton._run_backward_kernel
+    real = triton._run_backward
     monkeypatch.setattr(
         triton,
-        "_run_backward_kernel",
+        "_run_backward",
         lambda g, i, c, *rest: (asked.append((i is not None, c)), real(g, i, c, *rest))[1],
     )
     for to_image, to_coords in ((True, False), (False, True), (True, True)):
@@ -465,21 +469,26 @@ def test_only_what_is_asked_for_is_computed(monkeypatch):
 @pytest.mark.parametrize("kind", ["affine", "basis"])
 def test_compile_fullgraph(kind):
     kernel, _, inputs, _ = problem(kind, "bilinear", "constant")
-    compiled = torch.compile(lambda *a: kernel(*a), fullgraph=True, backend="aot_eager")
-    for eager, graph in zip(results(kernel, inputs), results(compiled, inputs), strict=True):
-        torch.testing.assert_close(graph, eager, rtol=0, atol=1e-12)
+    compiled = torch.compile(
+        lambda *a: kernel(*a, within=contextlib.nullcontext()), fullgraph=True, backend="aot_eager"
+    )
+    eager = results(kernel, inputs)
+    with use_backend("triton"):  # around the whole, for compilers do not know it
+        graph = results(compiled, inputs)
+    for ours, wanted in zip(graph, eager, strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=0, atol=1e-12)
 
 
 def test_operator():
     _, _, inputs, (mode, padding_mode, _, align_corners) = problem("projective", "bilinear", "constant")
     image, coords, fill = [t.to(DEVICE).requires_grad_() for t in inputs]
-    arguments = (image, coords, None, fill, "projective", OUT[2], mode, padding_mode, align_corners)
-    torch.library.opcheck(torch.ops.stn.triton_warp.default, arguments)
+    arguments = (image, coords, None, fill.detach(), "projective", OUT[2], mode, padding_mode, align_corners)
+    torch.library.opcheck(torch.ops.stn.warp_triton.default, arguments)
 
 
 @pytest.mark.parametrize(("kernel", "kind", "d"), [
-    ("_forward", "affine", 2), ("_backward", "projective", 2),
-    *[pytest.param(k, kind, d, marks=pytest.mark.slow) for k in ("_forward", "_backward") for kind in KINDS for d in (2, 3)],
+    ("forward", "affine", 2), ("backward", "projective", 2),
+    *[pytest.param(k, kind, d, marks=pytest.mark.slow) for k in ("forward", "backward") for kind in KINDS for d in (2, 3)],
 ])  # fmt: skip
 def test_compiles_for_a_gpu(elsewhere, kernel, kind, d, tmp_path, monkeypatch):
     """Down to machine code, which takes no GPU, without a register in memory."""
@@ -488,11 +497,11 @@ def test_compiles_for_a_gpu(elsewhere, kernel, kind, d, tmp_path, monkeypatch):
     from triton.compiler import ASTSource
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    triton._compile()
-    function = getattr(triton, kernel)
+    kernels.load()
+    function = getattr(kernels, kernel)
     switches = {
         "NDIM": d, "KIND": kind, "MODE": "bilinear", "PADDING": "constant", "ALIGN": 0, "TAPS": 2,
-        "WORK": triton.tl.float32, "SUM": triton.tl.float64, "TILE_X": 32, "TILE_Y": 4, "LANES": 1,
+        "WORK": kernels.tl.float32, "SUM": kernels.tl.float64, "TILE_X": 32, "TILE_Y": 4, "LANES": 1,
         "TO_IMAGE": True, "TO_COORDS": True, "COUNTED": False,
     }  # fmt: skip
     tuples = {
@@ -523,12 +532,14 @@ def test_compiles_for_a_gpu(elsewhere, kernel, kind, d, tmp_path, monkeypatch):
 
 
 def test_who_runs(monkeypatch):
-    monkeypatch.setattr(warp, "KERNELS", (triton, *[k for k in warp.KERNELS if k is not triton]))
+    monkeypatch.setattr(dispatch, "BACKENDS", (triton, *[k for k in dispatch.BACKENDS if k is not triton]))
+    monkeypatch.setattr(dispatch, "_known", {})
+    case = Case(3, "bicubic", "circular", "cuda", torch.float32)
     assert stn.ops.backends()["triton"] == "available"
-    assert triton.supports(3, "bicubic", "circular", torch.device("cuda"))
-    for ndim, mode, padding_mode in ((1, "bilinear", "zeros"), (2, "lanczos", "zeros"), (2, object(), "zeros"),
-                                     (2, "bilinear", "wrap")):  # fmt: skip
-        assert not triton.supports(ndim, mode, padding_mode, torch.device("cuda"))
+    assert triton.refuses(case) is None
+    for other in (case._replace(ndim=1), case._replace(kernel=stn.kernels.lanczos()), case._replace(device="meta"),
+                  case._replace(dtype=torch.uint8)):  # fmt: skip
+        assert triton.refuses(other)
     if INTERPRETED:  # by name alone, so that it makes nothing else slow
         assert which_backend(2) != "triton"
         with use_backend("triton"):
@@ -536,7 +547,6 @@ def test_who_runs(monkeypatch):
     image, theta = torch.randn(1, 1, 4, 4, device=DEVICE), torch.eye(2, 3, device=DEVICE)[None]
     with use_backend("triton"):
         assert torch.equal(stn.warp(image, theta), image)
-    assert not triton.supports(2, "bilinear", "zeros", torch.device("meta"))
 
 
 if not HERE:  # they run in the other process, and would be a screen of skips in this one

@@ -163,7 +163,7 @@ def test_a_warped_grid_lies_where_the_points_are_read():
     paths = [line.get_xydata() for line in straight.lines if len(line.get_xydata()) == 65]
     assert len(paths) == 6
     np.testing.assert_allclose(paths[0][[0, -1]], [[-0.5, -0.5], [11.5, -0.5]], atol=1e-5)
-    corner = transform.map_points(theta[1:], torch.tensor([[[-1.0, -1.0]]]), image_size=SIZE)
+    corner = transform.map_points(theta[1:], torch.tensor([[[-1.0, -1.0]]]), stn.Frame(SIZE))
     expected = stn.conventions.normalized_to_pixel(corner, SIZE)[0, 0]
     np.testing.assert_allclose(turned.lines[1].get_xydata()[0], expected, atol=1e-4)
 
@@ -174,6 +174,15 @@ def test_room_around_images_is_what_the_frames_need_and_no_more_than_the_limit()
     assert viz.frame_margin(frame - torch.tensor([1.2, 0.0]), SIZE) == pytest.approx(0.12)
     assert viz.frame_margin(10 * frame, SIZE) == 0.3
     assert viz.frame_margin(frame * float("nan"), SIZE) == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize(
+    ("transform", "points"),
+    [(stn.Crop(), 5), (stn.Rotation() @ stn.Crop(), 5), (stn.Corners(), 65), (stn.Rotation() @ stn.Corners(), 65)],
+)
+def test_an_affine_frame_takes_a_point_a_corner_and_any_other_more(transform, points):
+    warp = warp_by(transform, transform.identity().expand(3, -1), images())
+    assert viz.frame_outlines(warp).shape == (3, points, 2)
 
 
 LOG = [{"epoch": 1, "train_loss": 1.0}]

@@ -1,6 +1,7 @@
 """Spatial transformers: networks that learn where to look."""
 
-from . import compat, conventions, functional, kernels, models, ops, penalties, transforms
+from . import compat, conventions, geometry, kernels, models, ops, penalties, transforms
+from .coordinates import Frame
 from .diagnostics import Diagnosis, diagnose
 from .linearized import linearized_sample, linearized_warp
 from .localization import (
@@ -12,9 +13,9 @@ from .localization import (
     parameter_groups,
     window_starts,
 )
-from .module import SpatialTransformer, Warp, spatial_transformer_network
 from .placement import IterativeTransformer, ParallelTransformers
 from .sampling import sample, valid_mask, warp
+from .transformer import SpatialTransformer, Warp, spatial_transformer_network
 from .transforms import (
     CPAB,
     AbstractTransform,
@@ -33,11 +34,8 @@ from .transforms import (
     ThinPlateSpline,
     Translation,
     VelocityField,
-    affine_grid,
     convert,
-    projective_grid,
     thin_plate_spline,
-    tps_grid,
 )
 
 __version__ = "0.1.0"
@@ -55,6 +53,7 @@ __all__ = [
     "Diagnosis",
     "DisplacementField",
     "FCLocalizer",
+    "Frame",
     "IterativeTransformer",
     "ParallelTransformers",
     "Polar",
@@ -69,12 +68,11 @@ __all__ = [
     "Translation",
     "VelocityField",
     "Warp",
-    "affine_grid",
     "compat",
     "conventions",
     "convert",
     "diagnose",
-    "functional",
+    "geometry",
     "identity_head",
     "kernels",
     "linearized_sample",
@@ -83,11 +81,9 @@ __all__ = [
     "ops",
     "parameter_groups",
     "penalties",
-    "projective_grid",
     "sample",
     "spatial_transformer_network",
     "thin_plate_spline",
-    "tps_grid",
     "transforms",
     "valid_mask",
     "warp",

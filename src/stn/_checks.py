@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import operator
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,31 +54,63 @@ def check_float_tensor(argument: str, value: Any, expected: str) -> None:
         raise ValueError(f"{argument}: expected {expected} of a floating-point type, got {value.dtype}")
 
 
-def check_image(image: Any, argument: str = "image") -> None:
-    """(B, C, [[D,] H,] W), floating point, every spatial size at least 1."""
+def check_image(image: Any, argument: str = "image") -> tuple[int, ...]:
+    """(B, C, [[D,] H,] W), floating point, every spatial size at least 1; returns these sizes."""
     check_float_tensor(argument, image, "images (B, C, [[D,] H,] W)")
-    if image.ndim not in (3, 4, 5):
+    return _check_image_shape(image, argument)
+
+
+def check_readable(image: Any, mode: Any, argument: str = "image") -> tuple[int, ...]:
+    """As `check_image`, for what is read and not trained on: bytes too, and integers of any width where nothing is
+    blended."""
+    if not isinstance(image, Tensor) or not image.is_floating_point():
+        if not isinstance(image, Tensor) or image.is_complex():
+            check_float_tensor(argument, image, "images (B, C, [[D,] H,] W)")
+        if image.dtype != torch.uint8 and mode != "nearest":
+            raise ValueError(
+                f"{argument}: expected images of a floating-point type or uint8 with mode={mode!r}, got {image.dtype}; "
+                f"other integers, such as labels, are read with mode='nearest'"
+            )
+    return _check_image_shape(image, argument)
+
+
+def _check_image_shape(image: Tensor, argument: str) -> tuple[int, ...]:
+    size = tuple(image.shape[2:])
+    if not 1 <= len(size) <= 3:
         raise ValueError(
             f"{argument}: expected (B, C, W), (B, C, H, W) or (B, C, D, H, W), got shape {tuple(image.shape)}"
         )
-    for n in image.shape[2:]:
-        if n < 1:
-            raise ValueError(
-                f"{argument}: expected every spatial size to be at least 1, got shape {tuple(image.shape)}"
-            )
+    if min(size) < 1:
+        raise ValueError(f"{argument}: expected every spatial size to be at least 1, got shape {tuple(image.shape)}")
+    return size
 
 
-def check_size(size: Any, ndim: int | None = None, argument: str = "size") -> tuple[int, ...]:
-    """A size ([[D,] H,] W) as a tuple of positive ints."""
-    wanted = f"{ndim} positive int{'s' * (ndim > 1)}" if ndim else "1 to 3 positive ints ([[D,] H,] W)"
+def check_size(size: Any, ndim: int | None = None, argument: str = "size", least: int = 1) -> tuple[int, ...]:
+    """A size ([[D,] H,] W) as a tuple of ints of at least `least`; anything that is an index will do for one."""
+    count = f"{ndim} {{}}{'s' * (ndim > 1)}" if ndim else "1 to 3 {}s ([[D,] H,] W)"
+    wanted = count.format("int" if least > 1 else "positive int" if least else "non-negative int")
+    wanted += f" of at least {least}" if least > 1 else ""
     if isinstance(size, str) or not isinstance(size, Sequence):
         raise ValueError(f"{argument}: expected {wanted}, got {describe(size)}")
     if len(size) != ndim if ndim else len(size) not in (1, 2, 3):
         raise ValueError(f"{argument}: expected {wanted}, got {tuple(size)}")
-    for n in size:
-        if isinstance(n, bool) or not isinstance(n, (int, np.integer, torch.SymInt)) or n < 1:
-            raise ValueError(f"{argument}: expected {wanted}, got {tuple(size)}")
-    return tuple(size)
+    try:
+        numbers: tuple[Any, ...] = tuple(
+            n if type(n) is int or isinstance(n, torch.SymInt) else _index(n) for n in size
+        )
+    except TypeError:
+        raise ValueError(f"{argument}: expected {wanted}, got {tuple(size)}") from None
+    for n in numbers:
+        if n < least:
+            raise ValueError(f"{argument}: expected {wanted}, got {numbers}")
+    return numbers
+
+
+def _index(n: Any) -> int:
+    """NumPy's integers and tensors of one integer are ints here; booleans are not."""
+    if isinstance(n, bool) or getattr(n, "dtype", None) == torch.bool:
+        raise TypeError
+    return operator.index(n)
 
 
 def check_batches(first: str, a: Tensor, second: str, b: Tensor) -> int:

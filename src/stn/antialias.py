@@ -15,9 +15,10 @@ import math
 import torch
 from torch import Tensor
 
-from .kernels import Kernel
+from .coordinates import Coordinates
+from .ops import dispatch as ops
 from .ops import reference
-from .ops import warp as op
+from .reading import Reading
 
 # Rank-1 lattices of 8, 16 and 32 points, the ones with the largest distances: point k has the coordinates g k modulo
 # their number, for each g.
@@ -29,17 +30,16 @@ def sample_antialiased(
     image: Tensor,  # (B, C, *in)
     grid: Tensor,  # (B, *out, d)
     jacobian: Tensor,  # (B, *out, d, d)
-    mode: str | Kernel,
-    padding_mode: str,
-    fill: Tensor | None,
-    align_corners: bool,
+    reading: Reading,
 ) -> Tensor:
-    """`ops.warp.sample`, averaged over each output pixel.
+    """The image read at the grid, averaged over each output pixel.
 
     jacobian has in its columns the steps in the input, in pixels (x, y[, z]), for one pixel of the output.
     """
     d = image.ndim - 2
-    size, kind = image.shape[2:], image.dtype
+    size, kind, out_size = image.shape[2:], image.dtype, tuple(grid.shape[1:-1])
+    _, padding_mode, fill, align_corners = reading
+    smooth = Reading("bilinear", padding_mode, fill, align_corners=False)  # how the smaller copies are read
     image = image.to(grid.dtype)
     # The image's own kernel is a pixel wide already, so a step of length s is widened by s - 1/s, and one of up to a
     # pixel not at all. That has a finite slope everywhere, where the exact root of s^2 - 1 has not.
@@ -69,12 +69,11 @@ def sample_antialiased(
             moved = (axes * axes.new_tensor(offset)).sum(-1) / half
             if number:
                 position = (_within(centre + moved, padding_mode, mirror) + 1) * cover - 1
-                value = op.sample(copy, position, "bilinear", padding_mode, fill, False)
+                value = ops.warp(copy, Coordinates("grid", out_size, position), smooth)
             else:
                 stretch = (n / (n - 1) if n > 1 else 1.0 for n in reversed(size)) if align_corners else [1.0] * d
-                value = op.sample(
-                    image, grid + moved * grid.new_tensor(list(stretch)), mode, padding_mode, fill, align_corners
-                )
+                position = grid + moved * grid.new_tensor(list(stretch))
+                value = ops.warp(image, Coordinates("grid", out_size, position), reading)
             total = total + value
         out = out + share * total
     return (out / _LATTICES[d][0]).to(kind)

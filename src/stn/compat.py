@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ._checks import check_batches, check_float_tensor, check_size, coordinate_dtype
-from .module import check_image_last
+from .transformer import check_image_last
 
 
 def spatial_transformer_network(

@@ -1,4 +1,4 @@
-"""The frame of the whole package, and exact roads into it from every peer.
+"""The frame of the whole package, and exact conversions into it from every peer.
 
 Coordinates are normalized to [-1, 1] per axis and ordered (x, y) or (x, y, z); sizes are ([D,] H, W). With
 `align_corners=False` (the default everywhere) -1 and 1 are the outer edges of the border pixels, with `True` their
@@ -33,26 +33,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ._checks import check_batches, check_choice, check_float_tensor, check_size, coordinate_dtype, describe
+from ._checks import check_choice, check_float_tensor, check_size, coordinate_dtype
+from .geometry import as_projective, check_matrix, extent, invert_matrix
 
 Size = tuple[int, ...]
-
-
-def extent(size: Size, *, align_corners: bool = False) -> tuple[float, ...]:
-    """Pixels per normalized unit along each axis, ordered (x, y[, z]): W/2, or (W-1)/2 with `align_corners`."""
-    size = check_size(size)
-    return tuple((n - 1) / 2 if align_corners else n / 2 for n in reversed(size))
-
-
-def lattice(
-    n: int, *, align_corners: bool = False, dtype: torch.dtype | None = None, device: torch.device | str | None = None
-) -> Tensor:
-    """The normalized coordinates (n,) of the pixel centres along an axis of `n` pixels; one pixel lies at 0."""
-    if isinstance(n, bool) or not isinstance(n, (int, torch.SymInt)) or n < 1:
-        raise ValueError(f"n: expected a positive int, got {describe(n)}")
-    # Integers over an integer: exactly symmetric, and within one rounding of the true value.
-    steps = torch.arange(1 - n, n, 2, dtype=dtype or torch.float32, device=device)
-    return steps / max(n - 1, 1) if align_corners else steps / n
 
 
 def pixel_to_normalized(points: Tensor, size: Size, *, align_corners: bool = False) -> Tensor:
@@ -182,61 +166,6 @@ def change_align_corners(theta: Tensor, in_size: Size, out_size: Size, *, to: bo
     """
     pixel = theta_to_pixel(theta, in_size, out_size, align_corners=not to)
     return theta_from_pixel(pixel, in_size, out_size, align_corners=to)
-
-
-def invert_matrix(matrix: Tensor) -> Tensor:
-    """The inverse of affine maps (B, d, d+1) or projective maps (B, d+1, d+1), differentiable.
-
-    Raises:
-        ValueError: where a matrix is singular (eager only: a compiled graph gives infinities or NaN).
-
-    Example:
-        >>> invert_matrix(torch.tensor([[[2.0, 0.0, 1.0], [0.0, 4.0, 2.0]]]))
-        tensor([[[ 0.5000,  0.0000, -0.5000],
-                 [ 0.0000,  0.2500, -0.5000]]])
-    """
-    d = check_matrix("matrix", matrix, projective=True)
-    m = matrix.to(coordinate_dtype(matrix))
-    affine = m.shape[1] == d
-    inverse, singular = torch.linalg.inv_ex(m[:, :, :d] if affine else m)
-    if not torch.compiler.is_compiling() and bool((singular != 0).any()):
-        raise ValueError(f"matrix: expected invertible maps, got a singular one at index {int(singular.nonzero()[0])}")
-    if not affine:
-        return inverse
-    shift = -(inverse * m[:, None, :, d]).sum(-1, keepdim=True)
-    return torch.cat([inverse, shift], dim=-1)
-
-
-def compose_matrices(a: Tensor, b: Tensor) -> Tensor:
-    """The map p -> a(b(p)) of affine maps (B, d, d+1), projective maps (B, d+1, d+1), or one of each.
-
-    As warps: the image is warped by `a`, then by `b`. The result is affine where both are, else projective.
-    """
-    d = check_matrix("a", a, projective=True)
-    if check_matrix("b", b, projective=True) != d:
-        raise ValueError(f"b: expected maps in {d}D as a, got shape {tuple(b.shape)}")
-    check_batches("a", a, "b", b)
-    rows = max(a.shape[1], b.shape[1])
-    # Multiply and add rather than matmul, which autocast would run in half precision.
-    product = (as_projective(a)[:, :, :, None] * as_projective(b)[:, None, :, :]).sum(2)
-    return product[:, :rows]
-
-
-def as_projective(matrix: Tensor) -> Tensor:
-    """Affine maps (B, d, d+1) with their last row, (B, d+1, d+1); projective ones as they are."""
-    d = matrix.shape[2] - 1
-    last = torch.eye(d + 1, dtype=matrix.dtype, device=matrix.device)[matrix.shape[1] :]
-    return torch.cat([matrix, last.expand(matrix.shape[0], -1, -1)], dim=1)
-
-
-def check_matrix(argument: str, matrix: Tensor, *, projective: bool = False) -> int:
-    """The dimension d of affine maps (B, d, d+1), with `projective` also of (B, d+1, d+1), or a ValueError."""
-    expected = "affine maps (B, d, d+1)" + projective * " or projective maps (B, d+1, d+1)"
-    check_float_tensor(argument, matrix, expected)
-    d = matrix.shape[-1] - 1 if matrix.ndim == 3 else 0
-    if d not in (1, 2, 3) or matrix.shape[1] not in ((d, d + 1) if projective else (d,)):
-        raise ValueError(f"{argument}: expected {expected} with d of 1, 2 or 3, got shape {tuple(matrix.shape)}")
-    return d
 
 
 def _check_conversion(argument: str, matrix: Tensor, in_size: Size, out_size: Size, direction: str, order: str) -> int:

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import check_batches, check_image, check_number, coordinate_dtype, describe
-from .sampling import Fill, Mode, PaddingMode, check_warp, sample
-from .transforms.affine import affine_grid
+from ._checks import check_image, check_number, coordinate_dtype, describe
+from .coordinates import Coordinates, check_grid, positions
+from .reading import Fill, Mode, PaddingMode, Reading, check_reading
+from .sampling import check_target, read, where_to_read
 from .transforms.base import AbstractTransform
-from .transforms.projective import projective_grid
 
 _RIDGE = (
     1e-4  # for each sample, of the squared spread: nothing to a plane that is held, and samples on a line hold none
@@ -67,22 +67,9 @@ def linearized_sample(
 
     Source: Jiang et al. 2019, "Linearized Multi-Sampling for Differentiable Image Transformation".
     """
-    options: dict[str, Any] = {"mode": mode, "padding_mode": padding_mode, "fill": fill, "align_corners": align_corners}
-    check_number("spread", spread, "a finite number of pixels above 0", lambda v: 0 < v < math.inf)
-    if generator is not None and not isinstance(generator, torch.Generator):
-        raise ValueError(f"generator: expected None or a torch.Generator, got {describe(generator)}")
-    value = sample(image, grid.detach() if isinstance(grid, Tensor) else grid, **options)
-    d = grid.shape[-1]
-    check_number("samples", samples, f"an int of at least {d + 1}", lambda n: isinstance(n, int) and n > d)
-    if not (torch.is_grad_enabled() and grid.requires_grad):
-        return value
-    grid = grid.to(coordinate_dtype(image, grid)).expand(value.shape[0], *grid.shape[1:])
-    pixel = [2 / max(n - align_corners, 1) for n in reversed(image.shape[2:])]
-    offset = spread * torch.tensor(pixel, dtype=grid.dtype, device=grid.device)
-    with torch.no_grad():
-        slope = _slope(image.to(grid.dtype), grid, samples, offset, generator, options)
-    out: Tensor = _WithSlope.apply(value, grid, slope)
-    return out
+    check_image(image)
+    reading = check_reading(mode, padding_mode, fill, align_corners)
+    return _read(image, check_grid(image, grid), reading, samples, spread, generator, "grid")
 
 
 def linearized_warp(
@@ -119,25 +106,52 @@ def linearized_warp(
         >>> torch.equal(out, stn.warp(image, theta, transform=stn.Translation()))
         True
     """
-    check_image(image)
-    theta, size = check_warp(image, theta, size, transform)
-    if transform is not None:
-        grid = transform.grid(theta, size, image_size=tuple(image.shape[2:]), align_corners=align_corners)
-    else:
-        to_grid = affine_grid if theta.shape[1] == image.ndim - 2 else projective_grid
-        grid = to_grid(theta, size, align_corners=align_corners)
-    check_batches("image", image, "theta", theta)
-    return linearized_sample(
-        image,
-        grid,
-        samples=samples,
-        spread=spread,
-        generator=generator,
-        mode=mode,
-        padding_mode=padding_mode,
-        fill=fill,
-        align_corners=align_corners,
-    )
+    image_size = check_image(image)
+    reading = check_reading(mode, padding_mode, fill, align_corners)
+    size = check_target(image_size, size, transform)
+    return read_linearized(image, theta, size, transform, reading, samples, spread, generator)
+
+
+def read_linearized(
+    image: Tensor,
+    theta: Tensor,
+    size: tuple[int, ...],
+    transform: AbstractTransform | None,
+    reading: Reading,
+    samples: int = 8,
+    spread: float = 2.0,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """`linearized_warp` for what has been checked, but for theta, the batches and the fill."""
+    coordinates = where_to_read(image, theta, size, transform, reading.align_corners)
+    grid = positions(coordinates, reading.align_corners, coordinate_dtype(theta))
+    return _read(image, Coordinates("grid", size, grid), reading, samples, spread, generator, "theta")
+
+
+def _read(
+    image: Tensor,
+    coordinates: Coordinates,
+    reading: Reading,
+    samples: int,
+    spread: float,
+    generator: torch.Generator | None,
+    argument: str,
+) -> Tensor:
+    grid, d = coordinates.values, image.ndim - 2
+    check_number("spread", spread, "a finite number of pixels above 0", lambda v: 0 < v < math.inf)
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise ValueError(f"generator: expected None or a torch.Generator, got {describe(generator)}")
+    check_number("samples", samples, f"an int of at least {d + 1}", lambda n: isinstance(n, int) and n > d)
+    value = read(image, coordinates._replace(values=grid.detach()), reading, argument)
+    if not (torch.is_grad_enabled() and grid.requires_grad):
+        return value
+    grid = grid.to(coordinate_dtype(image, grid)).expand(value.shape[0], *grid.shape[1:])
+    pixel = [2 / max(n - reading.align_corners, 1) for n in reversed(image.shape[2:])]
+    offset = spread * torch.tensor(pixel, dtype=grid.dtype, device=grid.device)
+    with torch.no_grad():
+        slope = _slope(image.to(grid.dtype), grid, samples, offset, generator, reading)
+    out: Tensor = _WithSlope.apply(value, grid, slope)
+    return out
 
 
 class _WithSlope(torch.autograd.Function):
@@ -163,18 +177,19 @@ def _slope(
     samples: int,
     offset: Tensor,  # (d,), the standard deviation of the positions
     generator: torch.Generator | None,
-    options: dict[str, Any],
+    reading: Reading,
 ) -> Tensor:
     """The derivative by position of the plane of least squares, (d, B, C, *out)."""
     batch, *out, d = grid.shape
-    centre = sample(image, grid, **options)
+    centre = read(image, Coordinates("grid", tuple(out), grid), reading)
     # Sums over the samples of u, u u', the change of the value from the centre, and both together. The centre itself
     # has zeros for all of them, and only counts.
     first, second = grid.new_zeros(d, batch, *out), grid.new_zeros(d, d, batch, *out)
     change, both = torch.zeros_like(centre), centre.new_zeros(d, *centre.shape)
     for _ in range(samples):
         u = torch.randn(d, batch, *out, generator=generator, dtype=grid.dtype, device=grid.device)
-        changed = sample(image, grid + u.movedim(0, -1) * offset, **options) - centre
+        moved = grid + u.movedim(0, -1) * offset
+        changed = read(image, Coordinates("grid", tuple(out), moved), reading) - centre
         first += u
         second.addcmul_(u[:, None], u)
         change += changed

@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ._checks import check_count, check_float_tensor, check_image, check_number, check_size, describe
-from .transforms.base import AbstractTransform
+from ._checks import check_count, check_float_tensor, check_number, check_size, describe
+from .transformer import AbstractTransformer
+from .transforms.base import AbstractTransform, exact
 
 
 class _Head(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
-        with torch.autocast(input.device.type, enabled=False):
+        with exact(input.device):
             return nn.functional.linear(input.to(self.weight.dtype), self.weight, self.bias)
 
 
@@ -89,19 +90,15 @@ def window_starts(transform: AbstractTransform, lattice: Sequence[int], *, scale
         raise ValueError(f"transform: expected a transform such as stn.Affine(), got {describe(transform)}")
     lattice = check_size(lattice, transform.ndim, "lattice")
     check_number("scale", scale, "a number in (0, 1]", lambda v: 0 < v <= 1)
-    from_matrix = getattr(transform, "from_matrix", None)
-    if from_matrix is None:
-        raise ValueError(f"transform: expected a family with affine maps, such as stn.Attention(), got {transform}")
     centres = [(1 - scale) * (torch.linspace(-1, 1, n) if n > 1 else torch.zeros(1)) for n in lattice]
     shifts = torch.stack(torch.meshgrid(*centres, indexing="ij")[::-1], dim=-1).reshape(-1, transform.ndim, 1)
     linear = scale * torch.eye(transform.ndim).expand(len(shifts), -1, -1)
     try:
-        starts: Tensor = from_matrix(torch.cat([linear, shifts], dim=-1))
+        return transform.from_matrix(torch.cat([linear, shifts], dim=-1))
     except ValueError as error:
         raise ValueError(
             f"transform: expected a family that reaches windows of scale {scale:g}, got {transform} ({error})"
         ) from error
-    return starts
 
 
 class _Layers(NamedTuple):
@@ -202,11 +199,11 @@ class ConvLocalizer(nn.Module):
         self.head = nn.Sequential(*head, identity_head(width, transform, start=start))
 
     def forward(self, image: Tensor) -> Tensor:
-        check_image(image)
-        size = tuple(image.shape[2:])
-        if image.shape[1] != self.in_channels or len(size) != self.ndim or self.image_size not in (None, size):
+        size = tuple(image.shape[2:]) if isinstance(image, Tensor) else ()
+        if len(size) != self.ndim or image.shape[1] != self.in_channels or self.image_size not in (None, size):
             sizes = ", ".join(map(str, self.image_size or ("any",) * self.ndim))
-            raise ValueError(f"image: expected (B, {self.in_channels}, {sizes}), got shape {tuple(image.shape)}")
+            came = f"shape {tuple(image.shape)}" if isinstance(image, Tensor) else describe(image)
+            raise ValueError(f"image: expected (B, {self.in_channels}, {sizes}), got {came}")
         theta: Tensor = self.head(self.features(image))
         return theta
 
@@ -258,9 +255,8 @@ class FCLocalizer(nn.Module):
         self.head = nn.Sequential(*layers, identity_head(in_features, transform, start=start))
 
     def forward(self, image: Tensor) -> Tensor:
-        check_image(image)
-        if image.shape[1:].numel() != self.in_features:
-            raise ValueError(f"image: expected {self.in_features} numbers each, got shape {tuple(image.shape)}")
+        if not isinstance(image, Tensor) or image.ndim < 2 or image.shape[1:].numel() != self.in_features:
+            raise ValueError(f"image: expected {self.in_features} numbers each, got {describe(image)}")
         theta: Tensor = self.head(image)
         return theta
 
@@ -395,7 +391,8 @@ def parameter_groups(
         raise ValueError(f"model: expected a torch.nn.Module, got {describe(model)}")
     for argument, value in (("lr", lr), ("localizer_lr_scale", localizer_lr_scale)):
         check_number(argument, value, "a finite number of at least 0", lambda v: 0 <= v < float("inf"))
-    localizers = set(_localizers(model))
+    transformers = [module for module in model.modules() if isinstance(module, AbstractTransformer)]
+    localizers = {network for transformer in transformers for network in transformer.localization_networks()}
     network = {id(p) for m in _outside(model, localizers) for p in m.parameters(recurse=False)}
     network |= {id(p) for m in model.modules() if isinstance(m, SharedLocalizer) for p in m.features.parameters()}
     groups = [{"params": [p for p in model.parameters() if id(p) in network], "lr": lr, **options}]
@@ -403,17 +400,6 @@ def parameter_groups(
     if rest:
         groups.append({"params": rest, "lr": lr * localizer_lr_scale, **options})
     return groups
-
-
-def _localizers(model: nn.Module) -> Iterator[nn.Module]:
-    from .module import SpatialTransformer
-    from .placement import IterativeTransformer, ParallelTransformers
-
-    for module in model.modules():
-        if isinstance(module, SpatialTransformer):
-            yield module.localizer
-        elif isinstance(module, (IterativeTransformer, ParallelTransformers)):
-            yield from module.localizers
 
 
 def _outside(module: nn.Module, localizers: set[nn.Module]) -> Iterator[nn.Module]:

@@ -26,8 +26,9 @@ import torch
 from torch import Tensor
 
 from ._checks import check_number, coordinate_dtype, describe, nearest_name
-from .module import Warp
-from .transforms.base import lattice_points
+from .coordinates import Frame
+from .geometry import lattice_points
+from .transformer import Warp
 
 _FLAT = 1e-4  # determinants up to about this are no scale: the gradient of their logarithm fades out
 
@@ -164,8 +165,8 @@ def bending(warp: Warp, *, points: int = 9) -> Tensor:
         tensor(0.3626)
     """
     _check(warp, points=points)
-    energy = getattr(warp.transform, "bending_energy", None)
-    return smoothness(warp, order=2, points=points) if energy is None else _mean(energy(warp.theta))
+    energy = warp.transform.bending_energy(warp.theta)
+    return smoothness(warp, order=2, points=points) if energy is None else _mean(energy)
 
 
 def out_of_frame(warp: Warp, *, points: int = 9) -> Tensor:
@@ -298,12 +299,8 @@ def _lattice(warp: Warp, points: int, *, edges: bool) -> Tensor:
 
 def _determinants(warp: Warp, points: int) -> Tensor:
     """Of the Jacobian, at the centres of cells (B, points^d): on the very edge of the frame some families have a kink."""
-    return warp.transform.determinant(
-        warp.theta,
-        _lattice(warp, points, edges=False),
-        image_size=warp.image_size,
-        align_corners=warp.align_corners,
-    )
+    frame = Frame(warp.image_size, warp.align_corners)
+    return warp.transform.determinant(warp.theta, _lattice(warp, points, edges=False), frame)
 
 
 def _mean(values: Tensor) -> Tensor:

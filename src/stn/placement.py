@@ -3,15 +3,15 @@ nothing of this: a `SpatialTransformer` is a layer and works on feature maps as 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, TypeGuard, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from ._checks import check_choice, check_count, describe
-from .module import AbstractTransformer, ReadOptions, Warp, check_localizer
-from .transforms.affine import AbstractMatrixTransform
+from .coordinates import Frame
+from .transformer import AbstractTransformer, ReadOptions, Warp, check_localizer
 from .transforms.base import AbstractTransform
 
 Localizers = nn.Module | Sequence[nn.Module]
@@ -68,6 +68,9 @@ class ParallelTransformers(AbstractTransformer):
         check_choice("combine", combine, COMBINE)
         self.count = _count("count", count, localizer)
         self.combine = combine
+
+    def localization_networks(self) -> Iterable[nn.Module]:
+        return self.localizers
 
     def theta(self, image: Tensor) -> Tensor:
         """What the localizers say of a batch of images: (B, K, num_params)."""
@@ -140,8 +143,11 @@ class IterativeTransformer(AbstractTransformer):
         self.iterations = _count("iterations", iterations, localizer)
         composed = [self.transform]
         for _ in range(self.iterations - 1):
-            composed.append(self.transform if _is_closed(self.transform) else composed[-1] @ self.transform)
+            composed.append(self.transform if self.transform.closed else composed[-1] @ self.transform)
         self._composed = tuple(composed)  # not registered: they are all made of `transform`
+
+    def localization_networks(self) -> Iterable[nn.Module]:
+        return self.localizers
 
     def steps(self, image: Tensor) -> tuple[Warp, ...]:
         """The warp of the original after each step. The last is the result; those before have the image's own size."""
@@ -150,9 +156,8 @@ class IterativeTransformer(AbstractTransformer):
             localizer = self.localizers[k if len(self.localizers) > 1 else 0]
             theta = self._predict(localizer, warps[-1].output if warps else image)
             if warps and composed is self.transform:
-                theta = composed.compose(  # type: ignore[operator]
-                    warps[-1].theta, theta, image_size=tuple(image.shape[2:]), align_corners=self.align_corners
-                )
+                frame = Frame(tuple(image.shape[2:]), self.reading.align_corners)
+                theta = composed.compose(warps[-1].theta, theta, frame)
             elif warps:
                 theta = torch.cat([warps[-1].theta, theta], dim=1)
             last = k == self.iterations - 1
@@ -193,14 +198,3 @@ def _count(argument: str, count: int | None, localizer: Localizers) -> int:
     if count not in (None, several):
         raise ValueError(f"{argument}: expected {several}, as there are localizers, or None, got {count!r}")
     return several
-
-
-def _is_closed(transform: AbstractTransform) -> bool:
-    """Whether composing two members always gives a member. A bound can be left; a homography's horizon can reach the
-    centre of the frame; training must not stop there."""
-    bounds = ("max_delta", "max_angle", "max_scale", "max_shift")
-    return (
-        isinstance(transform, AbstractMatrixTransform)
-        and hasattr(transform, "compose")
-        and all(getattr(transform, bound, None) is None for bound in bounds)
-    )

@@ -3,39 +3,27 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from . import kernels
 from ._checks import (
     check_batches,
-    check_choice,
     check_flag,
     check_float_tensor,
-    check_image,
+    check_readable,
     check_size,
     coordinate_dtype,
     describe,
 )
 from .antialias import sample_antialiased
-from .conventions import extent
-from .ops import warp as op
-from .transforms.affine import map_affine
-from .transforms.base import AbstractTransform, derivative, lattice_points
-from .transforms.projective import facing, map_projective
-
-MODES = ("bilinear", "nearest", "bicubic", *kernels.NAMED)
-PADDING_MODES = ("zeros", "border", "reflection", "circular", "constant")
-
-Mode = (
-    Literal["bilinear", "nearest", "bicubic", "integer", "lanczos3", "bspline2", "bspline3", "bspline4", "bspline5"]
-    | kernels.Kernel
-)
-PaddingMode = Literal["zeros", "border", "reflection", "circular", "constant"]
-Fill = float | Sequence[float] | Tensor
+from .coordinates import Coordinates, Frame, check_grid, check_matrices, map_points
+from .geometry import derivative, extent, lattice_points
+from .ops import dispatch as ops
+from .reading import Fill, Mode, PaddingMode, Reading, check_reading, fit_fill
+from .transforms.base import AbstractTransform
 
 
 def sample(
@@ -59,7 +47,8 @@ def sample(
 
     Args:
         image: (B, C, H, W), (B, C, D, H, W) or, in 1D, (B, C, W), any float type. Coordinates, weights and sums are float32 (float64
-            for a float64 image) whatever its type; the result has its type and memory format.
+            for a float64 image) whatever its type; the result has its type and memory format. Bytes (uint8) are read
+            too, without a gradient, and rounded, halves to even; other integers, such as labels, with "nearest".
         grid: (B, Ho, Wo, 2), (B, Do, Ho, Wo, 3) or (B, Wo, 1). A batch of 1 on either side is broadcast.
         mode: "bilinear" (trilinear on volumes), "nearest" (ties to the even pixel), "bicubic" (Keys, A = -0.75);
             slower: "integer" (the paper's: nearest, ties upwards), "lanczos3", "bspline2" to "bspline5" (interpolating
@@ -68,7 +57,8 @@ def sample(
         align_corners: False: -1 and 1 are the outer edges of the border pixels; True: their centres.
 
     Returns:
-        (B, C, *out). NaN where a position is not finite.
+        (B, C, *out). NaN where a position is not finite (for integers the padding's background, or 0), from where no
+        gradient passes.
 
     Raises:
         ValueError: for wrong shapes, types, devices, sizes of zero and unknown options.
@@ -80,19 +70,29 @@ def sample(
 
     Source: Jaderberg et al. 2015, section 3.3.
     """
-    check_image(image)
-    d = image.ndim - 2
-    check_float_tensor("grid", grid, f"positions (B, *out, {d})")
-    if grid.ndim != d + 2 or grid.shape[-1] != d:
-        raise ValueError(
-            f"grid: expected (B, {'D, ' * (d == 3)}{'H, ' * (d > 1)}W, {d}) for an image of shape {tuple(image.shape)}, got shape {tuple(grid.shape)}"
-        )
-    if 0 in grid.shape[1:-1]:
-        raise ValueError(f"grid: expected every output size to be at least 1, got shape {tuple(grid.shape)}")
-    kernel, background = check_mode(mode), _check_options(image, padding_mode, fill, align_corners)
-    batch = check_batches("image", image, "grid", grid)
-    image, grid = image.expand(batch, *image.shape[1:]), grid.expand(batch, *grid.shape[1:])
-    return op.sample(image, grid, kernel, padding_mode, background, align_corners)
+    if has_torch_function_variadic(image, grid):
+        options: dict[str, Any] = {
+            "mode": mode,
+            "padding_mode": padding_mode,
+            "fill": fill,
+            "align_corners": align_corners,
+        }
+        out: Tensor = handle_torch_function(sample, (image, grid), image, grid, **options)
+        return out
+    check_readable(image, mode)
+    reading = check_reading(mode, padding_mode, fill, align_corners)
+    return read(image, check_grid(image, grid), reading, "grid")
+
+
+def read(image: Tensor, coordinates: Coordinates, reading: Reading, argument: str = "theta") -> Tensor:
+    """`sample` for what has been checked, but for the batches and the fill."""
+    values = coordinates.values
+    batch = check_batches("image", image, argument, values)
+    if image.shape[0] != batch:
+        image = image.expand(batch, *image.shape[1:])
+    elif values.shape[0] != batch:
+        coordinates = coordinates._replace(values=values.expand(batch, *values.shape[1:]))
+    return ops.warp(image, coordinates, reading if reading.fill is None else fit_fill(reading, image))
 
 
 def valid_mask(grid: Tensor) -> Tensor:
@@ -138,7 +138,7 @@ def warp(
     the kernel can do without.
 
     Args:
-        image: (B, C, H, W), (B, C, D, H, W) or (B, C, W).
+        image: (B, C, H, W), (B, C, D, H, W) or (B, C, W), of any type that `sample` takes.
         theta: affine matrices (B, 2, 3), (B, 3, 4) or (B, 1, 2); projective ones (B, 3, 3) or (B, 4, 4); or, with `transform`, that family's parameters (B, num_params).
             A batch of 1 on either side is broadcast.
         size: of the output, ([D,] H, W); the image's own unless given.
@@ -148,7 +148,7 @@ def warp(
             does not shrink the image.
 
     Returns:
-        (B, C, *size) in the image's type and memory format. NaN where a position is not finite.
+        (B, C, *size) in the image's type and memory format. NaN where a position is not finite, as `sample`.
 
     Raises:
         ValueError: for wrong shapes, types, devices, sizes of zero and unknown options.
@@ -160,118 +160,72 @@ def warp(
 
     Source: Jaderberg et al. 2015, section 3.
     """
-    check_image(image)
-    d = image.ndim - 2
-    kernel, background = check_mode(mode), _check_options(image, padding_mode, fill, align_corners)
+    if has_torch_function_variadic(image, theta):
+        options: dict[str, Any] = {"transform": transform, "mode": mode, "padding_mode": padding_mode, "fill": fill}
+        options |= {"antialias": antialias, "align_corners": align_corners}
+        out: Tensor = handle_torch_function(warp, (image, theta), image, theta, size, **options)
+        return out
+    image_size = check_readable(image, mode)
+    reading = check_reading(mode, padding_mode, fill, align_corners)
     check_flag("antialias", antialias)
-    image_size = tuple(image.shape[2:])
-    theta, size = check_warp(image, theta, size, transform)
-    batch = check_batches("image", image, "theta", theta)
-    if image.shape[0] != batch:
-        image = image.expand(batch, *image.shape[1:])
-    matrix: Tensor | None
+    size = check_target(image_size, size, transform)
+    return read_warp(image, theta, size, transform, reading, antialias)
+
+
+def check_target(
+    image_size: tuple[int, ...], size: tuple[int, ...] | None, transform: AbstractTransform | None
+) -> tuple[int, ...]:
+    """The size of the output for an image of `image_size`, and a ValueError for a transform that does not fit it."""
+    d = len(image_size)
+    if transform is not None:
+        if not isinstance(transform, AbstractTransform):
+            raise ValueError(f"transform: expected a transform such as stn.Affine(), got {describe(transform)}")
+        if transform.ndim != d:
+            raise ValueError(f"transform: expected one in {d}D for an image of size {image_size}, got {transform}")
+    return image_size if size is None else check_size(size, d, least=0)
+
+
+def where_to_read(
+    image: Tensor, theta: Tensor, size: tuple[int, ...], transform: AbstractTransform | None, align_corners: bool
+) -> Coordinates:
+    """The coordinates of `warp`; checks theta."""
     if transform is None:
-        matrix = theta if theta.shape[1] == d else facing(theta.to(coordinate_dtype(theta)))
-    else:
-        matrix = transform.as_matrix(theta, image_size=image_size, align_corners=align_corners)
-    if antialias:
-        return _warp_antialiased(image, theta, matrix, transform, size, kernel, padding_mode, background, align_corners)
-    if matrix is not None:
-        read = op.warp_affine if matrix.shape[1] == d else op.warp_projective
-        if matrix.shape[0] != batch:
-            matrix = matrix.expand(batch, -1, -1)
-        return read(image, matrix, size, kernel, padding_mode, background, align_corners)
-    assert transform is not None
-    linear = transform.as_basis(theta, size, align_corners=align_corners)
-    if linear is not None:
-        basis, coefficients = linear[0], linear[1].expand(batch, -1, -1)
-        return op.warp_basis(image, basis, coefficients, size, kernel, padding_mode, background, align_corners)
-    grid = transform.grid(theta, size, image_size=image_size, align_corners=align_corners)
-    return op.sample(image, grid.expand(batch, *grid.shape[1:]), kernel, padding_mode, background, align_corners)
+        return check_matrices(theta, size)
+    return transform.coordinates(theta, size, Frame(tuple(image.shape[2:]), align_corners))
 
 
-def _warp_antialiased(
+def read_warp(
     image: Tensor,
     theta: Tensor,
-    matrix: Tensor | None,
-    transform: AbstractTransform | None,
     size: tuple[int, ...],
-    mode: str | kernels.Kernel,
-    padding_mode: str,
-    background: Tensor | None,
-    align_corners: bool,
+    transform: AbstractTransform | None,
+    reading: Reading,
+    antialias: bool,
 ) -> Tensor:
+    """`warp` for what has been checked, but for theta, the batches and the fill."""
+    coordinates = where_to_read(image, theta, size, transform, reading.align_corners)
+    if not antialias:
+        return read(image, coordinates, reading)
+    if image.dtype == torch.uint8:
+        raise ValueError("antialias: expected False for images of torch.uint8, got True")
     d, image_size = len(size), tuple(image.shape[2:])
-    theta = theta.to(coordinate_dtype(image))
-    points = lattice_points(theta, size, align_corners).expand(theta.shape[0], -1, -1)
-    if matrix is not None:
-        mapping = functools.partial(map_affine if matrix.shape[1] == d else map_projective, matrix.to(theta.dtype))
+    dtype = coordinate_dtype(image)
+    if transform is None or transform.kind in ("affine", "projective"):
+        coordinates = coordinates._replace(values=coordinates.values.to(dtype))
+        mapping = functools.partial(map_points, coordinates)
     else:
-        assert transform is not None
-        mapping = functools.partial(transform.map_points, theta, image_size=image_size, align_corners=align_corners)
-    of_input, of_output = (points.new_tensor(extent(n, align_corners=align_corners)) for n in (image_size, size))
+        mapping = functools.partial(
+            transform.map_points, theta.to(dtype), frame=Frame(image_size, reading.align_corners)
+        )
+    batch = check_batches("image", image, "theta", theta)
+    points = lattice_points(coordinates.values.to(dtype), size, reading.align_corners).expand(theta.shape[0], -1, -1)
+    of_input, of_output = (
+        points.new_tensor(extent(n, align_corners=reading.align_corners)) for n in (image_size, size)
+    )
     # Pixels of the input for a pixel of the output; an axis of one pixel with align_corners has no length.
     scale = of_input[:, None] / torch.where(of_output == 0, torch.inf, of_output)
     steps = derivative(lambda p: mapping(p), points) * scale
-    batch = image.shape[0]
     grid = mapping(points).reshape(-1, *size, d).expand(batch, *size, d)
     steps = steps.reshape(-1, *size, d, d).expand(batch, *size, d, d)
-    return sample_antialiased(image, grid, steps, mode, padding_mode, background, align_corners)
-
-
-def check_mode(mode: Any) -> str | kernels.Kernel:
-    """The mode as the op takes it: one of torch's own names, or a kernel."""
-    if isinstance(mode, kernels.Kernel):
-        return mode
-    check_choice("mode", mode, MODES)
-    return kernels.NAMED.get(mode, mode)
-
-
-def check_warp(
-    image: Tensor, theta: Tensor, size: tuple[int, ...] | None, transform: AbstractTransform | None
-) -> tuple[Tensor, tuple[int, ...]]:
-    """theta and the size of the output, as `warp` goes on with them for a checked image."""
-    d = image.ndim - 2
-    size = tuple(image.shape[2:]) if size is None else check_size(size, d)
-    if transform is None:
-        _check_matrix(theta, d)
-    elif not isinstance(transform, AbstractTransform):
-        raise ValueError(f"transform: expected a transform such as stn.Affine(), got {describe(transform)}")
-    elif transform.ndim != d:
-        raise ValueError(f"transform: expected one in {d}D for an image of shape {tuple(image.shape)}, got {transform}")
-    else:
-        theta = transform.check_theta(theta)
-    return theta, size
-
-
-def _check_matrix(theta: Tensor, d: int) -> None:
-    """(B, d, d+1), affine, or (B, d+1, d+1), projective."""
-    expected = f"matrices (B, {d}, {d + 1}) or (B, {d + 1}, {d + 1})"
-    check_float_tensor("theta", theta, expected)
-    if theta.ndim != 3 or theta.shape[1] not in (d, d + 1) or theta.shape[2] != d + 1:
-        hint = ""
-        if theta.ndim == 2:
-            hint = "; name the family of a flat theta with transform=, stn.Affine() for six numbers"
-        if d == 1 and theta.shape[-1] == 3:
-            hint = "; an image of three dimensions is (B, C, W), a signal: a picture needs its batch, (1, C, H, W)"
-        raise ValueError(f"theta: expected {expected}, got shape {tuple(theta.shape)}{hint}")
-
-
-def _check_options(image: Tensor, padding_mode: str, fill: Fill, align_corners: bool) -> Tensor | None:
-    """The fill per channel (1,) or (C,) for constant padding, None for any other."""
-    check_flag("align_corners", align_corners)
-    check_choice("padding_mode", padding_mode, PADDING_MODES)
-    if padding_mode != "constant":
-        if not isinstance(fill, (int, float)) or fill != 0:
-            raise ValueError(
-                f"fill: expected 0 with padding_mode={padding_mode!r}; it belongs to padding_mode='constant'"
-            )
-        return None
-    try:
-        dtype = fill.dtype if isinstance(fill, Tensor) else coordinate_dtype(image)
-        background = torch.as_tensor(fill, dtype=dtype, device=image.device).reshape(-1)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"fill: expected a number or one per channel, got {describe(fill)}") from error
-    if background.is_complex() or background.numel() not in (1, image.shape[1]):
-        raise ValueError(f"fill: expected a number or {image.shape[1]} of them, one per channel, got {describe(fill)}")
-    return background
+    image = image.expand(batch, *image.shape[1:])
+    return sample_antialiased(image, grid, steps, fit_fill(reading, image))

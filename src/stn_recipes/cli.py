@@ -2,199 +2,134 @@
 
 Exit codes: 0 done, 1 it could not be done (the message says why), 2 the command line was not understood,
 130 interrupted.
+
+Nothing here loads torch or Lightning before the command line is understood: `--help`, `--version` and mistakes are
+answered at once. What a command needs is imported where it runs.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import logging
 import os
 import re
+import shlex
 import sys
 import warnings
-from argparse import HelpFormatter
-from collections.abc import Sequence
+from argparse import ArgumentTypeError, HelpFormatter
+from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 from jsonargparse import ActionConfigFile, ActionYesNo, ArgumentParser, Namespace
 from rich.console import Console
 from rich.table import Table
 
-import stn
-
 from .config import TrainConfig
+from .names import nearest
 from .recipes import RECIPES, recipe
 
-# What a resumed run may change without changing its result.
-RESUMABLE = ("data_dir", "num_workers", "progress", "threads", "accelerator", "devices", "num_nodes", "strategy")
+if TYPE_CHECKING:
+    from .run.folder import Run
+
+
+class Command(NamedTuple):
+    """A word after `stn`."""
+
+    help: str
+    options: Callable[[_Parser, Sequence[str]], None]  # adds its options to the parser of this command line
+    run: Callable[[Namespace], None]
 
 
 _OPTION = re.compile(r"--[a-z][a-z_-]*")
+_TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "tuple": "two numbers"}
 
 
 class _Parser(ArgumentParser):
-    """Options are written with hyphens, and one that does not exist is answered with the nearest that does."""
+    """Options are written with hyphens, and what is nearly right is answered with what is."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._negative_number_matcher = re.compile(r"-[\d.]")  # a value, such as that of --shift -10,5
 
     def format_help(self, formatter: HelpFormatter | None = None) -> str:
         return _OPTION.sub(lambda m: m[0].replace("_", "-"), super().format_help(formatter))
 
     def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
         parser: Any = getattr(self, "_chosen", self)
-        known = [option for action in parser._actions for option in action.option_strings]
-        for word in message.replace("=", " ").split():
-            if word.startswith("--") and word not in known:
-                close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-                message += f"; did you mean {close[0]}?" if close else ""
-                break
-        message = _OPTION.sub(lambda m: m[0].replace("_", "-"), message)
-        print(f"stn: error: {message}\nSee `stn --help` or `stn COMMAND --help`.", file=sys.stderr)
+        known = [option.replace("_", "-") for action in parser._actions for option in action.option_strings]
+        print(f"stn: error: {_plainly(message, known)}\nSee `stn --help` or `stn COMMAND --help`.", file=sys.stderr)
         raise SystemExit(2)
 
 
+def _plainly(message: str, known: Sequence[str]) -> str:
+    """A parser's message without the words of a programmer."""
+    message = re.sub(r'Parser key "(\w+)":\s+', lambda m: f"--{m[1].replace('_', '-')}: ", message)
+    message = re.sub(r"\b(?:train|evaluate|predict|report|compare|models|recipes|warp)\.(\w+)", r"\1", message)
+    message = _OPTION.sub(lambda m: m[0].replace("_", "-"), message)
+    if kind := re.search(r"Expected an? <class '(\w+)'>\. Got value: (.*)", message, re.DOTALL):
+        return f"{message[: kind.start()]}expected {_TYPES.get(kind[1], kind[1])}, got {kind[2]!r}"
+    if one_of := re.search(r"Expected a typing\.Literal\[(.*?)\]\. Got value: (.*)", message, re.DOTALL):
+        choices = re.findall(r"'([^']*)'", one_of[1])
+        expected = f"expected one of {', '.join(choices)}, got {one_of[2]!r}"
+        return f"{message[: one_of.start()]}{expected}{nearest(one_of[2], choices)}"
+    if choice := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message):
+        return message + nearest(choice[1], re.findall(r"'([^']*)'", choice[2]))
+    if unknown := re.search(r"unrecognized arguments: (--[a-z-]+)", message):
+        return message + nearest(unknown[1], known).replace("'", "")
+    return message
+
+
 def _build(argv: Sequence[str]) -> _Parser:
+    """The parser for a command line: every command by name, the options of the one that is there."""
     parser = _Parser(
         prog="stn",
         description="Spatial transformers: train networks that learn where to look, and see what they learned.",
-        version=stn.__version__,
+        version=metadata.version("spatial-transformers"),
     )
-    commands = parser.add_subcommands(dest="command", required=True, metavar="COMMAND", title="commands")
-    chosen: dict[str, _Parser] = {}
-
-    def command(name: str, help: str) -> _Parser:
-        sub = _Parser(description=help)
-        commands.add_subcommand(name, sub, help=help)
-        chosen[name] = sub
-        return sub
-
-    defaults = dataclasses.asdict(_peek(argv))
-    train = command("train", "Train a recipe, measure it on its test set and write its report.")
-    train.add_argument("recipe", nargs="?", default=defaults.pop("recipe"), help=f"one of {', '.join(RECIPES)}")
-    train.add_argument("--config", action=ActionConfigFile, help="YAML file of settings; options given after it win")
-    train.add_argument(
-        "--resume", type=str | None, default=None, metavar="RUN", help="go on with a run that was stopped"
-    )
-    train.add_class_arguments(TrainConfig, skip={"recipe", "control", "progress"}, as_group=False)
-    yes_no = ActionYesNo(no_prefix="no_")
-    train.add_argument(
-        "--control", action=yes_no, default=False, help="train the equal-parameter control too, into RUN/control"
-    )
-    train.add_argument("--progress", action=yes_no, default=True, help="show a progress bar")
-    train.set_defaults(defaults)
-
-    evaluate = command("evaluate", "Measure a run on its test set once more.")
-    evaluate.add_argument("run", help="folder of the run")
-    evaluate.add_argument("--data_dir", type=str | None, default=None, help="where the data lies now")
-    evaluate.add_argument("--json", action="store_true", help="print the figures as JSON")
-
-    predict = command("predict", "Classify images with a run, and save what its transformer made of them.")
-    predict.add_argument("run", help="folder of the run")
-    predict.add_argument("image", nargs="+", help="image files")
-    predict.add_argument(
-        "--out", type=str | None, default=None, help="folder for the rectified images; RUN/predictions if not given"
-    )
-    predict.add_argument(
-        "--on_bad_image", choices=["stop", "skip"], default="stop", help="what to do about an unreadable image"
-    )
-    predict.add_argument("--json", action="store_true", help="print the predictions as JSON")
-
-    report = command("report", "Write report.html and the figures of a run.")
-    report.add_argument("run", help="folder of the run")
-    report.add_argument(
-        "--control",
-        type=str | None,
-        default=None,
-        help="run without a transformer to show beside it; RUN/control if not given",
-    )
-    report.add_argument("--data_dir", type=str | None, default=None, help="where the data lies now")
-
-    compare = command("compare", "Put runs side by side.")
-    compare.add_argument("runs", nargs="+", help="folders of runs")
-    compare.add_argument("--json", action="store_true", help="print the table as JSON")
-
-    recipes = command("recipes", "List the recipes, or show the settings of one as YAML.")
-    recipes.add_argument("name", nargs="?", default=None, help="recipe")
-
-    models = command("models", "List the networks, or show the layers of one.")
-    models.add_argument("name", nargs="?", default=None, help="network")
-    models.add_argument("--transformer", default="affine", help="family of warps, or none for the control")
-
-    warp = command("warp", "Rotate, scale and shift an image: the classic sanity check.")
-    warp.add_argument("image", help="image file")
-    warp.add_argument("--out", required=True, help="image file to write")
-    warp.add_argument("--rotate", type=float, default=0.0, help="degrees, counterclockwise")
-    warp.add_argument("--scale", type=float, default=1.0, help="of the content; below 1 is smaller")
-    warp.add_argument(
-        "--shift",
-        type=tuple[float, float],
-        default=(0.0, 0.0),
-        help="of the content, right and down, in pixels: [x, y]",
-    )
-    warp.add_argument("--mode", choices=list(stn.sampling.MODES), default="bilinear", help="interpolation")
-    warp.add_argument(
-        "--padding_mode",
-        choices=[m for m in stn.sampling.PADDING_MODES if m != "constant"],
-        default="zeros",
-        help="what lies outside the image",
-    )
-
-    command("info", "Versions, kernels and threads.")
-    name = next((word for word in argv if word in chosen), None)
-    parser._chosen = chosen[name] if name else parser  # type: ignore[attr-defined]
+    subcommands = parser.add_subcommands(dest="command", required=True, metavar="COMMAND", title="commands")
+    for name, command in COMMANDS.items():
+        sub = _Parser(description=command.help)
+        if [name] == list(argv[:1]):
+            command.options(sub, argv)
+            parser._chosen = sub  # type: ignore[attr-defined]
+        subcommands.add_subcommand(name, sub, help=command.help)
     return parser
-
-
-def _peek(argv: Sequence[str]) -> TrainConfig:
-    """The settings of the recipe that the command line (or its YAML file) names: the defaults of `train`'s options."""
-    words = list(argv[argv.index("train") + 1 :]) if "train" in argv else []
-    name = words[0] if words and not words[0].startswith("-") else None
-    for i, word in enumerate(words):
-        if (word == "--config" and i + 1 < len(words)) or word.startswith("--config="):
-            file = Path(word.partition("=")[2] or words[i + 1])
-            try:
-                content = yaml.safe_load(file.read_text(encoding="utf-8"))
-            except (OSError, yaml.YAMLError, UnicodeDecodeError):
-                continue  # the parser will say it
-            if name is None and isinstance(content, dict):
-                name = content.get("recipe")
-    return recipe(name or "digits")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     argv = [_with_underscores(word) for word in (sys.argv[1:] if argv is None else argv)]
     _quiet()
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
-
-    from .tasks import Interrupted
-
     try:
-        arguments = _build(argv).parse_args(argv)
-        name = arguments.command
-        globals()[f"_{name}"](arguments[name])
+        # Of `train`, what was given and no more: a resumed run has settings of its own.
+        arguments = _build(argv).parse_args(argv, defaults=argv[:1] != ["train"])
+        COMMANDS[arguments.command].run(arguments[arguments.command])
     except SystemExit as error:
         return int(error.code or 0) if isinstance(error.code, (int, type(None))) else 1
-    except Interrupted as stop:
-        print(f"\nstn: stopped; go on with: stn train --resume {stop}", file=sys.stderr)
-        return 130
-    except KeyboardInterrupt:
-        print("\nstn: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:  # with what to do about it, if there is something
+        print(f"\nstn: {stop}" if str(stop) else "\nstn: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, OSError, MisconfigurationException) as error:
+    except (ValueError, OSError) as error:
         if os.environ.get("STN_DEBUG"):
             raise
-        text = str(error)
-        if isinstance(error, OSError) and error.strerror:
-            text = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-        print(f"stn: error: {text}", file=sys.stderr)
+        print(f"stn: error: {_said(error)}", file=sys.stderr)
         return 1
     return 0
+
+
+def _said(error: ValueError | OSError) -> str:
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    # A file is written under a temporary name: .NAME.RANDOM.SUFFIX
+    name = re.sub(r"(^|/)\.([^/]+)\.\w{8}(\.\w+)?$", r"\1\2", str(error.filename or ""))
+    return f"{error.strerror}: {name}" if name else error.strerror
 
 
 def _with_underscores(word: str) -> str:
@@ -216,38 +151,138 @@ def _quiet() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-def _train(a: Namespace) -> None:
-    from . import tasks
-    from .report import write_report
+def _pair(convert: Callable[[Any], Any], expected: str, *, alone: bool) -> Callable[[Any], Any]:
+    """The type of an option of two numbers: `32,48`, `[32, 48]`, and `32` for twice the same if it may stand alone."""
 
-    if a.resume is not None:
-        untouched = recipe("digits")
-        given = {key: a[key] for key in RESUMABLE if a[key] != getattr(untouched, key)}
-        run = tasks.resume(Path(a.resume), overrides=given)
-    else:
-        values = {field.name: a[field.name] for field in dataclasses.fields(TrainConfig)}
-        run = tasks.train(TrainConfig(**values))
-    if tasks.is_main_process():
-        page = write_report(run)
+    def read(value: Any) -> Any:
+        parts = value.strip("[]() ").replace(",", " ").split() if isinstance(value, str) else value
+        try:
+            numbers = [convert(part) for part in (parts if isinstance(parts, (list, tuple)) else [parts])]
+        except (TypeError, ValueError):
+            numbers = []
+        if len(numbers) == 1 and alone:
+            numbers *= 2
+        if len(numbers) != 2:
+            raise ArgumentTypeError(f"expected {expected}, got {value!r}")
+        return tuple(numbers)
+
+    return read
+
+
+# The commands
+
+
+def _train_options(parser: _Parser, argv: Sequence[str]) -> None:
+    name, run = _named(argv)
+    parser.add_argument("recipe", nargs="?", default=name, help=f"one of {', '.join(RECIPES)}; digits if not given")
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file of settings; options given after it win")
+    parser.add_argument(
+        "--resume",
+        type=str | None,
+        default=None,
+        metavar="RUN",
+        help="go on with a run that was stopped; with more --epochs, extend one that is finished",
+    )
+    parser.add_class_arguments(TrainConfig, skip={"recipe", "image_size", "control", "progress"}, as_group=False)
+    parser.add_argument(
+        "--image_size",
+        type=_pair(int, "a height and a width in pixels, such as 64 or 48,64", alone=True),
+        help="height and width that your own images are resized to: 64, or 48,64",
+    )
+    yes_no = ActionYesNo(no_prefix="no_")
+    parser.add_argument(
+        "--control", action=yes_no, default=False, help="train the equal-parameter control too, into RUN/control"
+    )
+    parser.add_argument("--progress", action=yes_no, default=True, help="show a progress bar")
+    parser.set_defaults({**dataclasses.asdict(_defaults(name, run)), "recipe": name})
+
+
+def _named(argv: Sequence[str]) -> tuple[str | None, str | None]:
+    """The recipe that the command line or its YAML file names, and the run to start from."""
+    name = argv[1] if len(argv) > 1 and not argv[1].startswith("-") else None
+    run = None
+    for i, word in enumerate(argv):
+        option, _, value = word.partition("=")
+        value = value or (argv[i + 1] if i + 1 < len(argv) else "")
+        if option == "--init_from":
+            run = value
+        if option == "--config":
+            try:
+                content = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
+            except (OSError, yaml.YAMLError, UnicodeDecodeError):
+                continue  # the parser will say it
+            if name is None and isinstance(content, dict):
+                name = content.get("recipe")
+    return name, run
+
+
+def _defaults(name: str | None, run: str | None) -> TrainConfig:
+    """The settings that `train` starts from: those of a recipe, or of the run whose weights it starts from."""
+    if name is None and run is not None:
+        from .run.folder import read_config
+
+        return dataclasses.replace(read_config(Path(run)), out=None, control=False, schedule_start=0)
+    return recipe(name or "digits")
+
+
+def _train(a: Namespace) -> None:
+    given = {field.name: a[field.name] for field in dataclasses.fields(TrainConfig) if a.get(field.name) is not None}
+    config = None
+    if a.get("resume") is None:
+        config = dataclasses.replace(_defaults(a.get("recipe"), a.get("init_from")), **given)
+
+    from .report import write_report
+    from .run import train
+    from .run.folder import load_run
+
+    run = train.resume(Path(a.resume), overrides=given) if config is None else train.train(config)
+    if train.is_main_process():
+        try:
+            page = write_report(run)
+        except KeyboardInterrupt:
+            raise train.Interrupted(f"trained; write the report with: stn report {shlex.quote(str(run))}") from None
         folders = [run, run / "control"] if (run / "control" / "result.json").exists() else [run]
         print()
-        _print_table([tasks.load_run(folder) for folder in folders])
+        _print_runs([load_run(folder) for folder in folders])
         print(f"Report: {page}")
 
 
-def _evaluate(a: Namespace) -> None:
-    from . import tasks
+def _evaluate_options(parser: _Parser, argv: Sequence[str]) -> None:
+    parser.add_argument("run", help="folder of the run")
+    parser.add_argument(
+        "--data_dir", type=str | None, default=None, help="where the data lies now, or other images of the same classes"
+    )
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
 
-    run = tasks.load_run(a.run)
-    if a.data_dir is not None:
-        run.config.data_dir = a.data_dir
-    measured = tasks.evaluate(run)
+
+def _evaluate(a: Namespace) -> None:
+    from .run.folder import load_run
+    from .run.train import evaluate
+
+    measured = evaluate(load_run(a.run), a.data_dir)
     if a.json:
-        print(json.dumps(measured))
-    else:
-        print(
-            f"{a.run}: test accuracy {measured['test_accuracy']:.2%}, loss {measured['test_loss']:.4f}, {measured['images']:.0f} images"
-        )
+        print(json.dumps(dataclasses.asdict(measured)))
+        return
+    print(
+        f"{a.run}, {measured.what}: accuracy {measured.test_accuracy:.2%}, loss {measured.test_loss:.4f}, "
+        f"{measured.images:,} images"
+    )
+    width = max(map(len, measured.classes))
+    for name, part in measured.classes.items():
+        accuracy = "-" if part.accuracy is None else f"{part.accuracy:.2%}"
+        print(f"  {name:<{width}} {accuracy:>8} of {part.images:,}")
+
+
+def _predict_options(parser: _Parser, argv: Sequence[str]) -> None:
+    parser.add_argument("run", help="folder of the run")
+    parser.add_argument("image", nargs="+", help="image files, or folders of them")
+    parser.add_argument(
+        "--out", type=str | None, default=None, help="folder for the rectified images; RUN/predictions if not given"
+    )
+    parser.add_argument(
+        "--on_bad_image", choices=["stop", "skip"], default="stop", help="what to do about an unreadable image"
+    )
+    parser.add_argument("--json", action="store_true", help="print the predictions as JSON")
 
 
 def _predict(a: Namespace) -> None:
@@ -257,10 +292,20 @@ def _predict(a: Namespace) -> None:
     if a.json:
         print(json.dumps(rows))
         return
-    table = Table("image", "class", "confidence", "rectified", box=None)
     for row in rows:
-        table.add_row(row["image"], row["class"], f"{row['confidence']:.1%}", row["rectified"] or "(no transformer)")
-    Console().print(table)
+        print(f"{row['image']}: {row['class']}, {row['confidence']:.1%}")
+        print(f"    {row['rectified'] or '(no transformer)'}")
+
+
+def _report_options(parser: _Parser, argv: Sequence[str]) -> None:
+    parser.add_argument("run", help="folder of the run")
+    parser.add_argument(
+        "--control",
+        type=str | None,
+        default=None,
+        help="run without a transformer to show beside it; RUN/control if not given",
+    )
+    parser.add_argument("--data_dir", type=str | None, default=None, help="where the data lies now")
 
 
 def _report(a: Namespace) -> None:
@@ -269,45 +314,45 @@ def _report(a: Namespace) -> None:
     print(write_report(Path(a.run), None if a.control is None else Path(a.control), data_dir=a.data_dir))
 
 
+def _compare_options(parser: _Parser, argv: Sequence[str]) -> None:
+    parser.add_argument("runs", nargs="+", help="folders of runs")
+    parser.add_argument("--json", action="store_true", help="print the table as JSON")
+
+
 def _compare(a: Namespace) -> None:
-    from . import tasks
+    from .run.folder import load_run
 
-    runs = [tasks.load_run(folder) for folder in a.runs]
+    runs = [load_run(folder) for folder in a.runs]
     if a.json:
-        print(json.dumps([{"run": str(run.path), **run.result} for run in runs]))
+        results = [dataclasses.asdict(run.result) if run.result else {} for run in runs]
+        print(json.dumps([{"run": str(run.path), **result} for run, result in zip(runs, results, strict=True)]))
     else:
-        _print_table(runs)
+        _print_runs(runs)
 
 
-def _print_table(runs: Sequence[Any]) -> None:
-    table = Table(box=None)
-    table.add_column("run", overflow="fold")
-    for column in ("transformer", "params", "seed", "epochs", "val", "test", "error", "min"):
-        table.add_column(column, justify="left" if column == "transformer" else "right", no_wrap=True)
+def _print_runs(runs: Sequence[Run]) -> None:
+    """Runs side by side: each path on a line of its own, whole, and its figures below it."""
+    row = "  {:<13}{:>12}{:>6}{:>8}{:>9}{:>11}{:>9}{:>8}"
+    print(row.format("transformer", "params", "seed", "epochs", "val", "test", "error", "min"))
     for run in runs:
-        r = run.result
-        if not r:
-            table.add_row(
-                str(run.path), run.config.transformer, "-", str(run.config.seed), "-", "-", "unfinished", "-", "-"
-            )
+        print(run.path)
+        result, config = run.result, run.config
+        if result is None:
+            print(row.format(config.transformer, "-", config.seed, "-", "-", "unfinished", "-", "-"))
             continue
-        val = "-" if r["val_accuracy"] is None else f"{r['val_accuracy']:.2%}"
-        table.add_row(
-            *(str(run.path), r["transformer"], f"{r['parameters']:,}", str(r["seed"]), str(r["epochs"]), val),
-            *(f"{r['test_accuracy']:.2%}", f"{1 - r['test_accuracy']:.2%}", f"{r['train_seconds'] / 60:.1f}"),
-        )
-    Console().print(table)
+        accuracies = (result.val_accuracy, result.test_accuracy, 1 - result.test_accuracy)
+        shares = ("-" if share is None else f"{share:.2%}" for share in accuracies)
+        minutes = f"{result.train_seconds / 60:.1f}"
+        print(row.format(result.transformer, f"{result.parameters:,}", result.seed, result.epochs, *shares, minutes))
+
+
+def _recipes_options(parser: _Parser, argv: Sequence[str]) -> None:
+    parser.add_argument("name", nargs="?", default=None, help="recipe")
 
 
 def _recipes(a: Namespace) -> None:
     if a.name is not None:
-        print(
-            yaml.safe_dump(
-                {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(recipe(a.name)).items()},
-                sort_keys=False,
-            ),
-            end="",
-        )
+        print(yaml.safe_dump(recipe(a.name).as_plain(), sort_keys=False), end="")
         return
     table = Table("recipe", "data", "distortion", "network", "transformer", "epochs", box=None)
     for name, c in RECIPES.items():
@@ -315,24 +360,49 @@ def _recipes(a: Namespace) -> None:
     Console().print(table)
 
 
+def _models_options(parser: _Parser, argv: Sequence[str]) -> None:
+    parser.add_argument("name", nargs="?", default=None, help="network")
+    parser.add_argument("--transformer", default="affine", help="family of warps, or none for the control")
+
+
 def _models(a: Namespace) -> None:
-    import torchinfo
+    from stn import models
 
     if a.name is None:
         table = Table("network", "parameters", "control", "what it is", box=None)
-        for name, network in stn.models.NETWORKS.items():
-            counts = [
-                sum(p.numel() for p in stn.models.create(name, transform=t).parameters()) for t in ("affine", None)
-            ]
+        for name, network in models.NETWORKS.items():
+            counts = [sum(p.numel() for p in models.create(name, transform=t).parameters()) for t in ("affine", None)]
             table.add_row(name, f"{counts[0]:,}", f"{counts[1]:,}", network.summary)
         Console().print(table)
         return
-    model = stn.models.create(a.name, transform=a.transformer)
-    shape = stn.models.NETWORKS[a.name].in_shape
+    import torchinfo
+
+    model = models.create(a.name, transform=a.transformer)
+    shape = models.NETWORKS[a.name].in_shape
     print(
         torchinfo.summary(
             model, (1, *shape), verbose=0, depth=4, col_names=("kernel_size", "output_size", "num_params")
         )
+    )
+
+
+def _warp_options(parser: _Parser, argv: Sequence[str]) -> None:
+    parser.add_argument("image", help="image file")
+    parser.add_argument("--out", required=True, help="image file to write")
+    parser.add_argument("--rotate", type=float, default=0.0, help="degrees, counterclockwise")
+    parser.add_argument("--scale", type=float, default=1.0, help="of the content; below 1 is smaller")
+    parser.add_argument(
+        "--shift",
+        type=_pair(float, "two numbers of pixels, such as 10,-5", alone=False),
+        default=(0.0, 0.0),
+        help="of the content, right and down, in pixels: 10,-5",
+    )
+    parser.add_argument("--mode", default="bilinear", help="interpolation: nearest, bilinear, bicubic, lanczos3, ...")
+    parser.add_argument(
+        "--padding_mode",
+        choices=["zeros", "border", "reflection", "circular"],
+        default="zeros",
+        help="what lies outside the image",
     )
 
 
@@ -343,19 +413,39 @@ def _warp(a: Namespace) -> None:
     print(a.out)
 
 
+def _info_options(parser: _Parser, argv: Sequence[str]) -> None:
+    pass
+
+
 def _info(a: Namespace) -> None:
     import torch
 
-    from . import tasks
+    from stn.ops import backends, cpu
 
-    table = Table(show_header=False, box=None)
-    for name, text in tasks.versions().items():
-        table.add_row(name, text)
-    for name, text in stn.ops.backends().items():
-        table.add_row(f"kernel {name}", text)
-    table.add_row(
-        "threads", f"{torch.get_num_threads()} of torch, {torch.get_num_interop_threads()} between operations"
-    )
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none that this torch can use"
-    table.add_row("gpu", gpu)
-    Console().print(table)
+    from .run.folder import versions
+    from .run.precision import cpu_has_bfloat16
+
+    rows = dict(versions())
+    for name, text in backends().items():
+        rows[f"kernel {name}"] = text
+    rows["instruction set"] = cpu._native.instruction_set() if cpu._native else "none: torch's own kernels run"
+    rows["bfloat16"] = "in hardware, on this CPU" if cpu_has_bfloat16() else "not in this CPU; --precision 32-true"
+    rows["threads"] = f"{torch.get_num_threads()} of torch, {torch.get_num_interop_threads()} between operations"
+    rows["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "none that this torch can use"
+    for name, text in rows.items():
+        print(f"{name:<17} {text}")
+
+
+COMMANDS = {
+    "train": Command("Train a recipe, measure it on its test set and write its report.", _train_options, _train),
+    "evaluate": Command("Measure a run on its test set once more.", _evaluate_options, _evaluate),
+    "predict": Command(
+        "Classify images with a run, and save what its transformer made of them.", _predict_options, _predict
+    ),
+    "report": Command("Write report.html and the figures of a run.", _report_options, _report),
+    "compare": Command("Put runs side by side.", _compare_options, _compare),
+    "recipes": Command("List the recipes, or show the settings of one as YAML.", _recipes_options, _recipes),
+    "models": Command("List the networks, or show the layers of one.", _models_options, _models),
+    "warp": Command("Rotate, scale and shift an image: the classic sanity check.", _warp_options, _warp),
+    "info": Command("Versions, kernels and threads.", _info_options, _info),
+}

@@ -1,11 +1,24 @@
 """What a run is: one flat, typed record that the command line and YAML files override."""
 
-from __future__ import annotations
-
+import dataclasses
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from stn.penalties import Penalty
+from .data import DATASETS
+
+# Nothing here loads torch before a network or a data set is built: the command line reads settings without it. For that
+# the annotations are types and not text, too: jsonargparse runs the imports below to make sense of text.
+if TYPE_CHECKING:
+    from stn.models import TransformerClassifier
+    from stn.penalties import Penalty
+
+    from .data.module import ImageDataModule
+
+    DataSet = str
+else:
+    DataSet = Literal[DATASETS]
 
 Transformer = Literal[
     "affine", "similarity", "rigid", "attention", "crop", "translation", "rotation", "projective", "corners", "tps",
@@ -49,21 +62,23 @@ class TrainConfig:
         label_smoothing: of the cross-entropy.
         early_stop: stop after so many epochs without a better validation accuracy.
         seed: of weights, order, distortions and splits.
+        init_from: start from the weights of this run; the schedule, the optimizer and the epochs begin anew.
+        schedule_start: epoch at which the schedule began anew, in a run that was extended.
         out: folder of the run; runs/RECIPE-TRANSFORMER-sSEED if not given.
         control: train the equal-parameter control too, into RUN/control.
         num_workers: processes that prepare batches; 0 prepares them in line.
-        accelerator: Lightning's: cpu, gpu, mps or auto.
+        accelerator: Lightning's: auto, cpu, gpu, mps and so on.
         devices: Lightning's: how many, or which.
         num_nodes: Lightning's: machines.
         strategy: Lightning's: auto, ddp, fsdp and so on.
-        precision: Lightning's: 32-true, bf16-mixed, 16-mixed and so on.
+        precision: Lightning's: 32-true, bf16-mixed, 16-mixed and so on; auto is bf16-mixed where the hardware has it.
         channels_last: memory format of the network and its images; faster convolutions on most CPUs and GPUs.
         threads: of torch on the CPU; all cores if not given.
         progress: show a progress bar.
     """
 
     recipe: str = "digits"
-    dataset: Literal["digits", "mnist", "fashion_mnist", "cifar10", "images"] = "digits"
+    dataset: DataSet = "digits"
     data_dir: str | None = None
     distortion: Literal["r", "rts", "p", "e", "t", "tc"] | None = None
     augment: Literal["flip_shift", "affine"] | None = None
@@ -93,10 +108,12 @@ class TrainConfig:
     label_smoothing: float = 0.0
     early_stop: int | None = None
     seed: int = 0
+    init_from: str | None = None
+    schedule_start: int = 0
     out: str | None = None
     control: bool = False
     num_workers: int = 0
-    accelerator: str = "cpu"
+    accelerator: str = "auto"
     devices: int | str = 1
     num_nodes: int = 1
     strategy: str = "auto"
@@ -106,7 +123,16 @@ class TrainConfig:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        at_least = {"epochs": 1, "batch_size": 1, "pool": 1, "num_nodes": 1, "seed": 0, "num_workers": 0, "lr": 0.0}
+        at_least = {
+            "epochs": 1,
+            "batch_size": 1,
+            "pool": 1,
+            "num_nodes": 1,
+            "seed": 0,
+            "num_workers": 0,
+            "lr": 0.0,
+            "schedule_start": 0,
+        }
         at_least |= {"weight_decay": 0.0, "localizer_lr_scale": 0.0, "theta_grad_scale": 0.0}
         optional = {"limit_train": 1, "early_stop": 1, "threads": 1, "clip": 0.0, "dropout": 0.0}
         for name, least in {**at_least, **optional}.items():
@@ -118,11 +144,49 @@ class TrainConfig:
         for name in ("val_fraction", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected a number in [0, 1), got {getattr(self, name)!r}")
-        self.penalty()  # refuses unknown names and weights below 0
+        if self.penalties:
+            self.penalty()  # refuses unknown names and weights below 0
         if self.devices == 0:
             raise ValueError("devices: expected at least 1, got 0")
 
-    def penalty(self) -> Penalty | None:
+    def make_data(self, class_names: tuple[str, ...] | None = None) -> "ImageDataModule":
+        """The data set that is meant; the labels of your own images by `class_names`, if given."""
+        from .data.module import ImageDataModule
+        from .data.registry import get
+
+        options = self._options(ImageDataModule)
+        if not get(self.dataset).own_images:
+            del options["image_size"]
+        return ImageDataModule(class_names=class_names, **options)
+
+    def make_model(self, in_shape: tuple[int, int, int], num_classes: int) -> "TransformerClassifier":
+        """The network that is meant, with the random weights of the seed."""
+        import torch
+
+        from stn import models
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            return models.create(
+                self.network,
+                transform=self.transformer,
+                in_shape=in_shape,
+                num_classes=num_classes,
+                **self._options(models.create),
+            )
+
+    def penalty(self) -> "Penalty | None":
         """The weighted sum that `penalties` names, or None."""
+        from stn.penalties import Penalty
+
         weights: dict[str, Any] = dict(self.penalties)
         return Penalty(**weights) if weights else None
+
+    def as_plain(self) -> dict[str, Any]:
+        """Every setting, as YAML and JSON can say it."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+    def _options(self, make: Callable[..., Any]) -> dict[str, Any]:
+        """The settings that `make` has a keyword of the same name for."""
+        names = {setting.name for setting in dataclasses.fields(self)}
+        return {name: getattr(self, name) for name in inspect.signature(make).parameters if name in names}

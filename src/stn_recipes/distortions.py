@@ -7,14 +7,15 @@ rank.
 
 Every warp is a pull: it maps an output position to the input position that is read there, in normalized coordinates
 (x, y), -1 and 1 being the outer edges of the border pixels (`align_corners=False`). What falls outside the input is
-0, the digits' background.
+0, the digits' background. The maps are those of the families of `stn`; positions and pixels are worked out here, one
+operation after the other, because recorded results rest on their last bits: `stn.sample` and `stn.affine_grid` differ in
+those, with the backend and the machine.
 
 Source: Jaderberg et al., "Spatial Transformer Networks", NIPS 2015, arXiv 1506.02025, appendix A.1.
 """
 
 from __future__ import annotations
 
-import difflib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -26,19 +27,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import stn
+from stn._checks import check_choice
+
 __all__ = [
     "NAMES",
     "Distortion",
-    "Elastic",
-    "FlipShift",
-    "Placed",
-    "Projective",
-    "Similarity",
+    "RandomElastic",
+    "RandomFlipShift",
+    "RandomPlacement",
+    "RandomProjective",
+    "RandomSimilarity",
     "draw",
     "get",
 ]
 
 _DIGIT = 28  # the side in pixels that the paper's pixel quantities refer to
+_HOME = np.array([[-1.0, -1.0], [1.0, -1.0], [-1.0, 1.0], [1.0, 1.0]])  # corners of the canvas, row by row
 _PADDING_MODES = ("zeros", "border", "reflection")
 
 
@@ -92,12 +97,6 @@ def _read(images: Tensor, grid: Tensor, padding_mode: str = "zeros") -> Tensor:
 
 def _scaled(size: tuple[int, int], ratio: float) -> tuple[int, int]:
     return math.floor(size[0] * ratio + 0.5), math.floor(size[1] * ratio + 0.5)
-
-
-def _check_padding_mode(padding_mode: str) -> str:
-    if padding_mode not in _PADDING_MODES:
-        raise ValueError(f"padding_mode: expected one of {', '.join(_PADDING_MODES)}, got {padding_mode!r}")
-    return padding_mode
 
 
 class Distortion(ABC):
@@ -169,7 +168,7 @@ class Distortion(ABC):
         return f"{type(self).__name__}({self.name!r})"
 
 
-class Similarity(Distortion):
+class RandomSimilarity(Distortion):
     """Rotation, scale and shift about the centre: "r", "rts" and the augmentation "affine".
 
     A positive angle turns the picture counter-clockwise as seen. The canvas is `canvas` times the input. `shift` is
@@ -179,6 +178,7 @@ class Similarity(Distortion):
     """
 
     num_random = 4
+    _family = stn.Similarity(log_scale=False)
 
     def __init__(
         self,
@@ -195,7 +195,8 @@ class Similarity(Distortion):
         self.scale = scale
         self.shift = shift
         self.canvas = canvas
-        self.padding_mode = _check_padding_mode(padding_mode)
+        check_choice("padding_mode", padding_mode, _PADDING_MODES)
+        self.padding_mode = padding_mode
 
     def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
         return _scaled(size, self.canvas)
@@ -217,17 +218,13 @@ class Similarity(Distortion):
         else:
             reach_x, reach_y = np.float64(self.shift) * width, np.float64(self.shift) * height
         shift_x, shift_y = (2 * random[2] - 1) * reach_x, (2 * random[3] - 1) * reach_y  # pixels
-        cosine, sine = np.cos(angle) / scale, np.sin(angle) / scale
-        # in pixels from the centres: input = rotation (output - shift) / scale
-        rows = [
-            [cosine * out_width / width, -sine * out_height / width, (sine * shift_y - cosine * shift_x) * 2 / width],
-            [
-                sine * out_width / height,
-                cosine * out_height / height,
-                (-sine * shift_x - cosine * shift_y) * 2 / height,
-            ],
-        ]
-        return np.array(rows).transpose(2, 0, 1)
+        # The output's frame, in units of the input's, is shifted back, then turned and scaled about the centre.
+        frame, still = stn.Frame(size), np.zeros_like(angle)
+        numbers = torch.from_numpy(np.stack([angle, 1 / scale, still, still], axis=1))
+        back = torch.from_numpy(-np.stack([shift_x * 2 / width, shift_y * 2 / height], axis=1))
+        linear = self._family.matrix(numbers, frame)[:, :, :2].numpy()
+        offset = self._family.map_points(numbers, back[:, None], frame).numpy().transpose(0, 2, 1)
+        return np.concatenate([linear * [out_width / width, out_height / height], offset], axis=2)
 
     def _apply(self, images: Tensor, random: np.ndarray, source: Tensor | None, index: Tensor | None) -> Tensor:
         size = (images.shape[2], images.shape[3])
@@ -236,7 +233,7 @@ class Similarity(Distortion):
         return _read(images, grid, self.padding_mode)
 
 
-class Projective(Distortion):
+class RandomProjective(Distortion):
     """Scale by 0.75 to 1, then each corner of the canvas moved by N(0, 5 px) along x and y: "p".
 
     The 5 pixels belong to a canvas of 42 and grow with it. Random numbers: scale, then (x, y) of the corners top
@@ -266,8 +263,7 @@ class Projective(Distortion):
         random: np.ndarray,  # (B, 9)
     ) -> np.ndarray:  # (B, 4, 2) float64, normalized (x, y) in the output
         """Where the corners of the canvas go."""
-        home = np.array([[-1.0, -1.0], [1.0, -1.0], [-1.0, 1.0], [1.0, 1.0]])
-        return home + 2 * self.sigma * _normal(np.ascontiguousarray(random[:, 1:])).reshape(-1, 4, 2)
+        return _HOME + 2 * self.sigma * _normal(np.ascontiguousarray(random[:, 1:])).reshape(-1, 4, 2)
 
     def theta(
         self,
@@ -275,15 +271,9 @@ class Projective(Distortion):
         size: tuple[int, int],  # (H, W) of the input
     ) -> np.ndarray:  # (B, 3, 3) float64
         """The homographies of the pull, normalized output -> normalized input."""
-        moved = self.corners(random)
-        home = np.array([[-1.0, -1.0], [1.0, -1.0], [-1.0, 1.0], [1.0, 1.0]])
-        system = np.zeros((len(random), 4, 2, 8))
-        system[:, :, 0, 0:2] = system[:, :, 1, 3:5] = moved
-        system[:, :, 0, 2] = system[:, :, 1, 5] = 1
-        system[:, :, :, 6:8] = -home[:, :, None] * moved[:, :, None, :]
-        target = np.broadcast_to(home.reshape(8), (len(random), 8))
-        solved = torch.linalg.solve(torch.from_numpy(system.reshape(-1, 8, 8)), torch.from_numpy(target.copy()))
-        theta = np.concatenate([solved.numpy(), np.ones((len(random), 1))], axis=1).reshape(-1, 3, 3)
+        shift = torch.from_numpy(self.corners(random) - _HOME)[:, [0, 1, 3, 2]]  # the family goes round the frame
+        theta = torch.linalg.inv(stn.Corners().matrix(shift.flatten(1))).numpy()
+        theta /= theta[:, 2:, 2:]
         scale = _uniform(random[:, 0], *self.scale)
         out_height, out_width = self.output_size(size)
         theta[:, 0] *= (out_width / size[1] / scale)[:, None]
@@ -308,6 +298,7 @@ def _bending(points: np.ndarray, centres: np.ndarray) -> np.ndarray:  # (N, K + 
 @lru_cache(maxsize=8)
 def _spline(size: tuple[int, int], lattice: int) -> Tensor:
     """The bending-energy spline as a matrix, values on the lattice -> on the pixels: (H W, lattice^2) float64."""
+    # stn.ThinPlateSpline agrees to 1e-15, but one position in ten million would be rounded to another float32.
     line = np.linspace(-1, 1, lattice)
     centres = np.stack(np.meshgrid(line, line, indexing="xy"), axis=-1).reshape(-1, 2)
     pixels = np.stack(np.meshgrid(_centres(size[1]), _centres(size[0]), indexing="xy"), axis=-1).reshape(-1, 2)
@@ -318,7 +309,7 @@ def _spline(size: tuple[int, int], lattice: int) -> Tensor:
     return torch.from_numpy(_bending(pixels, centres) @ np.linalg.inv(system)[:, :count])
 
 
-class Elastic(Distortion):
+class RandomElastic(Distortion):
     """Scale by 0.75 to 1, then a thin-plate spline through a 4x4 lattice moved by N(0, 1.5 px): "e".
 
     The lattice spans the image from edge to edge; the 1.5 pixels belong to an image of 28 and grow with it. A pull:
@@ -357,7 +348,7 @@ class Elastic(Distortion):
         return _read(images, self.grid(random, (images.shape[2], images.shape[3])))
 
 
-class Placed(Distortion):
+class RandomPlacement(Distortion):
     """The image at a random whole-pixel place on a larger canvas, with clutter: "t" (no clutter) and "tc".
 
     Clutter is `patches` pieces of 6x6 pixels (of 28, growing with the image), each cut at a random place of a random
@@ -421,7 +412,7 @@ class Placed(Distortion):
         return canvas.view(batch, channels, out_height, out_width)
 
 
-class FlipShift(Distortion):
+class RandomFlipShift(Distortion):
     """Mirrored or not, and shifted by whole pixels, up to 4 px of 32 along each axis: "flip_shift".
 
     `padding_mode` says what comes in at the edge: "reflection" d c b | a b c d | c b a, "border" a a a | a b c d | d
@@ -436,7 +427,8 @@ class FlipShift(Distortion):
         self.name = name
         self.flip = flip
         self.shift = shift
-        self.padding_mode = _check_padding_mode(padding_mode)
+        check_choice("padding_mode", padding_mode, _PADDING_MODES)
+        self.padding_mode = padding_mode
 
     def _apply(self, images: Tensor, random: np.ndarray, source: Tensor | None, index: Tensor | None) -> Tensor:
         height, width = images.shape[2:]
@@ -464,14 +456,14 @@ class FlipShift(Distortion):
 
 
 _MAKERS: dict[str, Callable[..., Distortion]] = {
-    "r": partial(Similarity, "r", degrees=90.0),
-    "rts": partial(Similarity, "rts", degrees=45.0, scale=(0.7, 1.2), shift="inside", canvas=1.5),
-    "p": partial(Projective, "p"),
-    "e": partial(Elastic, "e"),
-    "t": partial(Placed, "t"),
-    "tc": partial(Placed, "tc", patches=6),
-    "affine": partial(Similarity, "affine", degrees=10.0, scale=(0.9, 1.1), shift=2 / _DIGIT),
-    "flip_shift": partial(FlipShift, "flip_shift"),
+    "r": partial(RandomSimilarity, "r", degrees=90.0),
+    "rts": partial(RandomSimilarity, "rts", degrees=45.0, scale=(0.7, 1.2), shift="inside", canvas=1.5),
+    "p": partial(RandomProjective, "p"),
+    "e": partial(RandomElastic, "e"),
+    "t": partial(RandomPlacement, "t"),
+    "tc": partial(RandomPlacement, "tc", patches=6),
+    "affine": partial(RandomSimilarity, "affine", degrees=10.0, scale=(0.9, 1.1), shift=2 / _DIGIT),
+    "flip_shift": partial(RandomFlipShift, "flip_shift"),
 }
 NAMES = tuple(_MAKERS)
 
@@ -496,10 +488,7 @@ def get(name: str, **options: Any) -> Distortion:
     >>> get("rts").output_size((28, 28))
     (42, 42)
     """
-    if name not in _MAKERS:
-        near = difflib.get_close_matches(str(name).lower(), NAMES, n=1, cutoff=0.3)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"name: expected one of {', '.join(NAMES)}, got {name!r}{hint}")
+    check_choice("name", name, NAMES)
     try:
         return _MAKERS[name](**options)
     except TypeError as error:

@@ -8,16 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 import stn
-from stn.sampling import Mode, PaddingMode
+from stn.reading import Mode, PaddingMode
 
+from .data.images import NAMED, decode, image_files
 from .files import atomic_path
-from .tasks import Run, load_run
+from .run.folder import load_run
 
 
 def read_image(path: str | Path, channels: int = 3, size: tuple[int, int] | None = None) -> Tensor:
@@ -27,16 +27,12 @@ def read_image(path: str | Path, channels: int = 3, size: tuple[int, int] | None
         ValueError: for a file that is no readable image, by name. OSError: for a file that is not there.
     """
     try:
-        with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened).convert("L" if channels == 1 else "RGB")
+        image = torch.from_numpy(decode(path, size, "L" if channels == 1 else "RGB").copy()).float() / 255
     except (FileNotFoundError, PermissionError, IsADirectoryError):
         raise
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: not a readable image ({error})") from error
-    if size is not None:
-        image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-    pixels = torch.from_numpy(np.array(image)).float() / 255
-    return pixels[None, None] if channels == 1 else pixels.permute(2, 0, 1)[None]
+    return image[None, None] if channels == 1 else image.permute(2, 0, 1)[None]
 
 
 def write_image(path: Path, image: Tensor) -> None:
@@ -49,29 +45,61 @@ def write_image(path: Path, image: Tensor) -> None:
         picture.save(temporary)
 
 
+def _files(images: Sequence[str | Path]) -> list[Path]:
+    files: list[Path] = []
+    for path in map(Path, images):
+        inside = image_files(path) if path.is_dir() else [path]
+        if not inside:
+            raise ValueError(f"image: expected a folder with images, got {path}, which has none")
+        files += inside
+    return files
+
+
+def _unreadable(first: Exception, rest: Sequence[Path], channels: int, total: int) -> Exception:
+    """What to raise where an image cannot be read: all that cannot be, so that they are mended at once."""
+    bad = [first]
+    for file in rest:
+        try:
+            read_image(file, channels)
+        except (ValueError, OSError) as error:
+            bad.append(error)
+    if len(bad) == 1:
+        return first
+    shown = "; ".join(map(str, bad[:NAMED])) + (f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else "")
+    return ValueError(f"{shown} ({len(bad)} of {total}); --on-bad-image skip leaves them out")
+
+
 @torch.no_grad()
 def predict(
-    run: str | Path, images: Sequence[str], *, out: str | Path | None = None, on_bad_image: str = "stop"
+    run: str | Path, images: Sequence[str | Path], *, out: str | Path | None = None, on_bad_image: str = "stop"
 ) -> list[dict[str, Any]]:
     """Classify image files with a run, and save each as its transformer sees it.
 
     Images are resized to the run's input size and normalized as in training; no data set is needed.
 
+    Args:
+        images: files, and folders whose images are meant, those of their sub-folders too.
+        on_bad_image: "stop" or "skip".
+
     Returns:
         One record an image: image, class, confidence, rectified (a path, or None for a control).
+
+    Raises:
+        ValueError: for an empty folder, for images that cannot be read, by name.
     """
-    loaded: Run = load_run(run)
-    channels, height, width = loaded.facts["input_shape"]
-    mean, std = (torch.tensor(loaded.facts[name]).reshape(1, -1, 1, 1) for name in ("mean", "std"))
+    loaded = load_run(run)
+    channels, height, width = loaded.facts.input_shape
+    mean, std = (torch.tensor(values).reshape(1, -1, 1, 1) for values in (loaded.facts.mean, loaded.facts.std))
     folder = Path(out) if out is not None else loaded.path / "predictions"
     rows: list[dict[str, Any]] = []
     taken: set[Path] = set()
-    for file in images:
+    files = _files(images)
+    for place, file in enumerate(files):
         try:
             image = read_image(file, channels, (height, width))
         except (ValueError, OSError) as error:
             if on_bad_image == "stop":
-                raise
+                raise _unreadable(error, files[place + 1 :], channels, len(files)) from error
             warnings.warn(f"skipped: {error}")
             continue
         normalized = (image - mean) / std
@@ -80,7 +108,7 @@ def predict(
         if loaded.model.transformer is not None:
             folder.mkdir(parents=True, exist_ok=True)
             rectified = folder / f"{Path(file).stem}.rectified.png"
-            for n in range(2, len(images) + 2):  # two files of one name from two folders
+            for n in range(2, len(files) + 2):  # two files of one name from two folders
                 if rectified not in taken:
                     break
                 rectified = folder / f"{Path(file).stem}-{n}.rectified.png"
@@ -89,7 +117,7 @@ def predict(
         rows.append(
             {
                 "image": str(file),
-                "class": loaded.facts["class_names"][int(best)],
+                "class": loaded.facts.class_names[int(best)],
                 "confidence": float(confidence),
                 "rectified": None if rectified is None else str(rectified),
             }
@@ -124,7 +152,7 @@ def warp_file(
     pixels = read_image(image)
     size = tuple(pixels.shape[2:])
     # Pull: an output pixel is shifted back, then turned and scaled back.
-    turn = stn.Similarity().matrix(torch.tensor([[math.radians(rotate), -math.log(scale), 0.0, 0.0]]), image_size=size)
+    turn = stn.Similarity().matrix(torch.tensor([[math.radians(rotate), -math.log(scale), 0.0, 0.0]]), stn.Frame(size))
     back = stn.conventions.theta_from_pixel(torch.tensor([[[1.0, 0.0, -shift[0]], [0.0, 1.0, -shift[1]]]]), size, size)
-    theta = stn.conventions.compose_matrices(turn, back)
+    theta = stn.geometry.compose_matrices(turn, back)
     write_image(Path(out), stn.warp(pixels, theta, mode=mode, padding_mode=padding_mode))

@@ -101,5 +101,5 @@ def test_get_rotation_matrix():
     centre = ((IN[1] - 1) / 2, (IN[0] - 1) / 2)
     matrix = torch.from_numpy(cv2.getRotationMatrix2D(centre, 25.0, 1.0))[None]
     theta = frame.theta_from_pixel(matrix, IN, IN, direction="push")
-    ours = stn.Rotation().matrix(torch.deg2rad(torch.tensor([[25.0]], dtype=torch.float64)), image_size=IN)
+    ours = stn.Rotation().matrix(torch.deg2rad(torch.tensor([[25.0]], dtype=torch.float64)), stn.Frame(IN))
     torch.testing.assert_close(theta, ours, rtol=0, atol=1e-12)

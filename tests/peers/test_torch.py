@@ -31,7 +31,9 @@ def test_warp_and_its_gradients(d, mode, padding_mode, align_corners, name):
     wanted = F.grid_sample(image, grid, mode, padding_mode, align_corners)
     assert float(grid.detach().abs().max()) > 1.2  # the padding is seen
 
-    torch.testing.assert_close(stn.affine_grid(theta, out_size, align_corners=align_corners), grid, rtol=0, atol=1e-14)
+    torch.testing.assert_close(
+        stn.transforms.affine_grid(theta, out_size, align_corners=align_corners), grid, rtol=0, atol=1e-14
+    )
     options = {"mode": mode, "padding_mode": padding_mode, "align_corners": align_corners}
     weights = torch.randn_like(wanted)
     gradients = torch.autograd.grad(wanted, [image, theta], weights, retain_graph=True)

@@ -1,5 +1,5 @@
-"""The only folder that knows devices: one op, its kernels, and who runs."""
+"""The only folder that knows devices: one op, its backends, and who runs."""
 
-from .warp import backends, use_backend, which_backend
+from .dispatch import backends, use_backend, which_backend
 
 __all__ = ["backends", "use_backend", "which_backend"]

@@ -19,118 +19,57 @@ import math
 import torch
 from torch import Tensor
 
-from .._checks import coordinate_dtype
-from ..conventions import lattice
+from ..coordinates import Coordinates
 from ..kernels import Kernel
+from ..reading import Reading
+from . import layout
+from .backend import Case
 
 NAME = "reference"
+OPAQUE = False
+KINDS = ("grid",)
 CUBIC_A = -0.75  # Keys' parameter, the value torch's bicubic has
-HORIZON = 1e-4  # denominators up to this part of the largest entry of their row are on the horizon
-_BEHIND = 1 / HORIZON  # where points on the horizon and behind it are sent
 _FAR = 2.0**30  # positions beyond are all the same far outside; keeps the cast to int defined
 
 
-def unavailable() -> str | None:
+def refuses(case: Case) -> str | None:
     return None
 
 
-def supports(ndim: int, mode: str | Kernel, padding_mode: str, device: torch.device) -> bool:
-    return True
+def forward(image: Tensor, coordinates: Coordinates, reading: Reading) -> Tensor:
+    """image (B, C, *in) read at a grid (B, *out, d) -> (B, C, *out).
+
+    Where a position is not finite the result is NaN (the background where the image's type has no NaN), and no gradient
+    passes: neither to the position nor to the image.
+    """
+    return layout.as_image(_read(image, coordinates.values, reading), image)
 
 
-def affine_grid(matrix: Tensor, size: tuple[int, ...], align_corners: bool) -> Tensor:
-    """Affine maps (B, k, d+1) on the lattice of `size`: (B, *size, k). Only the last sum is of full size."""
-    d, k = len(size), matrix.shape[1]
-    total = matrix[:, :, d].reshape(-1, *[1] * d, k)
-    for axis in reversed(range(d)):  # z, y, x: coarse to fine
-        coordinate = lattice(size[d - 1 - axis], align_corners=align_corners, dtype=matrix.dtype, device=matrix.device)
-        shape = [1] * (d + 2)
-        shape[d - axis] = -1
-        total = total + coordinate.reshape(shape) * matrix[:, :, axis].reshape(-1, *[1] * d, k)
-    return total
+def backward(
+    grad: Tensor, image: Tensor, coordinates: Coordinates, reading: Reading, for_image: bool, for_values: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    grads = torch.func.vjp(lambda i, v: forward(i, coordinates._replace(values=v), reading), image, coordinates.values)[
+        1
+    ](grad)
+    return (grads[0] if for_image else None, grads[1] if for_values else None)
 
 
-def projective_grid(matrix: Tensor, size: tuple[int, ...], align_corners: bool) -> Tensor:
-    """Projective maps (B, d+1, d+1), whose denominators are positive on the visible side, on the lattice of `size`."""
-    return divide(affine_grid(matrix, size, align_corners), matrix)
-
-
-def horizon(like: Tensor, matrix: Tensor) -> Tensor:
-    """The denominators that are taken as 0, one for each matrix, as (B, 1, ...) to compare with `like[..., -1]`."""
-    return HORIZON * matrix[:, -1].abs().amax(1).reshape(-1, *[1] * max(like.ndim - 2, 0))
-
-
-def divide(h: Tensor, matrix: Tensor) -> Tensor:
-    """Numerators and denominator (B, ..., d+1) to positions (B, ..., d)."""
-    numerator, denominator = h[..., :-1], h[..., -1:]
-    # Not `~(denominator > threshold)`: NaN is to stay NaN.
-    hidden = denominator <= horizon(h, matrix)[..., None]
-    far = torch.full_like(numerator, _BEHIND).copysign(numerator.detach())
-    return torch.where(hidden, far, numerator / torch.where(hidden, 1.0, denominator))
-
-
-def warp_affine(
-    image: Tensor,
-    matrix: Tensor,
-    size: tuple[int, ...],
-    mode: str | Kernel,
-    padding_mode: str,
-    fill: Tensor | None,
-    align_corners: bool,
-) -> Tensor:
-    return sample(image, affine_grid(matrix, size, align_corners), mode, padding_mode, fill, align_corners)
-
-
-def warp_projective(
-    image: Tensor,
-    matrix: Tensor,
-    size: tuple[int, ...],
-    mode: str | Kernel,
-    padding_mode: str,
-    fill: Tensor | None,
-    align_corners: bool,
-) -> Tensor:
-    return sample(image, projective_grid(matrix, size, align_corners), mode, padding_mode, fill, align_corners)
-
-
-def basis_grid(basis: Tensor, coefficients: Tensor, size: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """basis (N, K) @ coefficients (B, K, d), in float64 because large terms may cancel, as a grid (B, *size, d)."""
-    grid = torch.einsum("nk,bkd->bnd", basis.to(torch.float64), coefficients.to(torch.float64))
-    return grid.to(dtype, memory_format=torch.contiguous_format).unflatten(1, size)
-
-
-def warp_basis(
-    image: Tensor,
-    basis: Tensor,
-    coefficients: Tensor,
-    size: tuple[int, ...],
-    mode: str | Kernel,
-    padding_mode: str,
-    fill: Tensor | None,
-    align_corners: bool,
-) -> Tensor:
-    dtype = coordinate_dtype(image)
-    return sample(image, basis_grid(basis, coefficients, size, dtype), mode, padding_mode, fill, align_corners)
-
-
-def sample(
-    image: Tensor,
-    grid: Tensor,
-    mode: str | Kernel,
-    padding_mode: str,
-    fill: Tensor | None,
-    align_corners: bool,
-) -> Tensor:
-    """image (B, C, *in) read at grid (B, *out, d) -> (B, C, *out), in the grid's float type."""
+def _read(image: Tensor, grid: Tensor, reading: Reading) -> Tensor:
+    kernel, padding, fill, align_corners = reading
     sizes, margin = image.shape[2:], 0
-    image = image.to(grid.dtype)
-    if isinstance(mode, Kernel) and mode.prefilter:
-        image, margin = _prefilter(image, mode, padding_mode, fill, align_corners)
-        padding_mode, fill = ("border" if margin else padding_mode), None
+    has_nan = image.is_floating_point()
+    exact = kernel == "nearest" and not has_nan  # integers stay what they are
+    if not exact:
+        image = image.to(grid.dtype)
+    if isinstance(kernel, Kernel) and kernel.prefilter:
+        image, margin = _prefilter(image, kernel, padding, fill, align_corners)
+        padding, fill = ("border" if margin else padding), None
     batch, channels, *in_size = image.shape
     out_size = grid.shape[1:-1]
     flat = image.flatten(2)  # (B, C, N_in)
     points = grid.flatten(1, -2)  # (B, N_out, d)
+    finite = points.isfinite().all(-1)
+    points = torch.where(finite[..., None], points, 0.0)
     stride = [math.prod(in_size[axis + 1 :]) for axis in range(len(in_size))]
 
     # (index into flat, weight, inside the image), grown axis by axis into the product of the taps
@@ -139,8 +78,8 @@ def sample(
         normalized = points[..., len(in_size) - 1 - axis]  # x is the last axis of the image
         m = sizes[axis]
         position = normalized * ((m - 1) / 2) + (m - 1) / 2 if align_corners else ((normalized + 1) * m - 1) / 2
-        position = position.clamp(-_FAR, _FAR) + margin + 0 * normalized.detach()  # NaN where it is not finite
-        new = [(*pad(tap, n, padding_mode, align_corners), weight) for tap, weight in _axis_taps(position, mode)]
+        position = position.clamp(-_FAR, _FAR) + margin
+        new = [(*pad(tap, n, padding, align_corners), weight) for tap, weight in _axis_taps(position, kernel)]
         if not taps:
             taps = [(index * stride[axis], weight, inside) for index, inside, weight in new]
         else:
@@ -154,14 +93,15 @@ def sample(
                 for more, also, factor in new
             ]
 
-    background = 0.0 if fill is None else fill.to(flat.dtype).reshape(1, -1, 1)
+    background = flat.new_zeros(()) if fill is None else fill.to(flat.dtype).reshape(1, -1, 1)
     out = torch.zeros((), dtype=flat.dtype, device=flat.device)
     for index, weight, inside in taps:
         value = flat.gather(2, index[:, None].expand(-1, channels, -1))
         if inside is not None:
             value = torch.where(inside[:, None], value, background)
-        out = out + value * weight[:, None]
-    return out.reshape(batch, channels, *out_size)
+        out = value if exact else out + value * weight[:, None]
+    lost = torch.nan if has_nan else background
+    return torch.where(finite[:, None], out, lost).reshape(batch, channels, *out_size)
 
 
 def _axis_taps(position: Tensor, mode: str | Kernel) -> list[tuple[Tensor, Tensor]]:
@@ -169,12 +109,10 @@ def _axis_taps(position: Tensor, mode: str | Kernel) -> list[tuple[Tensor, Tenso
     if isinstance(mode, Kernel):
         return mode.taps(position)
     if mode == "nearest":
-        nearest = position.round()
-        # A gradient of zero to the position, and NaN where the position is NaN.
-        return [(_to_index(nearest), 1 + 0 * position)]
+        return [(position.detach().round().long(), 1 + 0 * position)]  # a gradient of zero to the position
     low = position.floor()
     t = position - low.detach()
-    first = _to_index(low)
+    first = low.detach().long()
     if mode == "bilinear":
         return [(first, 1 - t), (first + 1, t)]
     return [(first + k - 1, _cubic(t - (k - 1))) for k in range(4)]
@@ -214,10 +152,6 @@ def _cubic(x: Tensor) -> Tensor:
     near = ((a + 2) * x - (a + 3)) * x * x + 1
     far = ((x - 5) * x + 8) * x * a - 4 * a
     return torch.where(x <= 1, near, far)
-
-
-def _to_index(position: Tensor) -> Tensor:
-    return position.detach().nan_to_num(0.0).long()
 
 
 def pad(tap: Tensor, n: int, padding_mode: str, align_corners: bool) -> tuple[Tensor, Tensor | None]:

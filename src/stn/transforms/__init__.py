@@ -6,12 +6,11 @@ from typing import Any
 
 from .._checks import check_choice
 from .affine import Affine, Attention, Crop, Rigid, Rotation, Similarity, Translation, affine_grid
-from .base import AbstractTransform
-from .bspline import BSpline
-from .compose import Compose
+from .base import AbstractTransform, Compose
+from .bspline import BSpline, bspline_grid
 from .convert import convert
 from .cpab import CPAB
-from .flow import DisplacementField
+from .flow import DisplacementField, displacement_grid
 from .polar import Polar
 from .projective import Corners, Projective, projective_grid
 from .tps import ThinPlateSpline, thin_plate_spline, tps_grid
@@ -74,8 +73,10 @@ __all__ = [
     "Translation",
     "VelocityField",
     "affine_grid",
+    "bspline_grid",
     "by_name",
     "convert",
+    "displacement_grid",
     "projective_grid",
     "thin_plate_spline",
     "tps_grid",

@@ -24,16 +24,16 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from .._checks import check_bound, check_choice, check_size, coordinate_dtype, describe
-from ..conventions import check_matrix, compose_matrices, extent, invert_matrix
-from ..ops import reference
+from ..coordinates import SQUARE, Coordinates, Frame, check_frame
+from ..geometry import affine_positions, check_matrix, compose_matrices, extent, invert_matrix, map_affine
 from .base import AbstractTransform
+from .bounds import bounded, bounded_length, unbounded, unbounded_length
 from .rotations import Angle, AxisAngle, Rotations, SixD
 
 
@@ -60,51 +60,28 @@ def affine_grid(theta: Tensor, size: tuple[int, ...], *, align_corners: bool = F
     Source: Jaderberg et al. 2015, equation 1.
     """
     d = check_matrix("theta", theta)
-    return reference.affine_grid(theta.to(coordinate_dtype(theta)), check_size(size, d), align_corners)
-
-
-def map_affine(matrix: Tensor, points: Tensor) -> Tensor:
-    """Points (B, N, d) through affine maps (B, d, d+1)."""
-    return (points[:, :, None, :] * matrix[:, None, :, :-1]).sum(-1) + matrix[:, None, :, -1]
+    return affine_positions(theta.to(coordinate_dtype(theta)), check_size(size, d, least=0), align_corners)
 
 
 class AbstractMatrixTransform(AbstractTransform):
     """A family whose warps are affine maps."""
 
+    kind = "affine"
+
     @abstractmethod
-    def matrix(
-        self, theta: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False
-    ) -> Tensor:
+    def matrix(self, theta: Tensor, frame: Frame = SQUARE) -> Tensor:
         """theta (B, num_params) as affine maps (B, d, d+1)."""
 
     @abstractmethod
-    def from_matrix(
-        self, matrix: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False
-    ) -> Tensor:
+    def from_matrix(self, matrix: Tensor, frame: Frame = SQUARE) -> Tensor:
         """The theta (B, num_params) of affine maps (B, d, d+1) that belong to the family."""
 
-    def as_matrix(
-        self, theta: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False
-    ) -> Tensor:
-        return self.matrix(theta, image_size=image_size, align_corners=align_corners)
+    def coordinates(self, theta: Tensor, size: tuple[int, ...], frame: Frame = SQUARE) -> Coordinates:
+        return Coordinates("affine", size, self.matrix(theta, frame))
 
-    def map_points(
-        self, theta: Tensor, points: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False
-    ) -> Tensor:
+    def map_points(self, theta: Tensor, points: Tensor, frame: Frame = SQUARE) -> Tensor:
         points = self.check_points(self.check_theta(theta), points)
-        return map_affine(self.matrix(theta, image_size=image_size, align_corners=align_corners), points)
-
-    def grid(
-        self,
-        theta: Tensor,
-        size: tuple[int, ...],
-        *,
-        image_size: tuple[int, ...] | None = None,
-        align_corners: bool = False,
-    ) -> Tensor:
-        size = check_size(size, self.ndim)
-        m = self.matrix(theta, image_size=image_size or size, align_corners=align_corners)
-        return affine_grid(m, size, align_corners=align_corners)
+        return map_affine(self.matrix(theta, frame), points)
 
 
 class Affine(AbstractMatrixTransform):
@@ -130,37 +107,38 @@ class Affine(AbstractMatrixTransform):
     def num_params(self) -> int:
         return self.ndim * (self.ndim + 1)
 
+    @property
+    def param_names(self) -> tuple[str, ...]:
+        axes = "xyz"[: self.ndim]
+        return tuple(name for to in axes for name in (*(f"{to} from {of}" for of in axes), f"shift {to}"))
+
+    @property
+    def closed(self) -> bool:
+        return self.max_delta is None
+
     def identity(self) -> Tensor:
         return torch.eye(self.ndim, self.ndim + 1).flatten()
 
-    def matrix(
-        self, theta: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False
-    ) -> Tensor:
+    def matrix(self, theta: Tensor, frame: Frame = SQUARE) -> Tensor:
         theta = self.check_theta(theta)
         if self.max_delta is not None:
             identity = self.identity().to(theta)
-            theta = identity + _bounded(theta - identity, self.max_delta)
+            theta = identity + bounded(theta - identity, self.max_delta)
         return theta.reshape(-1, self.ndim, self.ndim + 1)
 
-    def inverse(
-        self, theta: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False
-    ) -> Tensor:
+    def inverse(self, theta: Tensor, frame: Frame = SQUARE) -> Tensor:
         """Raises ValueError for a singular matrix, or for an inverse outside `max_delta`."""
         return self.from_matrix(invert_matrix(self.matrix(theta)))
 
-    def compose(
-        self, a: Tensor, b: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False
-    ) -> Tensor:
+    def compose(self, a: Tensor, b: Tensor, frame: Frame = SQUARE) -> Tensor:
         """The theta of p -> a(b(p))."""
         return self.from_matrix(compose_matrices(self.matrix(a), self.matrix(b)))
 
-    def from_matrix(
-        self, matrix: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False
-    ) -> Tensor:
+    def from_matrix(self, matrix: Tensor, frame: Frame = SQUARE) -> Tensor:
         """The theta (B, d (d+1)) of affine maps (B, d, d+1). Raises ValueError where `max_delta` is exceeded."""
         theta = _check_matrix(matrix, self.ndim).flatten(1)
         identity = self.identity().to(theta)
-        return identity + _unbounded(theta - identity, self.max_delta, "max_delta")
+        return identity + unbounded(theta - identity, self.max_delta, "max_delta")
 
     def extra_repr(self) -> str:
         shown = [] if self.ndim == 2 else [f"ndim={self.ndim}"]
@@ -196,6 +174,8 @@ class AbstractConstrained(AbstractMatrixTransform):
         if rotation == "6d" and max_angle is not None:
             raise ValueError("max_angle: expected None with rotation='6d', which has no bounded form")
         check_bound("max_angle", max_angle)
+        if max_angle is not None and max_angle > 2 * math.pi:
+            raise ValueError(f"max_angle: expected radians, up to a whole turn of 2 pi, got {max_angle:g}; in degrees?")
         check_bound("max_scale", max_scale, above=1.0)
         check_bound("max_shift", max_shift)
         if max_scale is not None and not log_scale:
@@ -214,6 +194,18 @@ class AbstractConstrained(AbstractMatrixTransform):
     def num_params(self) -> int:
         return sum(self.widths)
 
+    @property
+    def param_names(self) -> tuple[str, ...]:
+        axes = "xyz"[: self.ndim]
+        turns, scales, shifts = self.widths
+        scale = "log scale" if self.log_scale else "scale"
+        scaled = [scale] if scales == 1 else [f"{scale} {axis}" for axis in axes[:scales]]
+        return (*self._rotations.names[:turns], *scaled, *(f"shift {axis}" for axis in axes[:shifts]))
+
+    @property
+    def closed(self) -> bool:
+        return self.max_angle is None and self.max_scale is None and self.max_shift is None
+
     def identity(self) -> Tensor:
         turns, scales, shifts = self.widths
         numbers = self._rotations.identity()[:turns] + [0.0 if self.log_scale else 1.0] * scales + [0.0] * shifts
@@ -226,40 +218,36 @@ class AbstractConstrained(AbstractMatrixTransform):
         if not self._turns:
             turn = theta.new_tensor(self._rotations.identity()).expand(theta.shape[0], -1)
         else:
-            turn = _bounded_length(turn, self.max_angle)
+            turn = bounded_length(turn, self.max_angle)
         if self._scales == "none":
             scale = theta.new_ones(theta.shape[0], 1)
         elif self.log_scale:
-            scale = _bounded(scale, None if self.max_scale is None else math.log(self.max_scale)).exp()
-        shift = _bounded(shift, self.max_shift) if self._shifts else theta.new_zeros(theta.shape[0], self.ndim)
+            scale = bounded(scale, None if self.max_scale is None else math.log(self.max_scale)).exp()
+        shift = bounded(shift, self.max_shift) if self._shifts else theta.new_zeros(theta.shape[0], self.ndim)
         return turn, scale.expand(-1, self.ndim), shift
 
     def encode(self, turn: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         """The inverse of `decode`. Raises ValueError where a bound is exceeded."""
         parts = []
         if self._turns:
-            parts.append(_unbounded_length(turn, self.max_angle, "max_angle"))
+            parts.append(unbounded_length(turn, self.max_angle, "max_angle"))
         if self._scales != "none":
             scale = scale[:, : self.widths[1]]
             bound = None if self.max_scale is None else math.log(self.max_scale)
-            parts.append(_unbounded(scale.log(), bound, "max_scale") if self.log_scale else scale)
+            parts.append(unbounded(scale.log(), bound, "max_scale") if self.log_scale else scale)
         if self._shifts:
-            parts.append(_unbounded(shift, self.max_shift, "max_shift"))
+            parts.append(unbounded(shift, self.max_shift, "max_shift"))
         return torch.cat(parts, dim=1)
 
-    def matrix(
-        self, theta: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False
-    ) -> Tensor:
-        """theta as affine maps (B, d, d+1), true to the aspect of `image_size`."""
+    def matrix(self, theta: Tensor, frame: Frame = SQUARE) -> Tensor:
+        """theta as affine maps (B, d, d+1), true to the aspect of the frame."""
         turn, scale, shift = self.decode(theta)
-        return torch.cat([self._linear(turn, scale, image_size, align_corners), shift[:, :, None]], dim=-1)
+        return torch.cat([self._linear(turn, scale, frame), shift[:, :, None]], dim=-1)
 
-    def from_matrix(
-        self, matrix: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False
-    ) -> Tensor:
+    def from_matrix(self, matrix: Tensor, frame: Frame = SQUARE) -> Tensor:
         """The theta of affine maps (B, d, d+1). Raises ValueError for maps outside the family or its bounds."""
         matrix = _check_matrix(matrix, self.ndim)
-        pixels = matrix[:, :, :-1] / self._aspect(matrix, image_size, align_corners)
+        pixels = matrix[:, :, :-1] / self._aspect(matrix, frame)
         if self._turns:
             determinant = torch.linalg.det(pixels)
             size = determinant.sign() * determinant.abs() ** (1 / self.ndim)
@@ -269,7 +257,7 @@ class AbstractConstrained(AbstractMatrixTransform):
             scale = pixels.diagonal(dim1=1, dim2=2)
             turn = matrix.new_tensor(self._rotations.identity()).expand(len(matrix), -1)
         theta = self.encode(turn, scale, matrix[:, :, -1])
-        missed = self.matrix(theta, image_size=image_size, align_corners=align_corners) - matrix
+        missed = self.matrix(theta, frame) - matrix
         tolerance = 1e-4 if matrix.dtype == torch.float32 else 1e-9
         if not torch.compiler.is_compiling() and bool((~(missed.abs() <= tolerance)).any()):
             raise ValueError(
@@ -278,37 +266,34 @@ class AbstractConstrained(AbstractMatrixTransform):
             )
         return theta
 
-    def inverse(
-        self, theta: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False
-    ) -> Tensor:
+    def inverse(self, theta: Tensor, frame: Frame = SQUARE) -> Tensor:
         turn, scale, shift = self.decode(theta)
         if not self.log_scale and not torch.compiler.is_compiling() and bool((scale == 0).any()):
             raise ValueError("theta: expected invertible maps, got a scale of 0")
         turn, scale = self._rotations.inverse(turn), 1 / scale
-        linear = self._linear(turn, scale, image_size, align_corners)
+        linear = self._linear(turn, scale, frame)
         return self.encode(turn, scale, -(linear * shift[:, None, :]).sum(-1))
 
-    def compose(
-        self, a: Tensor, b: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False
-    ) -> Tensor:
+    def compose(self, a: Tensor, b: Tensor, frame: Frame = SQUARE) -> Tensor:
         """The theta of p -> a(b(p)), in the same family."""
         turn_a, scale_a, shift_a = self.decode(a)
         turn_b, scale_b, shift_b = self.decode(b)
-        linear = self._linear(turn_a, scale_a, image_size, align_corners)
+        linear = self._linear(turn_a, scale_a, frame)
         turn = self._rotations.compose(turn_a, turn_b)
         return self.encode(turn, scale_a * scale_b, (linear * shift_b[:, None, :]).sum(-1) + shift_a)
 
-    def _linear(self, turn: Tensor, scale: Tensor, image_size: tuple[int, ...] | None, align_corners: bool) -> Tensor:
+    def _linear(self, turn: Tensor, scale: Tensor, frame: Frame) -> Tensor:
         if not self._turns:
             return torch.diag_embed(scale)
-        return self._rotations.matrix(turn) * self._aspect(turn, image_size, align_corners) * scale[:, None, :]
+        return self._rotations.matrix(turn) * self._aspect(turn, frame) * scale[:, None, :]
 
-    def _aspect(self, like: Tensor, image_size: tuple[int, ...] | None, align_corners: bool) -> Tensor:
+    def _aspect(self, like: Tensor, frame: Frame) -> Tensor:
         """(d, d): what an entry of a matrix on pixels becomes in normalized coordinates."""
         d = self.ndim
+        image_size, align_corners = check_frame(frame, d)
         if image_size is None:
             return like.new_ones(d, d)
-        half = extent(check_size(image_size, d, "image_size"), align_corners=align_corners)
+        half = extent(image_size, align_corners=align_corners)
         # An axis of one pixel has no length with align_corners: nothing turns into it.
         ratio = [[to / of if to and of else float(i == j) for j, to in enumerate(half)] for i, of in enumerate(half)]
         return like.new_tensor(ratio)
@@ -411,39 +396,3 @@ def _check_matrix(matrix: Tensor, d: int) -> Tensor:
     if check_matrix("matrix", matrix) != d:
         raise ValueError(f"matrix: expected (B, {d}, {d + 1}), got shape {tuple(matrix.shape)}")
     return matrix.to(coordinate_dtype(matrix))
-
-
-def _bounded(delta: Tensor, bound: float | None) -> Tensor:
-    return delta if bound is None else bound * torch.tanh(delta / bound)
-
-
-def _unbounded(value: Tensor, bound: float | None, argument: str) -> Tensor:
-    if bound is None:
-        return value
-    if not torch.compiler.is_compiling() and bool((value.abs() >= bound).any()):
-        raise ValueError(
-            f"{argument}: the result exceeds the bound of this transform; compose or invert its matrix instead"
-        )
-    return bound * torch.atanh(value / bound)
-
-
-def _bounded_length(vector: Tensor, bound: float | None) -> Tensor:
-    """Vectors (B, n) whose length stays below the bound; their direction and the slope at 0 stay as they are."""
-    if bound is None or vector.shape[1] == 1:
-        return _bounded(vector, bound)
-    return vector * _ratio(lambda length: bound * torch.tanh(length / bound), vector)
-
-
-def _unbounded_length(vector: Tensor, bound: float | None, argument: str) -> Tensor:
-    if bound is None or vector.shape[1] == 1:
-        return _unbounded(vector, bound, argument)
-    return vector * _ratio(lambda length: _unbounded(length, bound, argument), vector)
-
-
-def _ratio(function: Callable[[Tensor], Tensor], vector: Tensor) -> Tensor:
-    """function(length) / length, (B, 1): 1 for the shortest vectors, where both functions above are the identity."""
-    square = vector.square().sum(1, keepdim=True)
-    small = square < 1e-16
-    length = torch.where(small, torch.ones_like(square), square).sqrt()
-    inside = torch.where(small, torch.zeros_like(length), length)
-    return torch.where(small, torch.ones_like(length), function(inside) / length)

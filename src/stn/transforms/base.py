@@ -2,32 +2,46 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Iterator
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
 
 from .._checks import check_choice, check_float_tensor, check_size, coordinate_dtype, describe
-from ..conventions import lattice
+from ..coordinates import SQUARE, Coordinates, Frame, Kind, check_frame, map_points, positions
+from ..geometry import bounding_boxes, compose_matrices, derivative, lattice_points
 
 
 class AbstractTransform(nn.Module, ABC):
     """A family of warps: theta (B, num_params) -> where each output point is read in the input (pull).
 
-    A member defines `num_params`, `identity` and `map_points`; the grid follows. Options are fixed at construction;
-    theta is data. Families that keep angles or lengths need to know the shape of the image, because normalized
-    coordinates of a non-square image are not square: they take `image_size`, the size ([D,] H, W) of the image that is
-    read. Without it the frame is taken as square.
+    A member defines `num_params`, `identity` and `map_points`; the rest follows. Options are fixed at construction;
+    theta is data. What a member may know of the image that is read is in its `Frame`.
+
+    What a family can do besides is said here, so that nobody has to try: `kind`, `closed`, `matrix`, `inverse`,
+    `compose`, `bending_energy`.
     """
 
     ndim: int = 2
+    _constants: dict[str, Tensor]  # by the name of the buffer, on the CPU
+    kind: Kind = "grid"  # of its `coordinates`: "affine" and "projective" where a warp is a matrix
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._constants = {}
 
     @property
     @abstractmethod
     def num_params(self) -> int:
         """The width of theta."""
+
+    @property
+    def param_names(self) -> tuple[str, ...]:
+        """What the numbers of theta are, in order, for pictures and tables."""
+        return tuple(f"theta {i}" for i in range(self.num_params))
 
     @abstractmethod
     def identity(self) -> Tensor:
@@ -38,59 +52,72 @@ class AbstractTransform(nn.Module, ABC):
         self,
         theta: Tensor,  # (B, num_params)
         points: Tensor,  # (B, N, d)
-        *,
-        image_size: tuple[int, ...] | None = None,
-        align_corners: bool = False,
+        frame: Frame = SQUARE,
     ) -> Tensor:
         """Output points (B, N, d), normalized (x, y), to the input points (B, N, d) that are read for them."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether `compose` always gives a member. A bound can be left; a homography's horizon can reach the centre of the
+        frame; training must not stop there."""
+        return False
+
+    def coordinates(
+        self,
+        theta: Tensor,  # (B, num_params)
+        size: tuple[int, ...],
+        frame: Frame = SQUARE,
+    ) -> Coordinates:
+        """Where the pixels of an output of `size` are read, in the shortest form that the family has.
+
+        Raises:
+            ValueError: for a theta of another shape or type. The size and the frame are taken as they are.
+        """
+        theta = self.check_theta(theta)
+        mapped = self.map_points(theta, self._lattice(theta, size, frame.align_corners), frame)
+        return Coordinates("grid", size, mapped.reshape(theta.shape[0], *size, self.ndim))
 
     def grid(
         self,
         theta: Tensor,  # (B, num_params)
         size: tuple[int, ...],
-        *,
-        image_size: tuple[int, ...] | None = None,
-        align_corners: bool = False,
+        frame: Frame = SQUARE,
     ) -> Tensor:
-        """The sampling positions (B, *size, d) for an output of `size`; `image_size` is `size` unless given."""
-        theta = self.check_theta(theta)
-        size = check_size(size, self.ndim)
-        points = self._lattice(theta, size, align_corners)
-        mapped = self.map_points(theta, points, image_size=image_size or size, align_corners=align_corners)
-        return mapped.reshape(theta.shape[0], *size, self.ndim)
+        """The sampling positions (B, *size, d) for an output of `size`; the image has that size too, unless `frame` says
+        another."""
+        size, frame = self._check_size(size, frame)
+        return positions(self.coordinates(theta, size, frame), frame.align_corners, coordinate_dtype(theta))
 
-    def jacobian(
-        self, theta: Tensor, points: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False
-    ) -> Tensor:
+    def jacobian(self, theta: Tensor, points: Tensor, frame: Frame = SQUARE) -> Tensor:
         """The derivative of `map_points` at output points (B, N, d): (B, N, d, d), one row an input coordinate."""
         theta = self.check_theta(theta)
         points = self.check_points(theta, points).expand(theta.shape[0], -1, -1)
+        return derivative(lambda p: self.map_points(theta, p, frame), points)
 
-        def mapped(points: Tensor) -> Tensor:
-            return self.map_points(theta, points, image_size=image_size, align_corners=align_corners)
+    def matrix(self, theta: Tensor, frame: Frame = SQUARE) -> Tensor:
+        """theta as affine maps (B, d, d+1) or projective ones (B, d+1, d+1), where `kind` says that it is one.
 
-        return derivative(mapped, points)
+        Raises:
+            ValueError: for families whose warps are no matrices.
+        """
+        raise ValueError(f"transform: the warps of {type(self).__name__} are no matrices")
 
-    def as_matrix(
-        self, theta: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False
-    ) -> Tensor | None:
-        """theta as affine maps (B, d, d+1), or as projective ones (B, d+1, d+1) whose denominators are positive on the
-        visible side; None for families whose warps are neither."""
+    def from_matrix(self, matrix: Tensor, frame: Frame = SQUARE) -> Tensor:
+        """The theta (B, num_params) of maps that belong to the family, affine (B, d, d+1) or projective (B, d+1, d+1).
+
+        Raises:
+            ValueError: for maps outside the family or its bounds, and for families that are not found by a matrix.
+        """
+        raise ValueError(f"transform: {type(self).__name__} has no theta for a matrix")
+
+    def bending_energy(self, theta: Tensor) -> Tensor | None:
+        """How much each warp bends, (B,), in closed form; None for families that have none."""
         return None
 
-    def as_basis(
-        self, theta: Tensor, size: tuple[int, ...], *, align_corners: bool = False
-    ) -> tuple[Tensor, Tensor] | None:
-        """The grid as a product: a basis (N, K) for the N pixels of `size`, row by row, and coefficients (B, K, d); None
-        for families whose grids are no linear function of few numbers."""
-        return None
-
-    def determinant(
-        self, theta: Tensor, points: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False
-    ) -> Tensor:
+    def determinant(self, theta: Tensor, points: Tensor, frame: Frame = SQUARE) -> Tensor:
         """The determinant of `jacobian`, (B, N): how much of the input an output point stands for. Negative where the
         warp mirrors, 0 where it collapses."""
-        jacobian = self.jacobian(theta, points, image_size=image_size, align_corners=align_corners)
+        jacobian = self.jacobian(theta, points, frame)
         # Written out: exact, with a gradient where it is singular, and no small factorizations.
         first, *others = jacobian.unbind(-2)
         if self.ndim == 1:
@@ -99,29 +126,21 @@ class AbstractTransform(nn.Module, ABC):
             return first[..., 0] * others[0][..., 1] - first[..., 1] * others[0][..., 0]
         return (first * torch.linalg.cross(*others)).sum(-1)
 
-    def folds(
-        self,
-        theta: Tensor,
-        size: tuple[int, ...],
-        *,
-        image_size: tuple[int, ...] | None = None,
-        align_corners: bool = False,
-    ) -> Tensor:
+    def folds(self, theta: Tensor, size: tuple[int, ...], frame: Frame = SQUARE) -> Tensor:
         """Whether each warp folds over or collapses on the pixel centres of `size`: (B,), true where the Jacobian
         determinant vanishes or has both signs. A mirror image does not fold."""
         theta = self.check_theta(theta)
-        size = check_size(size, self.ndim)
-        points = self._lattice(theta, size, align_corners)
-        sign = self.determinant(theta, points, image_size=image_size or size, align_corners=align_corners).sign()
+        size, frame = self._check_size(size, frame)
+        points = self._lattice(theta, size, frame.align_corners)
+        sign = self.determinant(theta, points, frame).sign()
         return ~((sign > 0).all(1) | (sign < 0).all(1))
 
     def unmap_points(
         self,
         theta: Tensor,  # (B, num_params)
         points: Tensor,  # (B, N, d)
+        frame: Frame = SQUARE,
         *,
-        image_size: tuple[int, ...] | None = None,
-        align_corners: bool = False,
         tolerance: float = 1e-4,
         missing: Literal["raise", "nan"] = "raise",
     ) -> Tensor:
@@ -141,14 +160,14 @@ class AbstractTransform(nn.Module, ABC):
         target = self.check_points(theta, points).expand(theta.shape[0], -1, -1)
 
         def mapped(points: Tensor) -> Tensor:
-            return self.map_points(theta, points, image_size=image_size, align_corners=align_corners)
+            return self.map_points(theta, points, frame)
 
         found = target
         missed = (mapped(found) - target).detach().norm(dim=-1)
         for _ in range(50):
             if bool((missed <= 0.01 * tolerance).all()):
                 break
-            jacobian = self.jacobian(theta, found, image_size=image_size, align_corners=align_corners)
+            jacobian = self.jacobian(theta, found, frame)
             step = torch.linalg.solve_ex(jacobian, (mapped(found) - target)[..., None])[0][..., 0]
             found = found - step / step.norm(dim=-1, keepdim=True).clamp_min(1.0)  # never more than half the frame
             missed = (mapped(found) - target).detach().norm(dim=-1)
@@ -166,31 +185,27 @@ class AbstractTransform(nn.Module, ABC):
         self,
         theta: Tensor,  # (B, num_params)
         boxes: Tensor,  # (B, N, 2 d)
-        *,
-        image_size: tuple[int, ...] | None = None,
-        align_corners: bool = False,
+        frame: Frame = SQUARE,
     ) -> Tensor:
         """Upright boxes (x0, y0[, z0], x1, y1[, z1]) of the output to the upright boxes (B, N, 2 d) in the input that
         hold what they show: the bounds of a lattice of 9 points an axis in each box."""
         theta = self.check_theta(theta)
         points = self._points_in(theta, boxes)
-        mapped = self.map_points(theta, points.flatten(1, 2), image_size=image_size, align_corners=align_corners)
-        return _bounds(mapped.unflatten(1, points.shape[1:3]))
+        mapped = self.map_points(theta, points.flatten(1, 2), frame)
+        return bounding_boxes(mapped.unflatten(1, points.shape[1:3]))
 
     def unmap_boxes(
         self,
         theta: Tensor,  # (B, num_params)
         boxes: Tensor,  # (B, N, 2 d)
-        *,
-        image_size: tuple[int, ...] | None = None,
-        align_corners: bool = False,
+        frame: Frame = SQUARE,
     ) -> Tensor:
         """Upright boxes of the input to the upright boxes (B, N, 2 d) of the output in which they appear, as
         `map_boxes`. Raises ValueError where `unmap_points` does."""
         theta = self.check_theta(theta)
         points = self._points_in(theta, boxes)
-        found = self.unmap_points(theta, points.flatten(1, 2), image_size=image_size, align_corners=align_corners)
-        return _bounds(found.unflatten(1, points.shape[1:3]))
+        found = self.unmap_points(theta, points.flatten(1, 2), frame)
+        return bounding_boxes(found.unflatten(1, points.shape[1:3]))
 
     def _points_in(self, theta: Tensor, boxes: Tensor) -> Tensor:
         """A lattice of 9 points an axis in each box, (B, N, 9^d, d)."""
@@ -202,34 +217,53 @@ class AbstractTransform(nn.Module, ABC):
         low, high = boxes[:, :, None, :d].to(theta.dtype), boxes[:, :, None, d:].to(theta.dtype)
         return low + (high - low) * inside
 
-    def inverse(
-        self, theta: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False
-    ) -> Tensor:
+    def inverse(self, theta: Tensor, frame: Frame = SQUARE) -> Tensor:
         """The theta of the inverse warp, in the same family."""
         raise ValueError(f"transform: {type(self).__name__} has no inverse within its family")
 
-    def inverted(
-        self, theta: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False
-    ) -> tuple[AbstractTransform, Tensor]:
+    def compose(self, a: Tensor, b: Tensor, frame: Frame = SQUARE) -> Tensor:
+        """The theta of p -> a(b(p)), in the same family."""
+        raise ValueError(f"transform: {type(self).__name__} is not closed under composition; `a @ b` composes any two")
+
+    def inverted(self, theta: Tensor, frame: Frame = SQUARE) -> tuple[AbstractTransform, Tensor]:
         """The inverse warp, as a family and its theta: the family itself, but for compositions, whose order turns round.
 
         Raises:
             ValueError: as `inverse`.
         """
-        return self, self.inverse(theta, image_size=image_size, align_corners=align_corners)
+        return self, self.inverse(theta, frame)
 
     def forward(self, theta: Tensor, size: tuple[int, ...]) -> Tensor:
         """`grid(theta, size)`."""
         return self.grid(theta, size)
 
     def __matmul__(self, other: AbstractTransform) -> AbstractTransform:
-        from .compose import Compose
-
         return Compose(self, other)
+
+    def _register_constants(self, device: torch.device | None = None, **constants: Tensor) -> None:
+        """Buffers that follow the module to a device and never to another type: the numbers are those of the
+        configuration, made under `constants()`, and not part of the state_dict."""
+        for name, constant in constants.items():
+            self._constants[name] = constant
+            self.register_buffer(name, constant.to(device or torch.get_default_device()), persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        for name, constant in self._constants.items():  # also after `to_empty`, which leaves any numbers
+            moved = self._buffers[name]
+            assert moved is not None
+            self._buffers[name] = constant.to(moved.device)
+        return self
 
     def _lattice(self, theta: Tensor, size: tuple[int, ...], align_corners: bool) -> Tensor:
         """The pixel centres of an output, (B, N, d)."""
         return lattice_points(theta, size, align_corners).expand(theta.shape[0], -1, -1)
+
+    def _check_size(self, size: tuple[int, ...], frame: Frame) -> tuple[tuple[int, ...], Frame]:
+        """The size of an output, and the frame: that of an image of the same size unless it says another."""
+        size, frame = check_size(size, self.ndim, least=0), check_frame(frame, self.ndim)
+        image_size = frame.image_size or tuple(max(n, 1) for n in size)
+        return size, Frame(image_size, frame.align_corners)
 
     def check_theta(self, theta: Tensor) -> Tensor:
         """theta as float32 or float64 (B, num_params), or a ValueError that says the right width."""
@@ -251,19 +285,99 @@ class AbstractTransform(nn.Module, ABC):
         return points.to(theta.dtype)
 
 
-def derivative(function: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
-    """The derivative (B, N, d, d) of a function of points (B, N, d) that maps each by itself, one row an output."""
-    _, pull, *_ = torch.func.vjp(function, points)
-    units = torch.eye(points.shape[-1], dtype=points.dtype, device=points.device)
-    return torch.stack([pull(unit.expand_as(points))[0] for unit in units], dim=-2)
+class Compose(AbstractTransform):
+    """`outer @ inner`: the map p -> outer(inner(p)); theta is outer's followed by inner's.
+
+    As warps of an image: first by `outer`, then by `inner`, without the resampling in between. Matrices are multiplied,
+    other families follow one another.
+
+    Example:
+        >>> from stn import Rotation, Translation
+        >>> both = Rotation() @ Translation()
+        >>> both.num_params, both.map_points(torch.tensor([[0.0, 0.5, 0.0]]), torch.zeros(1, 1, 2))
+        (3, tensor([[[0.5000, 0.0000]]]))
+    """
+
+    def __init__(self, outer: AbstractTransform, inner: AbstractTransform) -> None:
+        super().__init__()
+        for argument, value in (("outer", outer), ("inner", inner)):
+            if not isinstance(value, AbstractTransform):
+                raise ValueError(f"{argument}: expected a transform, got {value!r}")
+        if outer.ndim != inner.ndim:
+            raise ValueError(f"inner: expected {outer.ndim}D as outer, got {inner.ndim}D")
+        self.ndim = outer.ndim
+        self.outer, self.inner = outer, inner
+
+    @property
+    def num_params(self) -> int:
+        return self.outer.num_params + self.inner.num_params
+
+    @property
+    def param_names(self) -> tuple[str, ...]:
+        parts = {"outer": self.outer, "inner": self.inner}
+        return tuple(f"{part} {name}" for part, family in parts.items() for name in family.param_names)
+
+    def identity(self) -> Tensor:
+        return torch.cat([self.outer.identity(), self.inner.identity()])
+
+    def split(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """theta (B, num_params) as outer's and inner's."""
+        outer, inner = self.check_theta(theta).split([self.outer.num_params, self.inner.num_params], dim=1)
+        return outer, inner
+
+    @property
+    def kind(self) -> Kind:  # type: ignore[override]
+        """A matrix where both are, for they are multiplied; else positions."""
+        kinds = {self.outer.kind, self.inner.kind}
+        return "affine" if kinds == {"affine"} else "projective" if kinds <= {"affine", "projective"} else "grid"
+
+    def matrix(self, theta: Tensor, frame: Frame = SQUARE) -> Tensor:
+        """The product of the two matrices. Raises ValueError where one of the two is no matrix family."""
+        outer, inner = self.split(theta)
+        return compose_matrices(self.outer.matrix(outer, frame), self.inner.matrix(inner, frame))
+
+    def coordinates(self, theta: Tensor, size: tuple[int, ...], frame: Frame = SQUARE) -> Coordinates:
+        if self.kind != "grid":
+            return Coordinates(self.kind, size, self.matrix(theta, frame))
+        outer, inner = self.split(theta)
+        points = positions(self.inner.coordinates(inner, size, frame), frame.align_corners, inner.dtype)
+        mapped = self.outer.map_points(outer, points.flatten(1, -2), frame)
+        return Coordinates("grid", size, mapped.reshape(theta.shape[0], *size, self.ndim))
+
+    def map_points(self, theta: Tensor, points: Tensor, frame: Frame = SQUARE) -> Tensor:
+        theta = self.check_theta(theta)
+        if self.kind != "grid":
+            points = self.check_points(theta, points)
+            return map_points(Coordinates(self.kind, (), self.matrix(theta, frame)), points)
+        outer, inner = self.split(theta)
+        return self.outer.map_points(outer, self.inner.map_points(inner, points, frame), frame)
+
+    def inverse(self, theta: Tensor, frame: Frame = SQUARE) -> Tensor:
+        """Raises ValueError: the order turns round, so the inverse is another family. See `inverted`."""
+        raise ValueError(
+            "transform: the inverse of a composition is another family; `inverted(theta)` gives it with its theta"
+        )
+
+    def inverted(self, theta: Tensor, frame: Frame = SQUARE) -> tuple[AbstractTransform, Tensor]:
+        """The inverse warp: the inverse of `inner` @ the inverse of `outer`, and its theta.
+
+        Raises:
+            ValueError: where one of the two has no inverse.
+        """
+        outer, inner = self.split(theta)
+        a, theta_a = self.outer.inverted(outer, frame)
+        b, theta_b = self.inner.inverted(inner, frame)
+        return Compose(b, a), torch.cat([theta_b, theta_a], dim=1)
 
 
-def lattice_points(like: Tensor, size: tuple[int, ...], align_corners: bool) -> Tensor:
-    """The pixel centres of an output, (1, N, d)."""
-    axes = [lattice(n, align_corners=align_corners, dtype=like.dtype, device=like.device) for n in size]
-    return torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], dim=-1).reshape(1, -1, len(size))
+@contextlib.contextmanager
+def constants() -> Iterator[None]:
+    """Where a family makes what it is configured by: on the CPU, also where modules are made on the meta device, and fit
+    for training, also where it is first used in inference mode."""
+    with torch.device("cpu"), torch.inference_mode(False), torch.no_grad():
+        yield
 
 
-def _bounds(points: Tensor) -> Tensor:
-    """The upright boxes (B, N, 2 d) around points (B, N, M, d)."""
-    return torch.cat([points.amin(2), points.amax(2)], dim=-1)
+def exact(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Where autocast does not run products in half precision, which would tear a field or move it by whole pixels."""
+    return contextlib.nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)

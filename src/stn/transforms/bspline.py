@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from .._checks import check_bound, check_float_tensor, check_number, check_size, coordinate_dtype, describe
-from ..conventions import lattice
-from .affine import _bounded
-from .base import AbstractTransform
+from ..coordinates import SQUARE, Coordinates, Frame
+from ..geometry import lattice
+from .base import AbstractTransform, exact
+from .bounds import bounded
 
 # Gauss and Legendre's, exact up to degree 7; squares of cubics have 6. As lists, which a compiler takes.
 _NODES, _WEIGHTS = (values.tolist() for values in np.polynomial.legendre.leggauss(4))
@@ -82,10 +83,10 @@ def bspline_grid(coefficients: Tensor, size: tuple[int, ...], *, align_corners: 
                   [ 0.7500,  0.2500]]]])
     """
     d = _check_coefficients(coefficients)
-    size = check_size(size, d)
+    size = check_size(size, d, least=0)
     field = coefficients.to(coordinate_dtype(coefficients))
     axes = [lattice(n, align_corners=align_corners, dtype=field.dtype, device=field.device) for n in size]
-    with torch.autocast(field.device.type, enabled=False):  # half precision would cost whole pixels
+    with exact(field.device):
         for positions in axes:  # the axis that is summed over comes back last: (B, d, *size) in the end
             field = torch.tensordot(field, _basis_matrix(positions, field.shape[1] - 3), dims=([1], [1]))
     return torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], dim=-1) + field.movedim(1, -1)
@@ -118,7 +119,7 @@ def bspline_bending_energy(coefficients: Tensor) -> Tensor:
     field = coefficients.to(coordinate_dtype(coefficients))
     matrices = [_quadrature_matrices(n - 3, field) for n in field.shape[1:-1]]
     total = field.new_zeros(field.shape[0])
-    with torch.autocast(field.device.type, enabled=False):
+    with exact(field.device):
         for first, second in [(i, j) for i in range(d) for j in range(i, d)]:
             values = field
             for axis in range(d):
@@ -175,7 +176,7 @@ class BSpline(AbstractTransform):
 
     def coefficients(self, theta: Tensor) -> Tensor:
         """theta as one spline on the finest lattice (B, *shape, d), within the bound; all levels in one, exactly."""
-        theta = _bounded(self.check_theta(theta), self.max_offset)
+        theta = bounded(self.check_theta(theta), self.max_offset)
         total: Tensor | None = None
         for shape, part in zip(
             self.shapes, theta.split([self.ndim * math.prod(s) for s in self.shapes], dim=1), strict=True
@@ -185,22 +186,14 @@ class BSpline(AbstractTransform):
         assert total is not None
         return total
 
-    def map_points(
-        self, theta: Tensor, points: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False
-    ) -> Tensor:
+    def map_points(self, theta: Tensor, points: Tensor, frame: Frame = SQUARE) -> Tensor:
         theta = self.check_theta(theta)
         points = self.check_points(theta, points)
         return points + bspline_displacement(self.coefficients(theta), points)
 
-    def grid(
-        self,
-        theta: Tensor,
-        size: tuple[int, ...],
-        *,
-        image_size: tuple[int, ...] | None = None,
-        align_corners: bool = False,
-    ) -> Tensor:
-        return bspline_grid(self.coefficients(theta), size, align_corners=align_corners)
+    def coordinates(self, theta: Tensor, size: tuple[int, ...], frame: Frame = SQUARE) -> Coordinates:
+        grid = bspline_grid(self.coefficients(theta), size, align_corners=frame.align_corners)
+        return Coordinates("grid", size, grid)
 
     def bending_energy(self, theta: Tensor) -> Tensor:
         """`bspline_bending_energy` of the whole deformation, (B,)."""

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from .._checks import check_flag, check_size, describe
-from ..conventions import as_projective, lattice
-from .affine import AbstractMatrixTransform, _unbounded
-from .base import AbstractTransform, lattice_points
+from .._checks import describe
+from ..coordinates import Frame, check_frame
+from ..geometry import as_projective, lattice, lattice_points
+from .base import AbstractTransform, Compose
+from .bounds import unbounded
 from .bspline import BSpline, _basis_matrix
 from .flow import DisplacementField
-from .projective import AbstractProjectiveTransform
 from .tps import ThinPlateSpline
 
 _CHECKED = 200  # points, at least, on which both are compared
@@ -58,15 +56,12 @@ def convert(
         raise ValueError(f"target: expected a family in {source.ndim}D as the source, got {target}")
     theta = source.check_theta(theta)
     dtype, theta = theta.dtype, theta.double()
-    check_flag("align_corners", align_corners)
-    if image_size is not None:
-        image_size = check_size(image_size, source.ndim, "image_size")
-    options: Any = {"image_size": image_size, "align_corners": align_corners}
-    result = _express(theta, source, target, dtype, **options).to(dtype)
+    frame = check_frame(Frame(image_size, align_corners), source.ndim)
+    result = _express(theta, source, target, dtype, frame).to(dtype)
     points = _spread(_CHECKED + 4 * (source.num_params + target.num_params), source.ndim)
     points = points.to(theta).expand(len(theta), -1, -1)
-    wanted = source.map_points(theta, points, **options)
-    got = target.map_points(result.double(), points, **options)
+    wanted = source.map_points(theta, points, frame)
+    got = target.map_points(result.double(), points, frame)
     tolerance = 1e-4 if dtype == torch.float32 else 1e-9
     missed = ~((got - wanted).abs() <= tolerance * (1 + wanted.abs()))
     if bool(missed.any()):
@@ -92,33 +87,32 @@ def _express(
     source: AbstractTransform,
     target: AbstractTransform,
     dtype: torch.dtype,
-    *,
-    image_size: tuple[int, ...] | None,
-    align_corners: bool,
+    frame: Frame,
 ) -> Tensor:
     """The theta of `target` that agrees with the source wherever `target` is free to."""
     d = source.ndim
 
     def displacement(points: Tensor) -> Tensor:  # (N, d) -> (B, N, d)
         points = points.to(theta)[None].expand(len(theta), -1, -1)
-        return source.map_points(theta, points, image_size=image_size, align_corners=align_corners) - points
+        return source.map_points(theta, points, frame) - points
 
-    if isinstance(target, (AbstractMatrixTransform, AbstractProjectiveTransform)):
-        matrix = source.as_matrix(theta, image_size=image_size, align_corners=align_corners)
-        if matrix is None:
+    if target.kind in ("affine", "projective"):
+        if source.kind not in ("affine", "projective") or isinstance(target, Compose):
             raise _cannot(source, target)
-        matrix = matrix.to(dtype)  # which says how exactly the matrix has to be one of the family
-        if isinstance(target, AbstractProjectiveTransform):
+        matrix = source.matrix(theta, frame).to(
+            dtype
+        )  # the type says how exactly the matrix has to be one of the family
+        if target.kind == "projective":
             return target.from_matrix(as_projective(matrix))
         if matrix.shape[1] > d:  # a projective map that is affine has a last row 0 ... 0 w
             matrix = matrix / matrix[:, -1:, -1:]
-        return target.from_matrix(matrix[:, :d], image_size=image_size, align_corners=align_corners)
+        return target.from_matrix(matrix[:, :d], frame)
     if isinstance(target, ThinPlateSpline):
         points = target.control_points.to(theta)
         return target.from_points(points + displacement(points))
     if isinstance(target, DisplacementField):
         at_points = displacement(lattice_points(theta, target.size, True)[0])
-        return _unbounded(at_points.flatten(1), target.max_offset, "max_offset")
+        return unbounded(at_points.flatten(1), target.max_offset, "max_offset")
     if isinstance(target, BSpline):
         # The finest level holds the others. As many points as it has coefficients: those on the frame, and one more
         # next to each end.
@@ -129,6 +123,6 @@ def _express(
         for axis, at in enumerate(axes, start=1):
             rows = field.movedim(axis, -1)[..., None]
             field = torch.linalg.solve(_basis_matrix(at, len(at) - 3), rows)[..., 0].movedim(-1, axis)
-        last = _unbounded(field.flatten(1), target.max_offset, "max_offset")
+        last = unbounded(field.flatten(1), target.max_offset, "max_offset")
         return torch.nn.functional.pad(last, (target.num_params - last.shape[1], 0))
     raise _cannot(source, target)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from .._checks import check_flag, check_number, check_size, describe
-from .base import AbstractTransform
+from ..coordinates import SQUARE, Frame
+from .base import AbstractTransform, constants, exact
 
 
 def cpab_basis(tessellation: tuple[int, ...], *, zero_boundary: bool = True, volume_preserving: bool = False) -> Tensor:
@@ -203,10 +204,10 @@ class CPAB(AbstractTransform):
         check_number("steps", steps, "an int from 1 to 10000", lambda n: isinstance(n, int) and 1 <= n <= 10_000)
         self.ndim, self.steps = len(self.tessellation), steps
         self.zero_boundary, self.volume_preserving = zero_boundary, volume_preserving
-        _, cells, inverses = _tessellate(self.tessellation)
-        basis = _vertex_basis(self.tessellation, zero_boundary, volume_preserving)
-        for name, constant in (("vertex_basis", basis), ("_cells", cells), ("_inverses", inverses)):
-            self.register_buffer(name, constant, persistent=False)
+        with constants():
+            _, cells, inverses = _tessellate(self.tessellation)
+            basis = _vertex_basis(self.tessellation, zero_boundary, volume_preserving)
+        self._register_constants(vertex_basis=basis, _cells=cells, _inverses=inverses)
 
     @property
     def num_params(self) -> int:
@@ -223,7 +224,7 @@ class CPAB(AbstractTransform):
         """theta (B, num_params) as the velocities at the vertices, (B, vertices, d): the corners of the intervals or
         boxes, row after row, then the centres of the rectangles."""
         theta = self.check_theta(theta)
-        with torch.autocast(theta.device.type, enabled=False):  # half precision would tear the field
+        with exact(theta.device):
             return torch.tensordot(theta, self.vertex_basis.to(theta.dtype), dims=1)
 
     def velocity(self, theta: Tensor, points: Tensor) -> Tensor:
@@ -231,9 +232,7 @@ class CPAB(AbstractTransform):
         theta = self.check_theta(theta)
         return cpab_velocity(self.coefficients(theta), self.check_points(theta, points), self.tessellation)
 
-    def map_points(
-        self, theta: Tensor, points: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False
-    ) -> Tensor:
+    def map_points(self, theta: Tensor, points: Tensor, frame: Frame = SQUARE) -> Tensor:
         theta = self.check_theta(theta)
         points = self.check_points(theta, points).expand(theta.shape[0], -1, -1)
         if self.ndim == 1:
@@ -241,16 +240,9 @@ class CPAB(AbstractTransform):
         coefficients = self.coefficients(theta) / self.steps
         return _runge_kutta(lambda p: _apply_cells(coefficients, p, self.tessellation), points, self.steps)
 
-    def inverse(
-        self, theta: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False
-    ) -> Tensor:
+    def inverse(self, theta: Tensor, frame: Frame = SQUARE) -> Tensor:
         """-theta: the same field, followed backwards."""
         return -self.check_theta(theta)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CPAB:
-        # To another device, but never to another type: a rounded basis would be a slightly torn field.
-        super()._apply(lambda t: t.to(fn(t).device), recurse)
-        return self
 
     def extra_repr(self) -> str:
         shown = [f"{self.tessellation}"] + ([] if self.zero_boundary else ["zero_boundary=False"])

@@ -9,10 +9,14 @@ import torch
 from torch import Tensor
 
 from .._checks import check_bound, check_float_tensor, check_size, coordinate_dtype, describe
-from ..conventions import lattice
-from ..ops import warp as op
-from .affine import _bounded
+from ..coordinates import SQUARE, Coordinates, Frame
+from ..geometry import lattice
+from ..ops import dispatch as ops
+from ..reading import Reading
 from .base import AbstractTransform
+from .bounds import bounded
+
+_LINEAR = Reading("bilinear", "border", None, align_corners=True)
 
 
 def displacement_grid(displacement: Tensor, size: tuple[int, ...], *, align_corners: bool = False) -> Tensor:
@@ -38,7 +42,7 @@ def displacement_grid(displacement: Tensor, size: tuple[int, ...], *, align_corn
                  [ 2.0000]]])
     """
     d = check_field("displacement", displacement)
-    size = check_size(size, d)
+    size = check_size(size, d, least=0)
     field = displacement.to(coordinate_dtype(displacement))
     for axis, n_out in enumerate(size):
         position = lattice(n_out, align_corners=align_corners, dtype=field.dtype, device=field.device)
@@ -64,7 +68,7 @@ def sample_field(field: Tensor, points: Tensor) -> Tensor:
     d = check_field("field", field)
     grid = points.reshape(points.shape[0], *[1] * (d - 1), *points.shape[1:])
     image = field.movedim(-1, 1).contiguous()
-    return op.sample(image, grid, "bilinear", "border", None, True).flatten(2).movedim(1, -1)
+    return ops.warp(image, Coordinates("grid", tuple(grid.shape[1:-1]), grid), _LINEAR).flatten(2).movedim(1, -1)
 
 
 def check_field(argument: str, field: Tensor) -> int:
@@ -104,22 +108,14 @@ class AbstractField(AbstractTransform):
     def displacement(self, theta: Tensor) -> Tensor:
         """theta (B, num_params) as displacements on the lattice (B, *self.size, d)."""
 
-    def map_points(
-        self, theta: Tensor, points: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False
-    ) -> Tensor:
+    def map_points(self, theta: Tensor, points: Tensor, frame: Frame = SQUARE) -> Tensor:
         theta = self.check_theta(theta)
         points = self.check_points(theta, points).expand(theta.shape[0], -1, -1)
         return points + sample_field(self.displacement(theta), points)
 
-    def grid(
-        self,
-        theta: Tensor,
-        size: tuple[int, ...],
-        *,
-        image_size: tuple[int, ...] | None = None,
-        align_corners: bool = False,
-    ) -> Tensor:
-        return displacement_grid(self.displacement(theta), size, align_corners=align_corners)
+    def coordinates(self, theta: Tensor, size: tuple[int, ...], frame: Frame = SQUARE) -> Coordinates:
+        grid = displacement_grid(self.displacement(theta), size, align_corners=frame.align_corners)
+        return Coordinates("grid", size, grid)
 
 
 class DisplacementField(AbstractField):
@@ -145,7 +141,7 @@ class DisplacementField(AbstractField):
 
     def displacement(self, theta: Tensor) -> Tensor:
         """theta (B, num_params) as displacements on the lattice (B, *self.size, d), within the bound."""
-        return _bounded(self.field(theta), self.max_offset)
+        return bounded(self.field(theta), self.max_offset)
 
     def extra_repr(self) -> str:
         return f"{self.size}" + ("" if self.max_offset is None else f", max_offset={self.max_offset:g}")

@@ -8,8 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .._checks import check_choice, check_flag, check_number, check_size
-from ..conventions import extent, lattice
+from .._checks import check_choice, check_flag, check_number
+from ..coordinates import SQUARE, Coordinates, Frame, check_frame
+from ..geometry import extent, lattice
 from .base import AbstractTransform
 
 _LOG_MIN_RADIUS = 0.05
@@ -27,7 +28,7 @@ class Polar(AbstractTransform):
     2 ln(s) / ln(max_radius / min_radius).
 
     Radii are lengths on the image, in units of half its shorter side, so circles are circles on images that are not
-    square: pass `image_size`, as `stn.warp` does. Without it `grid` takes the output's size for it.
+    square: pass a `stn.Frame`, as `stn.warp` does. Without it `grid` takes the output's size for the image's.
 
     No theta makes this the warp that changes nothing: `identity()` is the neutral origin, the centre of the image.
     There is no inverse within the family; `to_polar` carries points of the image into the output.
@@ -68,39 +69,32 @@ class Polar(AbstractTransform):
     def num_params(self) -> int:
         return 2
 
+    @property
+    def param_names(self) -> tuple[str, ...]:
+        return "origin x", "origin y"
+
     def identity(self) -> Tensor:
         """The neutral origin, 0 0: the centre. Not a warp that changes nothing; this family has none."""
         return torch.zeros(2)
 
-    def map_points(
-        self, theta: Tensor, points: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False
-    ) -> Tensor:
+    def map_points(self, theta: Tensor, points: Tensor, frame: Frame = SQUARE) -> Tensor:
         theta = self.check_theta(theta)
         points = self.check_points(theta, points)
         angle = math.pi * (points[..., 1] + 1)
         direction = torch.stack([angle.cos(), angle.sin()], dim=-1)
-        units = self._units(theta, image_size, align_corners)
+        units = self._units(theta, frame)
         return theta[:, None] + self._radius(points[..., :1]) * direction * units
 
-    def grid(
-        self,
-        theta: Tensor,
-        size: tuple[int, ...],
-        *,
-        image_size: tuple[int, ...] | None = None,
-        align_corners: bool = False,
-    ) -> Tensor:
+    def coordinates(self, theta: Tensor, size: tuple[int, ...], frame: Frame = SQUARE) -> Coordinates:
         theta = self.check_theta(theta)
-        size = check_size(size, 2)
-        y, x = (lattice(n, align_corners=align_corners, dtype=theta.dtype, device=theta.device) for n in size)
+        axes = (lattice(n, align_corners=frame.align_corners, dtype=theta.dtype, device=theta.device) for n in size)
+        y, x = axes
         angle = math.pi * (y + 1)
         direction = torch.stack([angle.cos(), angle.sin()], dim=-1)
-        around = direction * self._units(theta, image_size or size, align_corners)  # (H, 2)
-        return theta[:, None, None] + self._radius(x)[:, None] * around[:, None]
+        around = direction * self._units(theta, frame)  # (H, 2)
+        return Coordinates("grid", size, theta[:, None, None] + self._radius(x)[:, None] * around[:, None])
 
-    def to_polar(
-        self, theta: Tensor, points: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False
-    ) -> Tensor:
+    def to_polar(self, theta: Tensor, points: Tensor, frame: Frame = SQUARE) -> Tensor:
         """Points of the image (B, N, 2) to the points of the output (B, N, 2) that are read there.
 
         The reverse of `map_points`: x is the radius, beyond [-1, 1] where it lies outside the radii of this transform
@@ -113,7 +107,7 @@ class Polar(AbstractTransform):
         """
         theta = self.check_theta(theta)
         points = self.check_points(theta, points)
-        offset = (points - theta[:, None]) / self._units(theta, image_size, align_corners)
+        offset = (points - theta[:, None]) / self._units(theta, frame)
         origin = (offset == 0).all(-1, keepdim=True)
         # At the origin the angle is 0, and neither the root nor the angle has a derivative to poison the others with.
         safe = torch.where(origin, torch.ones_like(offset), offset)
@@ -129,9 +123,8 @@ class Polar(AbstractTransform):
         self,
         theta: Tensor,
         points: Tensor,
+        frame: Frame = SQUARE,
         *,
-        image_size: tuple[int, ...] | None = None,
-        align_corners: bool = False,
         tolerance: float = 1e-4,
         missing: Literal["raise", "nan"] = "raise",
     ) -> Tensor:
@@ -141,13 +134,13 @@ class Polar(AbstractTransform):
             ValueError: for the origin with `log` (`missing="nan"`: NaN).
         """
         check_choice("missing", missing, ("raise", "nan"))
-        found = self.to_polar(theta, points, image_size=image_size, align_corners=align_corners)
-        nowhere = found[..., 0].isinf()
+        found = self.to_polar(theta, points, frame)
+        nowhere = ~found.isfinite().all(-1)
         if missing == "nan":
             return torch.where(nowhere[..., None], torch.nan, found)
         if bool(nowhere.any()):
             raise ValueError(
-                "points: expected points that the warp reaches, but with log=True it never reads the origin"
+                "points: expected finite points that the warp reaches; with log=True it never reads the origin"
             )
         return found
 
@@ -157,11 +150,12 @@ class Polar(AbstractTransform):
             return self.min_radius * (part * math.log(self.max_radius / self.min_radius)).exp()
         return self.min_radius + (self.max_radius - self.min_radius) * part
 
-    def _units(self, theta: Tensor, image_size: tuple[int, ...] | None, align_corners: bool) -> Tensor:
+    def _units(self, theta: Tensor, frame: Frame) -> Tensor:
         """Half the image's shorter side, in normalized units of x and of y."""
+        image_size, align_corners = check_frame(frame, 2)
         if image_size is None:
             return theta.new_ones(2)
-        half = extent(check_size(image_size, 2, "image_size"), align_corners=align_corners)
+        half = extent(image_size, align_corners=align_corners)
         half = tuple(h or 0.5 for h in half)  # an axis of one pixel has no length with align_corners: that of a pixel
         return theta.new_tensor([min(half) / h for h in half])
 

@@ -26,10 +26,19 @@ from .._checks import (
     coordinate_dtype,
     describe,
 )
-from ..conventions import as_projective, compose_matrices
-from ..ops import reference
-from .affine import _bounded, _unbounded
+from ..coordinates import SQUARE, Coordinates, Frame
+from ..geometry import (
+    as_projective,
+    compose_matrices,
+    divide,
+    facing,
+    horizon,
+    map_affine,
+    map_projective,
+    projective_positions,
+)
 from .base import AbstractTransform
+from .bounds import bounded, unbounded
 
 
 def projective_grid(theta: Tensor, size: tuple[int, ...], *, align_corners: bool = False) -> Tensor:
@@ -57,30 +66,26 @@ def projective_grid(theta: Tensor, size: tuple[int, ...], *, align_corners: bool
     Source: Hartley and Zisserman 2004, section 2.3; Jaderberg et al. 2015, section 3.2.
     """
     d = _check_projective("theta", theta)
-    return reference.projective_grid(facing(theta.to(coordinate_dtype(theta))), check_size(size, d), align_corners)
+    return projective_positions(facing(theta.to(coordinate_dtype(theta))), check_size(size, d, least=0), align_corners)
 
 
 class AbstractProjectiveTransform(AbstractTransform):
     """A family whose warps are projective maps."""
 
+    kind = "projective"
+
     @abstractmethod
-    def matrix(
-        self, theta: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False
-    ) -> Tensor:
+    def matrix(self, theta: Tensor, frame: Frame = SQUARE) -> Tensor:
         """theta (B, num_params) as projective maps (B, d+1, d+1), whose last entry is 1."""
 
     @abstractmethod
-    def from_matrix(self, matrix: Tensor) -> Tensor:
+    def from_matrix(self, matrix: Tensor, frame: Frame = SQUARE) -> Tensor:
         """The theta of projective maps (B, d+1, d+1), up to a factor, or of affine maps (B, d, d+1)."""
 
-    def as_matrix(
-        self, theta: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False
-    ) -> Tensor:
-        return self.matrix(theta)
+    def coordinates(self, theta: Tensor, size: tuple[int, ...], frame: Frame = SQUARE) -> Coordinates:
+        return Coordinates("projective", size, self.matrix(theta))
 
-    def map_points(
-        self, theta: Tensor, points: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False
-    ) -> Tensor:
+    def map_points(self, theta: Tensor, points: Tensor, frame: Frame = SQUARE) -> Tensor:
         """Output points (B, N, d) to input points. Those on the horizon or behind it go to +-10000 on each axis."""
         points = self.check_points(self.check_theta(theta), points)
         return map_projective(self.matrix(theta), points)
@@ -89,9 +94,8 @@ class AbstractProjectiveTransform(AbstractTransform):
         self,
         theta: Tensor,
         points: Tensor,
+        frame: Frame = SQUARE,
         *,
-        image_size: tuple[int, ...] | None = None,
-        align_corners: bool = False,
         tolerance: float = 1e-4,
         missing: Literal["raise", "nan"] = "raise",
     ) -> Tensor:
@@ -104,32 +108,20 @@ class AbstractProjectiveTransform(AbstractTransform):
         theta = self.check_theta(theta)
         points = self.check_points(theta, points)
         inverse = _invert(self.matrix(theta))
-        h = _homogeneous(inverse, points)
+        h = map_affine(inverse, points)
         # The denominator here is one over the denominator of the map, so it is not to be turned to face the centre.
-        hidden = h[..., -1] <= reference.horizon(h, inverse)
+        hidden = ~(h[..., -1] > horizon(h, inverse)) | ~points.isfinite().all(-1)
         if missing == "nan":
-            return torch.where(hidden[..., None], torch.nan, reference.divide(h, inverse))
+            return torch.where(hidden[..., None], torch.nan, divide(h, inverse))
         if not torch.compiler.is_compiling() and bool(hidden.any()):
             image, point = hidden.nonzero()[0].tolist()
             raise ValueError(
-                f"points: expected points that the warp reaches, but point {point} of image {image} lies behind the horizon"
+                f"points: expected points that the warp reaches, but point {point} of image {image} lies behind the "
+                f"horizon or is not finite"
             )
-        return reference.divide(h, inverse)
+        return divide(h, inverse)
 
-    def grid(
-        self,
-        theta: Tensor,
-        size: tuple[int, ...],
-        *,
-        image_size: tuple[int, ...] | None = None,
-        align_corners: bool = False,
-    ) -> Tensor:
-        m = self.matrix(theta)
-        return projective_grid(m, check_size(size, self.ndim), align_corners=align_corners)
-
-    def inverse(
-        self, theta: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False
-    ) -> Tensor:
+    def inverse(self, theta: Tensor, frame: Frame = SQUARE) -> Tensor:
         """The theta of the inverse maps.
 
         Raises:
@@ -138,9 +130,7 @@ class AbstractProjectiveTransform(AbstractTransform):
         """
         return self._from_unturned(_invert(self.matrix(theta)), "theta")
 
-    def compose(
-        self, a: Tensor, b: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False
-    ) -> Tensor:
+    def compose(self, a: Tensor, b: Tensor, frame: Frame = SQUARE) -> Tensor:
         """The theta of p -> a(b(p)).
 
         Raises:
@@ -151,7 +141,7 @@ class AbstractProjectiveTransform(AbstractTransform):
     def _from_unturned(self, matrix: Tensor, argument: str) -> Tensor:
         """`from_matrix`, for a matrix whose sign says which side of the horizon is visible."""
         corner = matrix[:, -1, -1]
-        hidden = corner <= reference.horizon(corner, matrix)
+        hidden = corner <= horizon(corner, matrix)
         if not torch.compiler.is_compiling() and bool(hidden.any()):
             raise ValueError(
                 f"{argument}: expected maps with a result within {type(self).__name__}, but the horizon hides the "
@@ -207,17 +197,15 @@ class Projective(AbstractProjectiveTransform):
     def identity(self) -> Tensor:
         return torch.eye(self.ndim + 1).flatten()[:-1].clone()
 
-    def matrix(
-        self, theta: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False
-    ) -> Tensor:
+    def matrix(self, theta: Tensor, frame: Frame = SQUARE) -> Tensor:
         theta = self.check_theta(theta)
         if self.max_delta is not None:
             identity = self.identity().to(theta)
-            theta = identity + _bounded(theta - identity, self.max_delta)
+            theta = identity + bounded(theta - identity, self.max_delta)
         entries = torch.cat([theta, torch.ones_like(theta[:, :1])], dim=1)
         return entries.reshape(-1, self.ndim + 1, self.ndim + 1)
 
-    def from_matrix(self, matrix: Tensor) -> Tensor:
+    def from_matrix(self, matrix: Tensor, frame: Frame = SQUARE) -> Tensor:
         """The theta of projective maps (B, d+1, d+1), up to a factor, or of affine maps (B, d, d+1).
 
         Raises:
@@ -233,7 +221,7 @@ class Projective(AbstractProjectiveTransform):
         theta = (m / last[:, None, None]).flatten(1)[:, :-1]
         if self.max_delta is not None:
             identity = self.identity().to(theta)
-            theta = identity + _unbounded(theta - identity, self.max_delta, "max_delta")
+            theta = identity + unbounded(theta - identity, self.max_delta, "max_delta")
         return theta
 
     def extra_repr(self) -> str:
@@ -279,17 +267,20 @@ class Corners(AbstractProjectiveTransform):
     def num_params(self) -> int:
         return 8
 
+    @property
+    def param_names(self) -> tuple[str, ...]:
+        corners = ("top left", "top right", "bottom right", "bottom left")
+        return tuple(f"{corner} {axis}" for corner in corners for axis in "xy")
+
     def identity(self) -> Tensor:
         return torch.zeros(8)
 
     def corners(self, theta: Tensor) -> Tensor:
         """Where the output's corners are read, (B, 4, 2)."""
         theta = self.check_theta(theta)
-        return _frame_corners(theta) + _bounded(theta, self.max_shift).reshape(-1, 4, 2)
+        return _frame_corners(theta) + bounded(theta, self.max_shift).reshape(-1, 4, 2)
 
-    def matrix(
-        self, theta: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False
-    ) -> Tensor:
+    def matrix(self, theta: Tensor, frame: Frame = SQUARE) -> Tensor:
         # Four points have one relation, and Cramer's rule gives it: the sum of +-area[k] * (q[k], 1) is 0, where
         # area[k] is that of the triangle of the other three. The square's corners have it with equal areas, so the
         # homography takes corner k to area[k] * (q[k], 1): polynomials, and one division to make the last entry 1.
@@ -301,7 +292,7 @@ class Corners(AbstractProjectiveTransform):
         m = torch.stack([tr + br - tl - bl, br + bl - tl - tr, tl + tr + br + bl], dim=-1)
         return m / m[:, 2:, 2:]
 
-    def from_matrix(self, matrix: Tensor) -> Tensor:
+    def from_matrix(self, matrix: Tensor, frame: Frame = SQUARE) -> Tensor:
         """The theta of projective maps (B, 3, 3), up to a factor, or of affine maps (B, 2, 3).
 
         Raises:
@@ -310,22 +301,17 @@ class Corners(AbstractProjectiveTransform):
         """
         m = self._check_any_matrix(matrix)
         corners = _frame_corners(m)
-        h = _homogeneous(m, corners)
-        hidden = (h[..., -1] <= reference.horizon(h, m)).any(1)
+        h = map_affine(m, corners)
+        hidden = (h[..., -1] <= horizon(h, m)).any(1)
         if not torch.compiler.is_compiling() and bool(hidden.any()):
             raise ValueError(
                 f"matrix: expected maps with every corner of the frame in front of the horizon, got one behind it at "
                 f"index {int(hidden.nonzero()[0])}"
             )
-        return _unbounded((reference.divide(h, m) - corners).flatten(1), self.max_shift, "max_shift")
+        return unbounded((divide(h, m) - corners).flatten(1), self.max_shift, "max_shift")
 
     def extra_repr(self) -> str:
         return "" if self.max_shift is None else f"max_shift={self.max_shift:g}"
-
-
-def map_projective(matrix: Tensor, points: Tensor) -> Tensor:
-    """Points (B, N, d) through projective maps (B, d+1, d+1) whose denominators are positive on the visible side."""
-    return reference.divide(_homogeneous(matrix, points), matrix)
 
 
 def _check_projective(argument: str, matrix: Tensor) -> int:
@@ -341,16 +327,6 @@ def _check_projective(argument: str, matrix: Tensor) -> int:
 def _frame_corners(like: Tensor) -> Tensor:
     """Top left, top right, bottom right, bottom left, (1, 4, 2)."""
     return torch.tensor([[[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]]], dtype=like.dtype, device=like.device)
-
-
-def facing(matrix: Tensor) -> Tensor:
-    """The same maps (B, d+1, d+1), signed so that the denominator is positive at the centre."""
-    return torch.where(matrix[:, -1:, -1:] < 0, -matrix, matrix)
-
-
-def _homogeneous(matrix: Tensor, points: Tensor) -> Tensor:
-    """Numerators and denominator (B, N, d+1) at points (B, N, d)."""
-    return (points[:, :, None, :] * matrix[:, None, :, :-1]).sum(-1) + matrix[:, None, :, -1]
 
 
 def _invert(matrix: Tensor) -> Tensor:

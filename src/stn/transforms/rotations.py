@@ -17,6 +17,7 @@ class Rotations(Protocol):
     """Numbers (B, n) for rotations; n = 0 for families that do not turn."""
 
     n: int
+    names: tuple[str, ...]
 
     def identity(self) -> list[float]: ...
     def matrix(self, turn: Tensor) -> Tensor: ...
@@ -29,6 +30,7 @@ class Angle:
     """In 2D: the angle in radians."""
 
     n = 1
+    names: tuple[str, ...] = ("angle",)
 
     def identity(self) -> list[float]:
         return [0.0]
@@ -51,6 +53,7 @@ class AxisAngle:
     """In 3D: the axis times the angle, a vector whose length is at most pi where it comes from a matrix."""
 
     n = 3
+    names: tuple[str, ...] = ("turn x", "turn y", "turn z")
 
     def identity(self) -> list[float]:
         return [0.0] * 3
@@ -107,6 +110,7 @@ class SixD:
     """
 
     n = 6
+    names: tuple[str, ...] = tuple(f"turn {i}" for i in range(6))
 
     def identity(self) -> list[float]:
         return [1.0, 0.0, 0.0, 0.0, 1.0, 0.0]

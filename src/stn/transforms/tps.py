@@ -15,16 +15,18 @@ The energy is measured in the normalized frame, whatever the shape of the image.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Self
 
 import torch
 from torch import Tensor
 
 from .._checks import check_bound, check_float_tensor, check_number, check_size, coordinate_dtype, describe
-from ..conventions import check_matrix
-from .affine import _bounded, _unbounded
-from .base import AbstractTransform
+from ..coordinates import SQUARE, Coordinates, Frame
+from ..geometry import check_matrix
+from ..ops import _torch
+from .base import AbstractTransform, constants
+from .bounds import bounded, unbounded
 
 
 def tps_grid(
@@ -63,9 +65,8 @@ def tps_grid(
     Source: Bookstein 1989; Wahba 1990, section 2.4; Jaderberg et al. 2015, section 3.2.
     """
     transform = ThinPlateSpline(control_points, regularization=regularization)
-    return transform.to(theta.device if isinstance(theta, Tensor) else None).grid(
-        theta, size, align_corners=align_corners
-    )
+    transform = transform.to(theta.device if isinstance(theta, Tensor) else None)
+    return transform.grid(theta, size, Frame(align_corners=align_corners))
 
 
 def thin_plate_spline(
@@ -160,16 +161,16 @@ class ThinPlateSpline(AbstractTransform):
         super().__init__()
         check_number("regularization", regularization, "a finite number of at least 0", lambda v: 0 <= v < math.inf)
         check_bound("max_offset", max_offset)
-        if isinstance(control_points, Tensor):
-            points, device = _check_control_points(control_points, "control_points"), control_points.device
-        else:
-            points, device = _check_control_points(_lattice_points(control_points), "control_points"), None
+        with constants():
+            if isinstance(control_points, Tensor):
+                points, device = _check_control_points(control_points, "control_points"), control_points.device
+            else:
+                points, device = _check_control_points(_lattice_points(control_points), "control_points"), None
         self.ndim, self.regularization, self.max_offset = points.shape[1], float(regularization), max_offset
         self._kept: tuple[object, Tensor] | None = None
-        solve, root = _factor(points, self.regularization)
-        self.register_buffer("control_points", points.to(device), persistent=False)
-        self.register_buffer("_solve", solve.to(device), persistent=False)
-        self.register_buffer("_root", root.to(device), persistent=False)
+        with constants():
+            solve, root = _factor(points, self.regularization)
+        self._register_constants(device, control_points=points, _solve=solve, _root=root)
 
     @classmethod
     def lattice(cls, *size: int, regularization: float = 0.0, max_offset: float | None = None) -> Self:
@@ -212,11 +213,9 @@ class ThinPlateSpline(AbstractTransform):
                 f"theta: expected on the device of the transform ({self.control_points.device}), got {theta.device}; "
                 f"move the transform with .to()"
             )
-        return _bounded(theta, self.max_offset).unflatten(1, tuple(self.control_points.shape))
+        return bounded(theta, self.max_offset).unflatten(1, tuple(self.control_points.shape))
 
-    def map_points(
-        self, theta: Tensor, points: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False
-    ) -> Tensor:
+    def map_points(self, theta: Tensor, points: Tensor, frame: Frame = SQUARE) -> Tensor:
         points = self.check_points(self.check_theta(theta), points)
         offsets = self.offsets(theta)
         # Products of float64 are safe from autocast and TF32, which leave no right digit.
@@ -227,18 +226,9 @@ class ThinPlateSpline(AbstractTransform):
         shift = torch.einsum("nk,bkd->bnd", basis[0], coefficients) if one else basis @ coefficients
         return (points + shift).to(offsets.dtype, memory_format=torch.contiguous_format)
 
-    def grid(
-        self,
-        theta: Tensor,
-        size: tuple[int, ...],
-        *,
-        image_size: tuple[int, ...] | None = None,
-        align_corners: bool = False,
-    ) -> Tensor:
-        theta = self.check_theta(theta)
-        size = check_size(size, self.ndim)
-        points = self._lattice(theta.new_empty(1, 0), size, align_corners)  # the same for the whole batch
-        return self.map_points(theta, points).reshape(theta.shape[0], *size, self.ndim)
+    def coordinates(self, theta: Tensor, size: tuple[int, ...], frame: Frame = SQUARE) -> Coordinates:
+        coefficients = self.coefficients(theta)
+        return Coordinates("basis", size, coefficients, self._basis_at(size, frame.align_corners))
 
     def basis(self, size: tuple[int, ...], *, align_corners: bool = False) -> Tensor:
         """The kernels, 1, x, y[, z] at the pixels of an output of `size`, (N, K + d + 1) in float64, N adjacent in memory.
@@ -246,17 +236,20 @@ class ThinPlateSpline(AbstractTransform):
         With `coefficients` they give the grid: `grid(theta, size) = basis(size) @ coefficients(theta)`, up to rounding
         and shape. The last one asked for is kept: it only depends on the configuration.
         """
-        size = check_size(size, self.ndim)
-        key = (size, align_corners, self.control_points.device)
+        return self._basis_at(check_size(size, self.ndim, least=0), align_corners)
+
+    def _basis_at(self, size: tuple[int, ...], align_corners: bool) -> Tensor:
         if torch.compiler.is_compiling():
             return self._new_basis(size, align_corners)
-        if self._kept is None or self._kept[0] != key:
-            with torch.no_grad():
-                self._kept = key, self._new_basis(size, align_corners)
-        return self._kept[1]
-
-    def as_basis(self, theta: Tensor, size: tuple[int, ...], *, align_corners: bool = False) -> tuple[Tensor, Tensor]:
-        return self.basis(size, align_corners=align_corners), self.coefficients(theta)
+        key = (size, align_corners, self.control_points.device)
+        kept = self._kept  # read once: another thread may put another size there at any moment
+        if kept is None or kept[0] != key:
+            with torch.inference_mode(False), torch.no_grad():
+                basis = self._new_basis(size, align_corners)
+            if type(basis) is not Tensor or _torch.is_wrapped(basis):  # made under a tracer, and good for that alone
+                return basis
+            kept = self._kept = key, basis
+        return kept[1]
 
     def _new_basis(self, size: tuple[int, ...], align_corners: bool) -> Tensor:
         points = self._lattice(self.control_points.new_empty(1, 0), size, align_corners)
@@ -296,9 +289,9 @@ class ThinPlateSpline(AbstractTransform):
             raise ValueError(f"points: expected (B, {k}, {d}), got shape {tuple(points.shape)}")
         dtype = coordinate_dtype(points)
         offsets = (points.to(torch.float64) - self.control_points).to(dtype)
-        return _unbounded(offsets.flatten(1), self.max_offset, "max_offset")
+        return unbounded(offsets.flatten(1), self.max_offset, "max_offset")
 
-    def from_matrix(self, matrix: Tensor) -> Tensor:
+    def from_matrix(self, matrix: Tensor, frame: Frame = SQUARE) -> Tensor:
         """The theta (B, K d) of affine maps (B, d, d+1), exact. Raises ValueError where `max_offset` is exceeded."""
         d = self.ndim
         if check_matrix("matrix", matrix) != d:
@@ -311,17 +304,6 @@ class ThinPlateSpline(AbstractTransform):
         shown = [f"{self.control_points.shape[0]} points in {self.ndim}D"]
         shown += [f"regularization={self.regularization:g}"] if self.regularization else []
         return ", ".join(shown + ([] if self.max_offset is None else [f"max_offset={self.max_offset:g}"]))
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # `.half()`, `.bfloat16()` and `.float()` convert buffers too. The device changes, the numbers never do.
-        kept = dict(self._buffers)
-        super()._apply(fn, recurse)
-        for name, buffer in kept.items():
-            moved = self._buffers[name]
-            assert buffer is not None
-            assert moved is not None
-            self._buffers[name] = buffer.to(moved.device)
-        return self
 
 
 def _check_control_points(points: Tensor, argument: str) -> Tensor:
@@ -354,13 +336,12 @@ def _check_control_points(points: Tensor, argument: str) -> Tensor:
 
 def _lattice_points(size: Sequence[int]) -> Tensor:
     """The control points (K, d) of a lattice ([nz,] ny, nx) that spans the frame."""
-    ok = isinstance(size, Sequence) and not isinstance(size, str) and len(size) in (2, 3)
-    if not ok or any(isinstance(n, bool) or not isinstance(n, int) or n < 2 for n in size):
+    if not isinstance(size, Sequence) or isinstance(size, str) or len(size) not in (2, 3):
         raise ValueError(
             f"control_points: expected a tensor (K, 2) or (K, 3), or a lattice of 2 or 3 ints of at least 2, got {describe(size)}"
         )
-    # On the CPU, so that a module made on the meta device has them all the same.
-    axes = [torch.arange(1 - n, n, 2, dtype=torch.float64, device="cpu") / (n - 1) for n in size]
+    size = check_size(size, len(size), "control_points", least=2)
+    axes = [torch.arange(1 - n, n, 2, dtype=torch.float64) / (n - 1) for n in size]
     return torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], dim=-1).reshape(-1, len(size))
 
 

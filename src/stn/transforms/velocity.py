@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from .._checks import check_number, coordinate_dtype
-from ..conventions import lattice
+from ..coordinates import SQUARE, Frame
+from ..geometry import lattice
 from .flow import AbstractField, check_field, sample_field
 
 
@@ -81,9 +82,7 @@ class VelocityField(AbstractField):
         """theta (B, num_params) as displacements on the lattice (B, *self.size, d)."""
         return integrate_velocity(self.field(theta), steps=self.steps)
 
-    def inverse(
-        self, theta: Tensor, *, image_size: tuple[int, ...] | None = None, align_corners: bool = False
-    ) -> Tensor:
+    def inverse(self, theta: Tensor, frame: Frame = SQUARE) -> Tensor:
         """-theta: the same field, followed backwards."""
         return -self.check_theta(theta)
 

@@ -1,5 +1,5 @@
-// One warp: what to read, where to read it, and what to compute. Plain data, so that the same kernels can be compiled
-// once for every instruction set.
+// One warp: what to read, where to read it, and what to compute. Plain data, so that the same code can be compiled once
+// for every instruction set.
 #pragma once
 #include <cstdint>
 
@@ -7,15 +7,15 @@ namespace stn {
 
 using i64 = std::int64_t;
 
+enum What { FORWARD, GRAD_COORDINATES, GRAD_IMAGE };
 enum Mode { NEAREST, LINEAR, CUBIC };
 enum Padding { ZEROS, BORDER, REFLECTION, CIRCULAR, CONSTANT };
-enum Coords { AFFINE, PROJECTIVE, BASIS, GRID };
-enum Type { F32, F64, BF16, F16, U8 };
-enum What { FORWARD, GRAD_COORDS, GRAD_IMAGE };
+enum Kind { AFFINE, PROJECTIVE, BASIS, GRID };
+enum Type { F32, F64, BF16, F16, U8, TYPES };
 
 // Axes are ordered x, y, z; a missing one has size 1 and stride 0. Strides count elements.
 struct Problem {
-    int what, ndim, mode, padding, coords, type, threads;
+    int what, ndim, mode, padding, kind, type, threads;
     bool align_corners;
     i64 batch, channels;
     i64 in[3], out[3];
@@ -24,28 +24,27 @@ struct Problem {
     i64 out_batch, out_channel, out_pixel;
     // AFFINE: (B, d, d+1), PROJECTIVE: (B, d+1, d+1), dense, in the working type; BASIS: coefficients (B, K, d), dense,
     // double; GRID: (B, *out, d) with these strides, in the working type.
-    const void* coords_data;
+    const void* coordinates;
     i64 grid_batch, grid_stride[3], grid_axis;
     const double* basis;  // (pixel, K), dense over pixels: element (n, k) at k * basis_stride + n
     i64 basis_size, basis_stride;
     const void* fill;  // of the working type, one per channel, or null for 0
     const void* image;
-    void* output;       // FORWARD: written; otherwise the gradient that came in, read
-    void* grad_coords;  // dense, as coords_data; GRID: (B, pixel, d)
-    void* grad_image;   // with the strides of `image`, all written by the kernel, in the working type,
-    bool grad_as_image; // or in that of the image: then some cases cannot add it up
+    void* output;            // FORWARD: written; otherwise the gradient that came in, read
+    void* grad_coordinates;  // dense, as `coordinates`; GRID: (B, pixel, d)
+    void* grad_image;        // with the strides of `image`, all of it written, in the working type,
+    bool grad_as_image;      // or in that of the image: then some cases cannot add it up
 };
 
-// Kernels return 0, 1 where there was no memory, or 2 where a gradient has to be of the working type.
-#define STN_KERNELS(set)                \
-    int run_##set##_f32(const Problem&);  \
-    int run_##set##_f64(const Problem&);  \
-    int run_##set##_bf16(const Problem&); \
-    int run_##set##_f16(const Problem&);  \
-    int run_##set##_u8(const Problem&);
-STN_KERNELS(baseline)
-STN_KERNELS(v3)
-STN_KERNELS(v4)
-#undef STN_KERNELS
+enum Status { DONE, NO_MEMORY, WORKING_TYPE };  // the last: this gradient has to be of the working type
+
+using Run = Status (*)(const Problem&);
+
+// dispatch.cpp: the instruction set that runs. `choose` takes the newest one that was built and that the processor has, none
+// newer than `limit` unless that is empty, and returns its name, or null where no instruction set has the name `limit`.
+const char* choose(const char* limit);
+const char* instruction_set();
+bool is_built(int set);
+Run chosen(int type);
 
 }  // namespace stn

@@ -1,9 +1,10 @@
-// The door to Python: unpacks tensors into a Problem, releases the GIL, picks the instruction set.
+// The door to Python: unpacks tensors into a Problem, refuses what would read or write outside of their memory, releases the
+// GIL. Options come as the numbers that MODES, PADDINGS and COORDINATES give to their names.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 
 #include <cstdlib>
-#include <cstring>
+#include <string>
 #if defined(__unix__) || defined(__APPLE__)
 #include <unistd.h>
 #endif
@@ -12,40 +13,13 @@
 #endif
 
 #include "api.h"
+#include "machine.h"
 
 namespace nb = nanobind;
 using stn::i64;
 using stn::Problem;
 
 namespace {
-
-using Run = int (*)(const Problem&);
-#define STN_TABLE(set) {stn::run_##set##_f32, stn::run_##set##_f64, stn::run_##set##_bf16, stn::run_##set##_f16, stn::run_##set##_u8}
-const Run baseline[5] = STN_TABLE(baseline);
-#if defined(STN_X86)
-const Run v3[5] = STN_TABLE(v3), v4[5] = STN_TABLE(v4);
-#endif
-const Run* chosen = baseline;
-const char* chosen_name = "baseline";
-
-void choose(const std::string& limit) {
-    chosen = baseline;
-    chosen_name = "baseline";
-#if defined(STN_X86)
-    __builtin_cpu_init();
-    if (limit != "baseline" && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-        __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi2")) {
-        chosen = v3;
-        chosen_name = "x86-64-v3";
-        if (limit != "x86-64-v3" && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-            __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
-            __builtin_cpu_supports("avx512vl")) {
-            chosen = v4;
-            chosen_name = "x86-64-v4";
-        }
-    }
-#endif
-}
 
 // The OpenMP pool does not survive a fork: the child would wait for threads that it does not have.
 #if defined(__unix__) || defined(__APPLE__)
@@ -96,12 +70,56 @@ DLTensor view(nb::handle tensor) {
     return v;
 }
 
-int type_of(const DLTensor& v) {
+[[noreturn]] void refuse(const char* name, const std::string& what) { throw nb::value_error((std::string(name) + ": " + what).c_str()); }
+
+std::string text(const i64* shape, int ndim) {
+    std::string all = "(";
+    for (int a = 0; a < ndim; a++) all += (a ? ", " : "") + std::to_string(shape[a]);
+    return all + (ndim == 1 ? ",)" : ")");
+}
+
+int type_of(const DLTensor& v, const char* name) {
     enum { UNSIGNED = 1, FLOAT = 2, BFLOAT = 4 };
-    if (v.code == FLOAT) return v.bits == 64 ? stn::F64 : v.bits == 32 ? stn::F32 : stn::F16;
-    if (v.code == BFLOAT) return stn::BF16;
+    if (v.code == FLOAT && v.bits == 64) return stn::F64;
+    if (v.code == FLOAT && v.bits == 32) return stn::F32;
+    if (v.code == FLOAT && v.bits == 16) return stn::F16;
+    if (v.code == BFLOAT && v.bits == 16) return stn::BF16;
     if (v.code == UNSIGNED && v.bits == 8) return stn::U8;
-    throw nb::type_error("no kernel for this type");
+    refuse(name, "expected a float type or uint8");
+}
+
+// A tensor in the memory of the processor, of `ndim` axes and at least one element.
+DLTensor view_of(nb::handle tensor, const char* name, int ndim) {
+    const DLTensor v = view(tensor);
+    enum { CPU = 1, PINNED = 3 };
+    if (v.device_type != CPU && v.device_type != PINNED) refuse(name, "expected a tensor on the CPU");
+    if (v.ndim != ndim) refuse(name, "expected " + std::to_string(ndim) + " axes, got " + text(v.shape, v.ndim));
+    for (int a = 0; a < ndim; a++)
+        if (v.shape[a] < 1) refuse(name, "expected at least one element, got " + text(v.shape, ndim));
+    // Where a storage was freed, or never was, torch adds the offset of a view to a null pointer: such addresses are low.
+    auto address = reinterpret_cast<std::uintptr_t>(v.begin());
+    bool nowhere = !address;
+    if (address && address < (std::uint64_t(1) << 40)) nowhere = address == nb::cast<std::uint64_t>(tensor.attr("storage_offset")()) * (v.bits / 8);
+    if (nowhere) refuse(name, "expected a tensor with memory of its own, got one without data");
+    return v;
+}
+
+void want_shape(const DLTensor& v, const char* name, const i64* shape, int ndim) {
+    for (int a = 0; a < ndim; a++)
+        if (v.shape[a] != shape[a]) refuse(name, "expected shape " + text(shape, ndim) + ", got " + text(v.shape, ndim));
+}
+
+void want_type(const DLTensor& v, const char* name, int type) {
+    const char* names[] = {"float32", "float64", "bfloat16", "float16", "uint8"};
+    if (type_of(v, name) != type) refuse(name, std::string("expected ") + names[type]);
+}
+
+void want_dense(const DLTensor& v, const char* name) {
+    i64 expected = 1;
+    for (int a = v.ndim - 1; a >= 0; a--) {
+        if (v.shape[a] > 1 && v.strides[a] != expected) refuse(name, "expected a contiguous tensor");
+        expected *= v.shape[a];
+    }
 }
 
 // The distance of consecutive pixels of (B, C, [D,] H, W), where it is the same for all of them; else -1.
@@ -135,62 +153,141 @@ void large_pages(void* data, size_t bytes) {
 bool run(int what, int mode, int padding, int kind, bool align_corners, int threads, nb::handle image_tensor,
          nb::handle coords_tensor, nb::handle basis_tensor, nb::handle fill_tensor, nb::handle out_tensor,
          nb::handle result_tensor) {
-    DLTensor image = view(image_tensor), coords = view(coords_tensor), out = view(out_tensor), result = view(result_tensor);
+    auto within = [](int value, int last, const char* name) {
+        if (value < 0 || value > last) refuse(name, "expected one of the module's numbers, got " + std::to_string(value));
+    };
+    within(what, stn::GRAD_IMAGE, "what");
+    within(mode, stn::CUBIC, "mode");
+    within(padding, stn::CONSTANT, "padding");
+    within(kind, stn::GRID, "kind");
+    int axes = view(out_tensor).ndim, d = axes - 2;
+    if (d != 2 && d != 3) refuse("out", "expected (B, C, [D,] H, W), got " + std::to_string(axes) + " axes");
+    DLTensor image = view_of(image_tensor, "image", axes), out = view_of(out_tensor, "out", axes);
+    DLTensor coords = view_of(coords_tensor, "coords", kind == stn::GRID ? axes : 3);
+    DLTensor result = view_of(result_tensor, "result", what == stn::GRAD_COORDINATES ? coords.ndim : axes);
+
     Problem p{};
-    p.what = what, p.mode = mode, p.padding = padding, p.coords = kind, p.align_corners = align_corners;
-    p.type = type_of(out);
-    p.threads = forked() ? 1 : threads;
-    int d = p.ndim = out.ndim - 2;
+    p.what = what, p.mode = mode, p.padding = padding, p.kind = kind, p.align_corners = align_corners;
+    p.type = type_of(out, "out");
+    p.threads = forked() || threads < 1 ? 1 : threads;
+    p.ndim = d;
     p.batch = image.shape[0];
     p.channels = image.shape[1];
     p.image_batch = image.strides[0];
     p.image_channel = image.strides[1];
+    i64 pixels = 1;
     for (int a = 0; a < 3; a++) {
         p.in[a] = a < d ? image.shape[1 + d - a] : 1;
         p.out[a] = a < d ? out.shape[1 + d - a] : 1;
         p.image_stride[a] = a < d ? image.strides[1 + d - a] : 0;
+        pixels *= p.out[a];
     }
-    p.coords_data = coords.begin();
-    if (kind == stn::GRID) {  // (B, *out, d)
-        p.grid_batch = coords.strides[0];
-        for (int a = 0; a < 3; a++) p.grid_stride[a] = a < d ? coords.strides[d - a] : 0;
-        p.grid_axis = coords.strides[d + 1];
-    }
-    if (!basis_tensor.is_none()) {
-        DLTensor basis = view(basis_tensor);
-        p.basis = reinterpret_cast<const double*>(basis.begin());
-        p.basis_size = basis.shape[1];
-        p.basis_stride = basis.strides[1];
-    }
-    if (!fill_tensor.is_none()) p.fill = view(fill_tensor).begin();
+    int working = p.type == stn::F64 ? stn::F64 : stn::F32;
+    if (what != stn::FORWARD && p.type == stn::U8) refuse("out", "expected a float type, there is no gradient of uint8");
+    if (what == stn::GRAD_COORDINATES && mode == stn::NEAREST) refuse("mode", "the gradient of the coordinates is 0 for the nearest pixel");
+    if (what != stn::GRAD_IMAGE) want_type(image, "image", p.type);
+    want_shape(out, "out", image.shape, 2);
     p.image = image.begin();
     p.output = out.begin();
     p.out_batch = out.strides[0];
     p.out_channel = out.strides[1];
     p.out_pixel = pixel_stride(out);
-    if (what == stn::GRAD_COORDS) p.grad_coords = result.begin();
-    if (what == stn::GRAD_IMAGE) p.grad_image = result.begin(), p.grad_as_image = result.bits == out.bits;
+    if (p.out_pixel < 0) refuse("out", "expected the same distance between all consecutive pixels");
+
+    p.coordinates = coords.begin();
+    want_type(coords, "coords", kind == stn::BASIS ? int(stn::F64) : working);
+    if (kind == stn::GRID) {  // (B, *out, d)
+        i64 shape[5] = {p.batch};
+        for (int a = 0; a < d; a++) shape[1 + a] = out.shape[2 + a];
+        shape[d + 1] = d;
+        want_shape(coords, "coords", shape, axes);
+        p.grid_batch = coords.strides[0];
+        for (int a = 0; a < 3; a++) p.grid_stride[a] = a < d ? coords.strides[d - a] : 0;
+        p.grid_axis = coords.strides[d + 1];
+    } else {
+        i64 shape[3] = {p.batch, kind == stn::AFFINE ? d : kind == stn::PROJECTIVE ? d + 1 : coords.shape[1], kind == stn::BASIS ? d : d + 1};
+        want_shape(coords, "coords", shape, 3);
+        want_dense(coords, "coords");
+    }
+    if (kind == stn::BASIS) {
+        if (basis_tensor.is_none()) refuse("basis", "expected a tensor (pixels, K)");
+        DLTensor basis = view_of(basis_tensor, "basis", 2);
+        i64 shape[2] = {pixels, coords.shape[1]};
+        want_type(basis, "basis", stn::F64);
+        want_shape(basis, "basis", shape, 2);
+        if (pixels > 1 && basis.strides[0] != 1) refuse("basis", "expected pixels next to each other in memory");
+        p.basis = reinterpret_cast<const double*>(basis.begin());
+        p.basis_size = basis.shape[1];
+        p.basis_stride = basis.strides[1];
+    }
+    if (!fill_tensor.is_none()) {
+        DLTensor fill = view_of(fill_tensor, "fill", 1);
+        want_type(fill, "fill", working);
+        want_shape(fill, "fill", &p.channels, 1);
+        want_dense(fill, "fill");
+        p.fill = fill.begin();
+    }
+
+    if (what == stn::GRAD_COORDINATES) {
+        want_type(result, "result", type_of(coords, "coords"));
+        want_shape(result, "result", coords.shape, coords.ndim);
+        want_dense(result, "result");
+        p.grad_coordinates = result.begin();
+    } else if (what == stn::GRAD_IMAGE) {
+        p.grad_as_image = type_of(result, "result") == p.type;
+        if (!p.grad_as_image) want_type(result, "result", working);
+        want_shape(result, "result", image.shape, axes);
+        for (int a = 0; a < axes; a++)
+            if (image.shape[a] > 1 && result.strides[a] != image.strides[a]) refuse("result", "expected the strides of the image");
+        p.grad_image = result.begin();
+    } else {
+        want_type(result, "result", p.type);
+        want_shape(result, "result", out.shape, axes);
+        if (result.begin() != out.begin()) refuse("result", "expected the output");
+    }
     size_t fresh = result.bits / 8;
     for (int a = 0; a < result.ndim; a++) fresh *= size_t(result.shape[a]);
-    int failed;
+    stn::Status status;
     {
         nb::gil_scoped_release release;
         if (fresh >= (4 << 20)) large_pages(result.begin(), fresh);
-        failed = chosen[p.type](p);
+        status = stn::chosen(p.type)(p);
     }
-    if (failed == 1) throw std::bad_alloc();
-    return !failed;
+    if (status == stn::NO_MEMORY) throw std::bad_alloc();
+    return status == stn::DONE;
+}
+
+std::string choose(const std::string& limit) {
+    const char* name = stn::choose(limit.c_str());
+    if (!name) refuse("limit", "expected the name of an instruction set, got '" + limit + "'");
+    return name;
+}
+
+nb::dict named(std::initializer_list<std::pair<const char*, int>> numbers) {
+    nb::dict all;
+    for (const auto& [name, number] : numbers) all[name] = number;
+    return all;
 }
 
 }  // namespace
 
 NB_MODULE(_native, m) {
-    choose("");
+    stn::choose("");
+    m.attr("FORWARD") = int(stn::FORWARD);
+    m.attr("GRAD_COORDINATES") = int(stn::GRAD_COORDINATES);
+    m.attr("GRAD_IMAGE") = int(stn::GRAD_IMAGE);
+    m.attr("MODES") = named({{"nearest", stn::NEAREST}, {"bilinear", stn::LINEAR}, {"bicubic", stn::CUBIC}});
+    m.attr("PADDINGS") = named({{"zeros", stn::ZEROS}, {"border", stn::BORDER}, {"reflection", stn::REFLECTION}, {"circular", stn::CIRCULAR}, {"constant", stn::CONSTANT}});
+    m.attr("COORDINATES") = named({{"affine", stn::AFFINE}, {"projective", stn::PROJECTIVE}, {"basis", stn::BASIS}, {"grid", stn::GRID}});
+    nb::list sets;
+    for (int set = 0; set < int(std::size(stn::INSTRUCTION_SETS)); set++)
+        if (stn::is_built(set)) sets.append(stn::INSTRUCTION_SETS[set]);
+    m.attr("INSTRUCTION_SETS") = nb::tuple(sets);
     m.def("connect", &connect, "Whether this tensor type can be read.");
     m.def("run", &run, nb::arg("what"), nb::arg("mode"), nb::arg("padding"), nb::arg("kind"), nb::arg("align_corners"),
           nb::arg("threads"), nb::arg("image"), nb::arg("coords"), nb::arg("basis").none(), nb::arg("fill").none(),
           nb::arg("out"), nb::arg("result"));
     m.def("pixel_stride", [](nb::handle tensor) { return pixel_stride(view(tensor)); });
-    m.def("choose", [](const std::string& limit) { choose(limit); return std::string(chosen_name); }, nb::arg("limit") = "");
-    m.def("instruction_set", [] { return std::string(chosen_name); });
+    m.def("choose", &choose, nb::arg("limit") = "");
+    m.def("instruction_set", [] { return std::string(stn::instruction_set()); });
 }

@@ -1,0 +1,34 @@
+"""The networks of the literature, by name, each with an equal-parameter control that has no transformer.
+
+A control is the same kind of classifier, widened until it has at least as many parameters as the network with its
+transformer: what the transformer is worth can only be told beside it.
+
+A group of networks is one file here, with its own `NETWORKS`, and a line in `registry.py`.
+"""
+
+from .any_size import compact
+from .base import Network, TransformerClassifier
+from .base import Shape as Shape
+from .house_numbers import TRANSFORMERS, SequenceClassifier, svhn
+from .house_numbers import Transformers as Transformers
+from .paper import PAPER_PARAMETERS, paper_cnn, paper_fcn
+from .registry import NETWORKS, create, names
+from .shared import SharedClassifier
+from .tutorial import lenet
+
+__all__ = [
+    "NETWORKS",
+    "PAPER_PARAMETERS",
+    "TRANSFORMERS",
+    "Network",
+    "SequenceClassifier",
+    "SharedClassifier",
+    "TransformerClassifier",
+    "compact",
+    "create",
+    "lenet",
+    "names",
+    "paper_cnn",
+    "paper_fcn",
+    "svhn",
+]

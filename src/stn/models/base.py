@@ -1,0 +1,109 @@
+"""What the networks have in common: the classifier behind a transformer, and the record of how one is built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .._checks import check_flag
+from ..transformer import SpatialTransformer, Warp
+from ..transforms import AbstractTransform
+
+Shape = tuple[int, int, int]  # (C, H, W)
+
+
+class TransformerClassifier(nn.Module):
+    """A transformer (None in a control), an average pool of its output, and the classifier that sees the result.
+
+    Args:
+        transformer: None for a control.
+        classifier: image -> logits.
+        pool: factor of the average pool.
+        feed_theta: the classifier's last layer sees theta beside the hidden features, so that what was undone is not
+            lost. The classifier is then an `nn.Sequential` that ends with an `nn.Linear`, which is replaced by a wider
+            one.
+
+    Shape: (B, C, H, W) -> (B, classes).
+
+    Raises:
+        ValueError: for bad arguments.
+    """
+
+    def __init__(
+        self,
+        transformer: SpatialTransformer | None,
+        classifier: nn.Module,
+        pool: int = 1,
+        *,
+        feed_theta: bool = False,
+    ) -> None:
+        super().__init__()
+        check_flag("feed_theta", feed_theta)
+        if feed_theta:
+            if transformer is None:
+                raise ValueError("feed_theta: expected False without a transformer, got True")
+            classifier = _FedClassifier(classifier, transformer.transform.num_params)
+        self.feed_theta = feed_theta
+        self.transformer = transformer
+        self.pool = nn.AvgPool2d(pool) if pool > 1 else nn.Identity()
+        self.classifier = classifier
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.look(image)[0]
+
+    def look(self, image: Tensor) -> tuple[Tensor, Warp | None]:
+        """The logits, and what the transformer did to the image (None in a control)."""
+        if self.transformer is None:
+            return self.classifier(self.pool(image)), None
+        warp = self.transformer.warp(image)
+        theta = [warp.theta] if self.feed_theta else []
+        return self.classifier(self.pool(warp.output), *theta), warp
+
+
+class _FedClassifier(nn.Module):
+    """A classifier whose last layer sees theta beside the hidden features."""
+
+    def __init__(self, classifier: nn.Module, num_params: int) -> None:
+        super().__init__()
+        last = classifier[-1] if isinstance(classifier, nn.Sequential) and len(classifier) else None
+        if not isinstance(classifier, nn.Sequential) or not isinstance(last, nn.Linear):
+            raise ValueError(
+                f"classifier: expected an nn.Sequential that ends with an nn.Linear, to feed theta to, got "
+                f"{type(classifier).__name__}"
+            )
+        self.features = classifier[:-1]
+        self.last = nn.Linear(last.in_features + num_params, last.out_features)
+
+    def forward(self, image: Tensor, theta: Tensor) -> Tensor:
+        features = self.features(image)
+        logits: Tensor = self.last(torch.cat([features, theta.to(features.dtype)], dim=1))
+        return logits
+
+
+@dataclass(frozen=True)
+class Network:
+    """How a named network is built. `width` is the one number that a control widens."""
+
+    summary: str
+    in_shape: Shape
+    dropout: float
+    classifier: Callable[[Shape, int, int, float], nn.Module]  # in_shape, classes, width, dropout
+    control: Callable[[Shape, int, int, float], nn.Module]
+    localizer: Callable[[Shape, AbstractTransform], nn.Module]
+    width: int | None  # None: the widest that stays within `budget`
+    parameters: int | None  # as published for the default input and 10 classes
+    budget: int = 0  # parameters
+    only_control: bool = False
+
+
+def check_shape(in_shape: Shape) -> Shape:
+    if (
+        not isinstance(in_shape, Sequence)
+        or len(in_shape) != 3
+        or not all(isinstance(n, int) and n > 0 for n in in_shape)
+    ):
+        raise ValueError(f"in_shape: expected (C, H, W), got {in_shape!r}")
+    return in_shape[0], in_shape[1], in_shape[2]

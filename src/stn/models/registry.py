@@ -1,0 +1,115 @@
+"""Every network by name, and what builds it or its control."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import nn
+
+from .._checks import check_choice, check_count, check_flag, check_number
+from ..reading import PADDING_MODES, PaddingMode
+from ..transformer import SpatialTransformer
+from ..transforms import AbstractTransform, Affine, by_name
+from . import any_size, paper, tutorial
+from .base import Network, Shape, TransformerClassifier, check_shape
+
+NETWORKS: dict[str, Network] = {**tutorial.NETWORKS, **paper.NETWORKS, **any_size.NETWORKS}
+
+
+def names() -> list[str]:
+    """The names that `create` knows."""
+    return list(NETWORKS)
+
+
+def create(
+    name: str,
+    *,
+    transform: str | AbstractTransform | None = "affine",
+    in_shape: Shape | None = None,
+    num_classes: int = 10,
+    dropout: float | None = None,
+    padding_mode: PaddingMode = "border",
+    theta_grad_scale: float = 1.0,
+    pool: int = 1,
+    widen: bool = True,
+    antialias: bool = False,
+    gradient: Literal["exact", "linearized"] = "exact",
+    feed_theta: bool = False,
+) -> TransformerClassifier:
+    """A network of the literature, with random weights and its transformer at the identity.
+
+    Args:
+        name: one of `names()`.
+        transform: the family of warps, or its name; None or "none" gives the equal-parameter control, the same kind
+            of classifier widened until it has at least as many parameters as with the affine transformer.
+        in_shape: (C, H, W) of the images, the data set's unless given.
+        num_classes: how many logits come out.
+        dropout: probability, the network's own unless given.
+        padding_mode, theta_grad_scale: of the transformer.
+        pool: the transformer's output is average-pooled by this factor before the classifier (the paper's 2 for RTS
+            and TC); a control sees the whole image.
+        widen: False leaves a control as wide as the classifier behind the transformer, with fewer parameters: it
+            tells what the transformer brings from what its parameters bring.
+        antialias, gradient: of the transformer, as for `SpatialTransformer`.
+        feed_theta: the classifier's last layer sees theta beside the hidden features. A control has no theta; it is
+            widened for the parameters that this takes.
+
+    Raises:
+        ValueError: for an unknown name or transform, or an image too small for the layers.
+
+    Example:
+        >>> model = create("cifar10_small")
+        >>> sum(p.numel() for p in model.parameters())
+        39884
+    """
+    check_choice("name", name, NETWORKS)
+    check_choice("padding_mode", padding_mode, PADDING_MODES)
+    check_flag("feed_theta", feed_theta)
+    network = NETWORKS[name]
+    shape = network.in_shape if in_shape is None else check_shape(in_shape)
+    for argument, value in (("num_classes", num_classes), ("pool", pool)):
+        check_count(argument, value)
+    probability = network.dropout if dropout is None else dropout
+    check_number("dropout", probability, "a probability in [0, 1)", lambda v: 0 <= v < 1)
+    if isinstance(transform, str):
+        transform = None if transform == "none" else by_name(transform)
+
+    def build(transform: AbstractTransform, width: int) -> TransformerClassifier:
+        transformer = SpatialTransformer(
+            network.localizer(shape, transform), transform, padding_mode=padding_mode, antialias=antialias,
+            gradient=gradient, theta_grad_scale=theta_grad_scale,
+        )  # fmt: skip
+        seen = (shape[0], shape[1] // pool, shape[2] // pool)
+        classifier = network.classifier(seen, num_classes, width, probability)
+        return TransformerClassifier(transformer, classifier, pool, feed_theta=feed_theta)
+
+    def build_control(width: int) -> TransformerClassifier:
+        return TransformerClassifier(None, network.control(shape, num_classes, width, probability))
+
+    if network.only_control:
+        return build_control(_widest(build_control, network.budget))
+    width = network.width or _widest(lambda w: build(Affine(), w), network.budget)
+    if transform is not None:
+        return build(transform, width)
+    if not widen:
+        return TransformerClassifier(None, network.classifier(shape, num_classes, width, probability))
+    target = _count(lambda: build(Affine(), width))
+    return build_control(_widest(build_control, target - 1) + 1)
+
+
+def _widest(build: Callable[[int], nn.Module], within: int) -> int:
+    """The largest width whose network stays within so many parameters."""
+    low, high = 1, 2
+    while _count(lambda: build(high)) <= within:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if _count(lambda: build(middle)) <= within else (low, middle)
+    return low
+
+
+def _count(build: Callable[[], nn.Module]) -> int:
+    with torch.device("meta"):
+        return sum(p.numel() for p in build().parameters())

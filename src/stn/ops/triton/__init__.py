@@ -1,0 +1,1 @@
+"""The warp in Triton, for GPUs."""

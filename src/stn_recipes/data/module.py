@@ -1,0 +1,372 @@
+"""Batches for Lightning: a data set split, distorted, augmented and normalized."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from stn._checks import check_choice
+
+from .. import distortions
+from .images import OwnImages, check_images
+from .registry import ImageData, Source, get
+from .streams import STREAMS, check_integer, generator
+
+_STATISTICS_IMAGES = 10_000
+
+
+class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
+    """Normalized, augmented and distorted images of one set, a whole batch at a time.
+
+    `stream` ("train", "val" or "test") keeps the random numbers of the sets apart. A `fixed` set always uses those of
+    epoch 0 and is never augmented. Applied in order: `augment`, `distortion`, (x - mean) / std with one mean and std
+    per channel.
+
+    `__getitems__` takes the (epoch, index) pairs of an `EpochSampler` and returns the collated batch, so a
+    `DataLoader` is given `collate_fn=ImageDataset.collate`. A plain index means epoch 0.
+
+    >>> from stn_recipes.data.registry import load
+    >>> train, _ = load("digits")
+    >>> images, labels = ImageDataset(train, distortion=distortions.get("rts"))[[0, 1, 2]]
+    >>> images.shape
+    torch.Size([3, 1, 42, 42])
+    """
+
+    def __init__(
+        self,
+        data: ImageData,
+        *,
+        distortion: distortions.Distortion | None = None,
+        augment: distortions.Distortion | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        seed: int = 0,
+        stream: str = "train",
+        fixed: bool = False,
+    ):
+        check_integer("seed", seed, 0)
+        check_choice("stream", stream, ("train", "val", "test"))
+        channels = data.images.shape[1]
+        for argument, value in (("mean", mean), ("std", std)):
+            if value is not None and len(value) != channels:
+                raise ValueError(f"{argument}: expected {channels} numbers, one per channel, got {value!r}")
+        if fixed and augment is not None:
+            raise ValueError(f"augment: expected None for a fixed set, got {augment!r}")
+        self.data = data
+        self.distortion = distortion
+        self.augment = augment
+        self.seed = seed
+        self.stream = stream
+        self.fixed = fixed
+        self._mean = torch.tensor(tuple(mean or (0.0,) * channels)).view(-1, 1, 1)
+        self._std = torch.tensor(tuple(std or (1.0,) * channels)).view(-1, 1, 1)
+        self._tables: dict[str, tuple[int, np.ndarray]] = {}
+
+    @staticmethod
+    def collate(batch: Any) -> Any:
+        """`__getitems__` has collated already."""
+        return batch
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images that come out."""
+        channels, height, width = self.data.images.shape[1:]
+        size = (height, width)
+        for step in (self.augment, self.distortion):
+            size = size if step is None else step.output_size(size)
+        return channels, *size
+
+    def _random(self, stream: str, num_random: int, epoch: int, places: np.ndarray) -> np.ndarray:
+        if stream not in self._tables or self._tables[stream][0] != epoch:
+            table = distortions.draw(len(self.data), num_random, seed=self.seed, stream=STREAMS[stream], epoch=epoch)
+            self._tables[stream] = (epoch, table)
+        return self._tables[stream][1][places]
+
+    def __getitems__(self, items: Sequence[tuple[int, int] | int]) -> tuple[Tensor, Tensor]:
+        pairs = np.array([(0, item) if isinstance(item, (int, np.integer)) else item for item in items], dtype=np.int64)
+        pairs = pairs.reshape(-1, 2)
+        epoch = int(pairs[0, 0]) if len(pairs) and not self.fixed else 0
+        places = pairs[:, 1]
+        if not self.fixed and (pairs[:, 0] != epoch).any():
+            raise ValueError(f"items: expected one epoch in a batch, got {sorted(set(pairs[:, 0].tolist()))}")
+        if len(places) and not 0 <= places.min() <= places.max() < len(self):
+            raise IndexError(f"items: expected indices from 0 to {len(self) - 1}, got {places.min()} to {places.max()}")
+        index = torch.from_numpy(places)
+        images = self.data.images[index].float().div_(255)
+        if self.augment is not None:
+            random = self._random("augment", self.augment.num_random, epoch, places)
+            images = self.augment(images, random, source=self.data.images, index=index)
+        if self.distortion is not None:
+            random = self._random(self.stream, self.distortion.num_random, epoch, places)
+            images = self.distortion(images, random, source=self.data.images, index=index)
+        return images.sub_(self._mean).div_(self._std), self.data.labels[index]
+
+    def __getitem__(self, items: Any) -> tuple[Tensor, Tensor]:
+        """A batch for a list of items, a single image and its label for one item."""
+        if isinstance(items, list):
+            return self.__getitems__(items)
+        images, labels = self.__getitems__([items])
+        return images[0], labels[0]
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """Pairs (epoch, index) for one rank of an epoch, in an order that depends on (seed, epoch) alone.
+
+    Shuffled (training), every rank gets the same number of samples: the permutation is continued from its start until
+    it divides by `world_size`. Unshuffled (evaluation), each sample goes to exactly one rank. Rank r takes every
+    `world_size`-th sample from r on. `set_epoch` is called by Lightning's Trainer.
+
+    >>> sampler = EpochSampler(4, shuffle=True, seed=0)
+    >>> sampler.set_epoch(2)
+    >>> sorted(sampler)
+    [(2, 0), (2, 1), (2, 2), (2, 3)]
+    """
+
+    def __init__(self, count: int, *, shuffle: bool, seed: int = 0, rank: int = 0, world_size: int = 1):
+        check_integer("count", count, 0)
+        check_integer("seed", seed, 0)
+        check_integer("world_size", world_size, 1)
+        check_integer("rank", rank, 0)
+        if rank >= world_size:
+            raise ValueError(f"rank: expected 0 to {world_size - 1} for a world_size of {world_size}, got {rank}")
+        self.count = count
+        self.shuffle = shuffle
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        check_integer("epoch", epoch, 0)
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        if self.shuffle:
+            return math.ceil(self.count / self.world_size)
+        return len(range(self.rank, self.count, self.world_size))
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        # a generator: the epoch is looked up when the first batch is asked for
+        epoch = self.epoch
+        order = np.arange(self.count)
+        if self.shuffle:
+            order = generator(self.seed, "shuffle", epoch).permutation(order)
+            order = np.resize(order, len(self) * self.world_size)
+        for index in order[self.rank :: self.world_size].tolist():
+            yield epoch, index
+
+
+class _Loader(DataLoader[tuple[Tensor, Tensor]]):
+    """Starts its workers when the first batch is asked for.
+
+    Lightning creates the iterator of a resumed run before it tells the sampler the epoch, and workers would have
+    fetched batches of epoch 0 by then.
+    """
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        yield from super().__iter__()
+
+
+def _statistics(dataset: ImageDataset, count: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel of the first `count` images as they come out."""
+    total = squares = torch.zeros(dataset.image_shape[0], dtype=torch.float64)
+    for start in range(0, count, 1000):
+        images, _ = dataset.__getitems__(range(start, min(start + 1000, count)))
+        values = images.transpose(0, 1).flatten(1)
+        total = total + values.sum(1, dtype=torch.float64)
+        squares = squares + values.square().sum(1, dtype=torch.float64)
+    pixels = count * math.prod(dataset.image_shape[1:])
+    mean = total / pixels
+    std = (squares / pixels - mean.square()).clamp(min=0).sqrt()
+    return tuple(mean.tolist()), tuple(torch.where(std > 1e-4, std, 1.0).tolist())
+
+
+class ImageDataModule(LightningDataModule):
+    """A data set split into train, validation and test, distorted, augmented and normalized, for Lightning's Trainer.
+
+    `dataset` is one of `DATASETS`; "images" reads the folder `data_dir` as `load_image_folder` does, at `image_size`
+    (64x64 unless told); without a `test` folder the same fifth is the test set for every `seed`. `distortion` is a
+    name of `stn_recipes.distortions` for all three sets: drawn afresh every epoch for training, once and for all for
+    validation and test. `augment` is one for training alone, applied before it. The validation set is `val_fraction`
+    of the training images, chosen by `seed`; 0 means none. `limit_train` keeps the first n of the remaining, for
+    quick trials. The test set is not read before it is asked for. With `class_names`, those of a trained network, the
+    class folders of "images" get their labels by name; a folder of another name is refused.
+
+    After `setup`: `class_names`, `num_classes`, `input_shape` (C, H, W) as the network sees it, `mean` and `std` per
+    channel of the training images without augmentation (of the first 10,000 if they are distorted).
+
+    Batches are (images float32 (B, C, H, W), labels int64 (B,)). Under several ranks pass
+    `use_distributed_sampler=False` to the Trainer: the batches are split here.
+
+    Raises `ValueError` naming the argument, and `DataError` as `load` does.
+
+    >>> data = ImageDataModule(dataset="digits", distortion="r", batch_size=64)
+    >>> data.setup("fit")
+    >>> data.input_shape, data.num_classes
+    ((1, 28, 28), 10)
+    """
+
+    def __init__(
+        self,
+        *,
+        dataset: str,
+        data_dir: str | None = None,
+        distortion: str | None = None,
+        augment: str | None = None,
+        batch_size: int = 128,
+        eval_batch_size: int = 512,
+        val_fraction: float = 0.1,
+        seed: int = 0,
+        num_workers: int = 0,
+        image_size: tuple[int, int] | None = None,
+        on_bad_image: str = "stop",
+        limit_train: int | None = None,
+        class_names: tuple[str, ...] | None = None,
+    ):
+        super().__init__()
+        self.dataset = get(dataset)
+        check_integer("batch_size", batch_size, 1)
+        check_integer("eval_batch_size", eval_batch_size, 1)
+        check_integer("seed", seed, 0)
+        check_integer("num_workers", num_workers, 0)
+        if limit_train is not None:
+            check_integer("limit_train", limit_train, 1)
+        if not 0 <= val_fraction < 1:
+            raise ValueError(f"val_fraction: expected a number from 0 to below 1, got {val_fraction!r}")
+        if self.dataset.own_images and data_dir is None:
+            raise ValueError(f"data_dir: expected the folder of the class folders for dataset {dataset!r}, got None")
+        if not self.dataset.own_images and image_size is not None:
+            raise ValueError(f"image_size: only dataset 'images' has one, got {image_size!r} for {dataset!r}")
+        size = image_size or (64, 64)
+        check_images(size, on_bad_image)
+        self.data_dir = data_dir
+        self.distortion = None if distortion is None else distortions.get(distortion)
+        self.augment = None if augment is None else distortions.get(augment)
+        if self.augment is not None and (self.augment.needs_source or self.augment.output_size((28, 28)) != (28, 28)):
+            raise ValueError(f"augment: expected one that keeps the size (affine, flip_shift, r, e), got {augment!r}")
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.val_fraction = val_fraction
+        self.seed = seed
+        self.num_workers = num_workers
+        self.image_size = (size[0], size[1])
+        self.on_bad_image = on_bad_image
+        self.limit_train = limit_train
+        self.known_classes = class_names
+        self._train: ImageDataset | None = None
+        self._val: ImageDataset | None = None
+        self._test: ImageDataset | None = None
+
+    def _read(self, train: bool) -> ImageData:
+        return self.dataset.read(self._source(), train=train)
+
+    def _source(self) -> Source:
+        data_dir = None if self.data_dir is None else Path(self.data_dir)
+        return Source(data_dir, self.image_size, self.on_bad_image, class_names=self.known_classes)
+
+    def prepare_data(self) -> None:
+        """Download what is not there yet; runs once per machine."""
+        if self.data_dir is None:
+            self.dataset.download()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read and split the training set; with `stage="test"` the test set too."""
+        if self._train is None:
+            data = self._read(train=True)
+            order = generator(self.seed, "val_split").permutation(len(data))
+            held_out = math.floor(self.val_fraction * len(data) + 0.5)
+            remaining = len(data) - held_out
+            if remaining == 0 or (self.val_fraction > 0 and held_out == 0):
+                raise ValueError(
+                    f"val_fraction: {self.val_fraction} of {len(data)} images leaves {remaining} to train on and "
+                    f"{held_out} to validate on, expected at least one of each"
+                )
+            if self.limit_train is not None and self.limit_train > remaining:
+                raise ValueError(f"limit_train: expected at most {remaining} (what there is), got {self.limit_train}")
+            chosen = data.take(order[held_out:][: self.limit_train])
+            self.class_names = data.class_names
+            self.num_classes = len(data.class_names)
+            plain = ImageDataset(chosen, distortion=self.distortion, seed=self.seed)
+            self.mean, self.std = _statistics(
+                plain, len(plain) if self.distortion is None else min(len(plain), _STATISTICS_IMAGES)
+            )
+            self.input_shape = plain.image_shape
+            self._train = ImageDataset(
+                chosen, distortion=self.distortion, augment=self.augment, mean=self.mean, std=self.std, seed=self.seed
+            )
+            self._val = self._fixed(data.take(order[:held_out]), "val") if held_out else None
+        if stage == "test":
+            self.test_data()
+
+    def _fixed(self, data: ImageData, stream: str) -> ImageDataset:
+        return ImageDataset(
+            data, distortion=self.distortion, mean=self.mean, std=self.std, seed=self.seed, stream=stream, fixed=True
+        )
+
+    def train_data(self) -> ImageDataset:
+        """The training set; `[[(epoch, index), ...]]` gives the batch that training sees."""
+        self.setup("fit")
+        assert self._train is not None
+        return self._train
+
+    def val_data(self) -> ImageDataset | None:
+        """The validation set, or None if there is none."""
+        self.setup("fit")
+        return self._val
+
+    def test_data(self) -> ImageDataset:
+        """The test set, distorted once and for all; read at the first call."""
+        if self._test is None:
+            self.setup("fit")
+            self._test = self._fixed(self._read(train=False), "test")
+        return self._test
+
+    def everything(self, mean: Sequence[float], std: Sequence[float]) -> ImageDataset:
+        """All of your own images in the folder as one set, fixed as a test set is, normalized by `mean` and `std`."""
+        assert isinstance(self.dataset, OwnImages)
+        data = self.dataset.read_all(self._source())
+        return ImageDataset(
+            data, distortion=self.distortion, mean=mean, std=std, seed=self.seed, stream="test", fixed=True
+        )
+
+    def loader(self, dataset: ImageDataset, *, train: bool = False) -> DataLoader[tuple[Tensor, Tensor]]:
+        """Batches of a set: in order, or shuffled by the seed and the epoch to train on."""
+        trainer = self.trainer
+        sampler = EpochSampler(
+            len(dataset),
+            shuffle=train,
+            seed=self.seed,
+            rank=trainer.global_rank if trainer else 0,
+            world_size=trainer.world_size if trainer else 1,
+        )
+        return _Loader(
+            dataset,
+            batch_size=self.batch_size if train else self.eval_batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            collate_fn=ImageDataset.collate,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=self.num_workers > 0,
+            generator=torch.Generator(),  # its own: workers or none, training draws the same random numbers
+        )
+
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
+        return self.loader(self.train_data(), train=True)
+
+    def val_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]] | list[Any]:
+        dataset = self.val_data()
+        return [] if dataset is None else self.loader(dataset)
+
+    def test_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
+        return self.loader(self.test_data())

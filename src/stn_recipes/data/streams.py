@@ -1,0 +1,29 @@
+"""Random numbers that are functions of (seed, stream, epoch)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+# Second word of every seed (seed, stream, epoch). numpy pads a seed with zeros, so all of them have three words.
+STREAMS = {"train": 0, "val": 1, "test": 2, "augment": 3, "shuffle": 4, "test_split": 5, "val_split": 6}
+
+
+def generator(seed: int, stream: str, epoch: int = 0) -> np.random.Generator:
+    return np.random.default_rng((seed, STREAMS[stream], epoch))
+
+
+def stratified(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Places of the (train, test) samples; every class gives `fraction` of itself, at least one if it has two."""
+    test = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        places = generator(seed, "test_split", int(label)).permutation(np.flatnonzero(labels == label))
+        count = math.floor(fraction * len(places) + 0.5)
+        test[places[: min(max(count, 1), len(places) - 1)]] = True
+    return np.flatnonzero(~test), np.flatnonzero(test)
+
+
+def check_integer(argument: str, value: int, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{argument}: expected an integer of at least {least}, got {value!r}")

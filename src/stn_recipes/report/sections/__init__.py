@@ -1,0 +1,15 @@
+"""The sections of the page, from top to bottom: one, one file, its template beside it in `templates`, and one line here."""
+
+from .base import Part, Section
+from .cases import CASES
+from .confusion import CONFUSION
+from .film import FILM
+from .headline import HEADLINE
+from .repeat import REPEAT
+from .robustness import ROBUSTNESS
+from .theta import THETA
+from .training import TRAINING
+
+SECTIONS: tuple[Section, ...] = (HEADLINE, CASES, FILM, TRAINING, ROBUSTNESS, THETA, CONFUSION, REPEAT)
+
+__all__ = ["SECTIONS", "Part", "Section"]

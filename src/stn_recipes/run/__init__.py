@@ -1,0 +1,9 @@
+"""Training runs: made by `train`, read by `folder`. Lightning's Trainer is the engine.
+
+A run is a folder:
+
+    config.yaml          every setting                      model.safetensors    final weights
+    data.json            classes, input shape, mean, std    result.json          what it reached
+    logs/csv, logs/tensorboard                              filmstrip.npz        theta of a few images after each epoch
+    checkpoints/last.ckpt, checkpoints/best.ckpt            report.html, figures/
+"""

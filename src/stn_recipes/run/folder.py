@@ -1,0 +1,239 @@
+"""The folder of a run, as it is read and written. Nothing in it is executed."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import os
+import pickle
+import platform
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+import stn
+from stn.models import TransformerClassifier
+
+from ..config import TrainConfig
+from ..files import write_text
+
+if TYPE_CHECKING:
+    from ..data.module import ImageDataModule
+
+
+class RunError(ValueError):
+    """A run folder that cannot be used, and why."""
+
+
+class DamagedError(RunError):
+    """A file of a run that is cut short, or no longer what was written."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a network has to know of the data it was trained on: data.json."""
+
+    class_names: tuple[str, ...]
+    input_shape: tuple[int, int, int]  # (C, H, W)
+    mean: tuple[float, ...]  # per channel
+    std: tuple[float, ...]
+
+    @classmethod
+    def of(cls, data: ImageDataModule) -> Facts:
+        return cls(**{field.name: getattr(data, field.name) for field in dataclasses.fields(cls)})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a finished run reached: result.json."""
+
+    recipe: str
+    network: str
+    transformer: str
+    seed: int
+    parameters: int
+    epochs: int
+    test_accuracy: float
+    test_loss: float
+    val_accuracy: float | None
+    train_accuracy: float | None
+    train_seconds: float
+    cpu_seconds: float | None = None  # of this process: what it would take on a machine of its own
+    threads: int | None = None
+    command: str = ""
+    versions: dict[str, str] = dataclasses.field(default_factory=dict)
+    finished: str | None = None  # ISO 8601
+
+
+class Run:
+    """A run's folder, read when asked.
+
+    Attributes:
+        config, result: settings, and what it reached (None for an unfinished run).
+        facts: of its data.
+        model: the network with its final weights (an unfinished run: of the last epoch), in eval mode.
+        data: the data set; it is read when something of it is asked for.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = read_config(path)
+
+    @cached_property
+    def result(self) -> Result | None:
+        file = self.path / "result.json"
+        return _read_record(file, Result) if file.exists() else None
+
+    @cached_property
+    def facts(self) -> Facts:
+        file = self.path / "data.json"
+        if not file.exists():
+            raise RunError(f"{self.path}: expected data.json; the run stopped before it began")
+        return _read_record(file, Facts)
+
+    @cached_property
+    def model(self) -> TransformerClassifier:
+        model = self.config.make_model(self.facts.input_shape, len(self.facts.class_names))
+        load_weights(model, self.path)
+        return model.eval()
+
+    @cached_property
+    def data(self) -> ImageDataModule:
+        data = self.config.make_data(self.facts.class_names)
+        data.prepare_data()
+        return data
+
+    def metrics(self) -> list[dict[str, float]]:
+        """One record for each epoch, of all resumed parts: epoch (from 1), train_loss, val_accuracy, ..."""
+        merged: dict[int, dict[str, float]] = {}
+        files = (self.path / "logs" / "csv").glob("version_*/metrics.csv")
+        for file in sorted(files, key=lambda f: int(f.parent.name.removeprefix("version_"))):
+            with file.open(newline="") as rows:
+                part: dict[int, dict[str, float]] = {}
+                for row in csv.DictReader(rows):
+                    values = {k: float(v) for k, v in row.items() if k and v not in (None, "")}
+                    if "test_accuracy" not in values and "epoch" in values:
+                        part.setdefault(int(values["epoch"]) + 1, {}).update(values)
+            # An epoch that was begun before a stop and done again after it counts as done again.
+            merged = {e: m for e, m in merged.items() if e < min(part, default=0) or not part} | part
+        return [{**m, "epoch": e} for e, m in sorted(merged.items()) if "train_loss" in m]
+
+    def filmstrip(self) -> tuple[Tensor, Tensor, np.ndarray] | None:
+        """Images (N, C, H, W), their theta (E, N, P) and the epochs (E,) it was kept after; None for a control."""
+        file = self.path / "filmstrip.npz"
+        if not file.exists():
+            return None
+        with np.load(file) as kept:
+            return torch.from_numpy(kept["images"]), torch.from_numpy(kept["theta"]), kept["epochs"]
+
+
+def load_run(path: str | Path) -> Run:
+    """A run by its folder.
+
+    Raises:
+        RunError: where there is none, or it is damaged.
+    """
+    return Run(Path(path))
+
+
+def read_config(path: Path) -> TrainConfig:
+    """The settings of a run."""
+    file = path / "config.yaml"
+    if not file.exists():
+        raise RunError(f"{path}: expected the folder of a run, with config.yaml in it; `stn train` makes one")
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        values["image_size"] = tuple(values["image_size"])
+        return TrainConfig(**values)
+    except (yaml.YAMLError, TypeError, KeyError, UnicodeDecodeError) as error:
+        raise RunError(f"{file}: not the settings of a run ({error})") from error
+
+
+def read_checkpoint(file: Path) -> dict[str, Any]:
+    """A Lightning checkpoint, read without executing anything in it.
+
+    Raises:
+        DamagedError: for a file that is cut short or has changed.
+        RunError: for one that holds more than numbers.
+    """
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+        content["state_dict"], content["epoch"]
+    except Exception as error:  # torch raises half a dozen types for damaged files
+        if isinstance(error, OSError) and error.filename is not None:  # it cannot be opened
+            raise
+        reason = str(error).splitlines()[0].split(". ")[0] if str(error) else type(error).__name__
+        kind = RunError if isinstance(error, pickle.UnpicklingError) else DamagedError
+        raise kind(f"{file}: damaged, or not a checkpoint of this program ({reason})") from error
+    return dict(content)
+
+
+def load_weights(model: TransformerClassifier, run: Path) -> None:
+    """Put the weights of a run into `model`: model.safetensors, or checkpoints/last.ckpt of an unfinished run."""
+    file = run / "model.safetensors"
+    if file.exists():
+        try:
+            state = load_file(file)
+        except SafetensorError as error:
+            raise RunError(f"{file}: damaged, or not a safetensors file ({error})") from error
+    else:
+        file = run / "checkpoints" / "last.ckpt"
+        if not file.exists():
+            raise RunError(
+                f"{run}: expected model.safetensors or checkpoints/last.ckpt; the run has not finished an epoch"
+            )
+        state = {k.removeprefix("model."): v for k, v in read_checkpoint(file)["state_dict"].items()}
+    have, want = ({name: tuple(value.shape) for name, value in of.items()} for of in (state, model.state_dict()))
+    wrong = [name for name in {**want, **have} if have.get(name) != want.get(name)]
+    if wrong:
+        raise RunError(
+            f"{file}: holds the weights of another network than the settings say: {len(wrong)} tensors differ, first "
+            f"{wrong[0]} with shape {have.get(wrong[0])}, not {want.get(wrong[0])}"
+        )
+    model.load_state_dict(state)
+
+
+def write_config(path: Path, config: TrainConfig) -> None:
+    """config.yaml of a run."""
+    write_text(path / "config.yaml", yaml.safe_dump(config.as_plain(), sort_keys=False))
+
+
+def write_record(file: Path, record: Facts | Result) -> None:
+    """A record as JSON."""
+    write_text(file, json.dumps(dataclasses.asdict(record), indent=1))
+
+
+_Record = TypeVar("_Record", Facts, Result)
+
+
+def _read_record(file: Path, kind: type[_Record]) -> _Record:
+    try:
+        content = dict(json.loads(file.read_text(encoding="utf-8")))
+        known = {field.name for field in dataclasses.fields(kind)}
+        values: dict[str, Any] = {
+            name: tuple(v) if isinstance(v, list) else v for name, v in content.items() if name in known
+        }
+        return kind(**values)
+    except (ValueError, TypeError) as error:
+        raise RunError(f"{file}: damaged ({error})") from error
+
+
+def versions() -> dict[str, str]:
+    """What a run was made with."""
+    return {
+        "stn": stn.__version__,
+        "torch": torch.__version__,
+        "lightning": metadata.version("lightning"),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+    }

@@ -1,0 +1,467 @@
+"""Training, resuming and measuring."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import itertools
+import math
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from safetensors.torch import save as serialize
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import MeanMetric
+
+import stn
+from stn.models import TransformerClassifier
+
+from ..config import TrainConfig
+from ..data.module import ImageDataModule
+from ..files import write_bytes
+from .callbacks import EpochLog, EpochSeed, Watch, WholeCheckpoints
+from .folder import (
+    DamagedError,
+    Facts,
+    Result,
+    Run,
+    RunError,
+    load_weights,
+    read_checkpoint,
+    read_config,
+    versions,
+    write_config,
+    write_record,
+)
+from .precision import choose
+
+# What a resumed run may change without changing its result.
+RESUMABLE = (
+    "control", "data_dir", "num_workers", "progress", "threads", "accelerator", "devices", "num_nodes", "strategy",
+)  # fmt: skip
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C while a run was made; says what to do about it. The last finished epoch is on disk."""
+
+
+def is_main_process() -> bool:
+    """False in the further processes of a distributed run."""
+    return int(getattr(rank_zero_only, "rank", 0)) == 0
+
+
+class Classification(LightningModule):
+    """Cross-entropy on a classifier, with the localizer's learning rate apart."""
+
+    def __init__(self, model: TransformerClassifier, config: TrainConfig) -> None:
+        super().__init__()
+        self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
+        self.model = model.to(memory_format=self.memory_format)  # type: ignore[call-overload]
+        self.config = config
+        self.penalty = config.penalty()
+        self.schedule_begins = False  # in the middle of a run
+        self.means = torch.nn.ModuleDict(
+            {f"{stage}_{name}": MeanMetric() for stage in ("train", "val", "test") for name in ("loss", "accuracy")}
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.look(images)[0]
+
+    def look(self, images: Tensor) -> tuple[Tensor, stn.Warp | None]:
+        return self.model.look(images.contiguous(memory_format=self.memory_format))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return self._measure("train", batch, self.config.label_smoothing)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._measure("val", batch)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._measure("test", batch)
+
+    def _measure(self, stage: str, batch: tuple[Tensor, Tensor], label_smoothing: float = 0.0) -> Tensor:
+        images, labels = batch
+        logits, warp = self.look(images)
+        loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+        accuracy = (logits.argmax(1) == labels).float().mean()
+        for name, value in (("loss", loss.detach()), ("accuracy", accuracy)):
+            # Metrics that count themselves: Lightning's own mean over processes is off when their shares differ.
+            mean = self.means[f"{stage}_{name}"]
+            assert isinstance(mean, MeanMetric)
+            mean.update(value, weight=len(labels))
+            self.log(f"{stage}_{name}", mean, on_step=False, on_epoch=True)
+        if stage == "train" and self.penalty is not None and warp is not None:
+            loss = loss + self.penalty(warp)
+        return loss
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        c = self.config
+        groups = []
+        for group in stn.parameter_groups(self.model, lr=c.lr, localizer_lr_scale=c.localizer_lr_scale):
+            decayed = [p for p in group["params"] if p.ndim > 1]
+            plain = [p for p in group["params"] if p.ndim <= 1]
+            groups.append({**group, "params": decayed, "weight_decay": c.weight_decay})
+            groups.append({**group, "params": plain, "weight_decay": 0.0})
+        optimizer: torch.optim.Optimizer
+        if c.optimizer == "sgd":
+            optimizer = torch.optim.SGD(groups, lr=c.lr, momentum=0.9, nesterov=True)
+        else:
+            optimizer = torch.optim.AdamW(groups, lr=c.lr)
+        steps = int(self.trainer.estimated_stepping_batches)
+        steps -= steps // c.epochs * c.schedule_start
+        scheduler: torch.optim.lr_scheduler.LRScheduler
+        if c.schedule == "onecycle":
+            scheduler = torch.optim.lr_scheduler.OneCycleLR(
+                optimizer,
+                max_lr=[group["lr"] for group in groups],
+                total_steps=max(steps, 8),  # of 4 steps the way up is none, and torch divides by its length
+                pct_start=0.25,
+                div_factor=10.0,
+                final_div_factor=100.0,
+                cycle_momentum=False,
+            )
+        elif c.schedule == "cosine":
+            scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+        else:
+            scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if checkpoint["epoch"] + 1 <= self.config.schedule_start:  # of before the run was extended
+            checkpoint["lr_schedulers"] = []
+            self.schedule_begins = True
+
+    def on_train_start(self) -> None:
+        if (
+            self.schedule_begins
+        ):  # the optimizer's state, which was loaded, has the rate that the last schedule ended at
+            for group in self.trainer.optimizers[0].param_groups:
+                group["lr"] = group["initial_lr"]
+
+
+def train(config: TrainConfig) -> Path:
+    """Train what `config` says, from the start, and return the folder of the run.
+
+    Raises:
+        RunError: where the folder already holds a run.
+        Interrupted: on Ctrl-C; `resume` goes on from the last finished epoch.
+    """
+    config = dataclasses.replace(config, schedule_start=0)
+    run = _run_folder(config)
+    if config.control and config.transformer == "none":
+        raise ValueError("control: expected a transformer to compare with, got transformer='none'")
+    if config.control and config.init_from is not None:
+        read_config(Path(config.init_from, "control"))  # a control starts from a control
+    if is_main_process() and (run / "config.yaml").exists():
+        raise RunError(f"{run} already holds a run: continue it with --resume {run}, or name another folder with --out")
+    _fit(run, config, checkpoint=None)
+    if config.control:
+        _train_control(run, config)
+    return run
+
+
+def _run_folder(config: TrainConfig) -> Path:
+    """`config.out`, or the first free name under runs/; the further processes of a distributed run are told by the first."""
+    if config.out is not None:
+        return Path(config.out)
+    if not is_main_process():
+        return Path(os.environ["STN_RUN_FOLDER"])
+    name = f"{config.recipe}-{config.transformer}-s{config.seed}"
+    folders = (Path("runs", name if n == 1 else f"{name}-{n}") for n in itertools.count(1))
+    run = next(folder for folder in folders if not folder.exists())
+    os.environ["STN_RUN_FOLDER"] = str(run)
+    return run
+
+
+def resume(run: Path, *, overrides: Mapping[str, Any] | None = None) -> Path:
+    """Go on with a run from its last finished epoch, to the same weights as if it had never stopped.
+
+    Args:
+        overrides: settings that do not change the result, such as `data_dir` or `progress`; `control`, to train one
+            now; and more `epochs` for a finished run: it is extended, from the weights and the optimizer's state that
+            it ended with. The schedule of the learning rate begins anew and takes the new epochs; only with
+            schedule="constant" is that the same as one long run.
+
+    Raises:
+        ValueError: for other settings than the run's own.
+        RunError: for a folder that is no run, or damaged checkpoints.
+        Interrupted: on Ctrl-C.
+    """
+    config = read_config(run)
+    changed = {name: value for name, value in (overrides or {}).items() if value != getattr(config, name)}
+    finished = Run(run).result
+    if finished is not None and changed.get("epochs", 0) > finished.epochs:
+        config = _extended(run, config, finished.epochs, changed.pop("epochs"))
+        finished = None
+    for name, value in changed.items():
+        if name not in RESUMABLE:
+            raise ValueError(_not_resumable(run, name, getattr(config, name), value))
+    config = dataclasses.replace(config, **changed)
+    if finished is None:
+        _fit(run, config, _checkpoint(run))
+    if config.control:
+        _train_control(run, config)
+    return run
+
+
+def _extended(run: Path, config: TrainConfig, done: int, epochs: int) -> TrainConfig:
+    if is_main_process():
+        what = f"{run}: from {done} to {epochs} epochs"
+        if config.schedule == "constant":
+            print(f"{what}; the learning rate is constant, so this is the same as one run of {epochs}")
+        else:
+            print(
+                f"{what}; the {config.schedule} schedule begins anew and takes the {epochs - done} new ones, so this is "
+                f"not the same as one run of {epochs}"
+            )
+    return dataclasses.replace(config, epochs=epochs, schedule_start=done)
+
+
+def _not_resumable(run: Path, name: str, own: Any, value: Any) -> str:
+    option = "--" + name.replace("_", "-")
+    message = f"{name}: expected {own!r}, as the run has it, got {value!r}. "
+    if name == "epochs":
+        return message + "A finished run can be extended to more epochs; finish it first, without this option."
+    return message + (
+        f"A resumed run ends at the weights of one that never stopped; to start from its weights with other "
+        f"settings: stn train --init-from {shlex.quote(str(run))} {option} {value}"
+    )
+
+
+def _checkpoint(run: Path) -> Path | None:
+    """The checkpoint to go on from, None where no epoch was finished: the last, or the best where that is damaged."""
+    last, best = run / "checkpoints" / "last.ckpt", run / "checkpoints" / "best.ckpt"
+    if not last.exists():
+        return None
+    try:
+        read_checkpoint(last)
+        return last
+    except DamagedError as error:
+        if not best.exists():
+            raise
+        done = read_checkpoint(best)["epoch"] + 1
+        if is_main_process():
+            print(f"warning: {error}; going on from {best}, which is of epoch {done}", file=sys.stderr)
+        return best
+
+
+def _train_control(run: Path, config: TrainConfig) -> None:
+    folder = run / "control"
+    if is_main_process():
+        print(f"\nThe control without a transformer, at least as many parameters: {folder}")
+    try:
+        if (folder / "config.yaml").exists():
+            same = {name: getattr(config, name) for name in RESUMABLE if name != "control"}
+            resume(folder, overrides=same)
+            if read_config(folder).epochs < config.epochs:  # the run was extended
+                resume(folder, overrides={**same, "epochs": config.epochs})
+        else:
+            init_from = None if config.init_from is None else str(Path(config.init_from, "control"))
+            train(dataclasses.replace(config, transformer="none", control=False, out=str(folder), init_from=init_from))
+    except KeyboardInterrupt:
+        raise _interrupted(run) from None  # which goes on with the control
+
+
+def _interrupted(run: Path) -> Interrupted:
+    return Interrupted(f"stopped; go on with: stn train --resume {shlex.quote(str(run))}")
+
+
+def _fit(run: Path, config: TrainConfig, checkpoint: Path | None) -> None:
+    config = dataclasses.replace(config, precision=choose(config.precision, config.accelerator))
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    data = config.make_data()
+    data.prepare_data()
+    data.setup("fit")
+    task = Classification(config.make_model(data.input_shape, data.num_classes), config)
+    if checkpoint is None and config.init_from is not None:
+        load_weights(task.model, Path(config.init_from))
+    log = EpochLog()
+    try:
+        trainer = _trainer(run, config, log, "val_accuracy" if data.val_data() else "train_accuracy")
+        if is_main_process():  # not before now: what cannot start leaves nothing behind
+            _begin(run, config, data, task)
+        try:
+            trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+            if trainer.interrupted:
+                raise KeyboardInterrupt
+            test = trainer.test(task, datamodule=data, verbose=False)[0]
+            if trainer.is_global_zero:
+                _finish(run, config, task, trainer, log, test)
+        except KeyboardInterrupt:
+            raise _interrupted(run) from None
+        except SystemExit:  # Lightning's answer to Ctrl-C
+            if trainer.interrupted:
+                raise _interrupted(run) from None
+            raise
+    except MisconfigurationException as error:
+        raise ValueError(str(error)) from error
+
+
+def _trainer(run: Path, config: TrainConfig, log: EpochLog, monitor: str) -> Trainer:
+    options: dict[str, Any] = {
+        "dirpath": run / "checkpoints", "enable_version_counter": False, "save_on_train_epoch_end": True
+    }  # fmt: skip
+    callbacks: list[Callback] = [
+        EpochSeed(),
+        log,
+        Watch(run / "filmstrip.npz"),
+        ModelCheckpoint(filename="best", monitor=monitor, mode="max", save_top_k=1, **options),
+    ]
+    if config.early_stop is not None:
+        callbacks.append(EarlyStopping(monitor, mode="max", patience=config.early_stop, check_on_train_epoch_end=True))
+    # Last, so that it holds the state of all the others.
+    callbacks.append(ModelCheckpoint(filename="last", monitor=None, save_top_k=1, **options))
+    progress = config.progress and sys.stderr.isatty()
+    if progress:
+        callbacks.append(TQDMProgressBar(leave=False))
+    return Trainer(
+        max_epochs=config.epochs,
+        accelerator=config.accelerator,
+        devices=config.devices,
+        num_nodes=config.num_nodes,
+        strategy=config.strategy,
+        precision=config.precision,  # type: ignore[arg-type]
+        gradient_clip_val=config.clip,
+        logger=[CSVLogger(run / "logs", name="csv"), TensorBoardLogger(run / "logs", name="tensorboard", version="")],
+        callbacks=callbacks,
+        plugins=[WholeCheckpoints()],
+        enable_progress_bar=progress,
+        enable_model_summary=False,
+        log_every_n_steps=50,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,  # the data module shares the samples out itself
+        default_root_dir=run,
+    )
+
+
+def _begin(run: Path, config: TrainConfig, data: ImageDataModule, task: Classification) -> None:
+    run.mkdir(parents=True, exist_ok=True)
+    for name in ("result.json", "model.safetensors"):  # of a run that is extended; the checkpoint has it all
+        (run / name).unlink(missing_ok=True)
+    write_record(run / "data.json", Facts.of(data))
+    write_config(run, config)
+    what = "no transformer (control)" if config.transformer == "none" else f"{config.transformer} transformer"
+    seen, held = len(data.train_data()), len(data.val_data() or ())
+    print(
+        f"{config.recipe}: {config.network}, {what}, {_size(task):,} parameters; {seen:,} images to train on, "
+        f"{held:,} to validate, seed {config.seed}"
+    )
+    if config.init_from is not None:
+        print(f"Starts from the weights of {config.init_from}; optimizer, epochs and schedule begin anew.")
+
+
+def _size(task: Classification) -> int:
+    return sum(p.numel() for p in task.model.parameters())
+
+
+def _finish(
+    run: Path,
+    config: TrainConfig,
+    task: Classification,
+    trainer: Trainer,
+    log: EpochLog,
+    test: Mapping[str, float],
+) -> None:
+    weights = {name: tensor.contiguous().cpu() for name, tensor in task.model.state_dict().items()}
+    write_bytes(run / "model.safetensors", serialize(weights))
+    last = Run(run).metrics()[-1]
+    result = Result(
+        recipe=config.recipe,
+        network=config.network,
+        transformer=config.transformer,
+        seed=config.seed,
+        parameters=_size(task),
+        epochs=trainer.current_epoch,
+        test_accuracy=test["test_accuracy"],
+        test_loss=test["test_loss"],
+        val_accuracy=last.get("val_accuracy"),
+        train_accuracy=last.get("train_accuracy"),
+        train_seconds=round(log.seconds, 1),
+        cpu_seconds=round(log.cpu_seconds, 1),
+        threads=torch.get_num_threads(),
+        command="stn " + shlex.join(sys.argv[1:])
+        if Path(sys.argv[0]).name == "stn"
+        else f"stn train --config {run / 'config.yaml'}",
+        versions=versions(),
+        finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )
+    write_record(run / "result.json", result)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What the weights of a run do on images."""
+
+    what: str  # which images
+    test_loss: float
+    test_accuracy: float
+    images: int
+    classes: dict[str, ClassMeasured]  # by name, those without an image too
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClassMeasured:
+    images: int
+    accuracy: float | None  # None where there are no images
+
+
+@torch.no_grad()
+def evaluate(run: Run, data_dir: str | Path | None = None) -> Measured:
+    """Loss and accuracy of a run's weights on its test set, or on other images.
+
+    Args:
+        data_dir: where the data of the run lies now. For a run on your own images it may be another folder of class
+            folders: everything in it is measured (where it has `train` and `test`, the latter), the classes go by their
+            names, and some of them may be missing. The folder that the run was trained on, moved, is known by its mean
+            and standard deviation; there it is the test set that is measured.
+
+    Raises:
+        DataError: for data that is missing or damaged, a class that the network does not know.
+    """
+    if data_dir is not None:
+        run.config.data_dir = str(data_dir)
+    if data_dir is None or not run.data.dataset.own_images or _is_the_data_of(run):
+        what, dataset = "test set", run.data.test_data()
+    else:
+        what, dataset = f"everything in {data_dir}", run.data.everything(run.facts.mean, run.facts.std)
+    loss = 0.0
+    names = run.facts.class_names
+    right = count = torch.zeros(len(names), dtype=torch.int64)
+    for images, labels in run.data.loader(dataset):
+        logits = run.model(images)
+        loss += float(F.cross_entropy(logits, labels, reduction="sum"))
+        right = right + torch.bincount(labels[logits.argmax(1) == labels], minlength=len(names))
+        count = count + torch.bincount(labels, minlength=len(names))
+    total = int(count.sum())
+    return Measured(
+        what=what,
+        test_loss=loss / total,
+        test_accuracy=int(right.sum()) / total,
+        images=total,
+        classes={
+            name: ClassMeasured(images=int(n), accuracy=int(r) / int(n) if n else None)
+            for name, r, n in zip(names, right, count, strict=True)
+        },
+    )
+
+
+def _is_the_data_of(run: Run) -> bool:
+    try:
+        run.data.setup("fit")
+    except ValueError:  # too few images to split, or some that cannot be read
+        return False
+    pairs = ((run.data.mean, run.facts.mean), (run.data.std, run.facts.std))
+    return all(math.isclose(a, b, abs_tol=1e-5) for mine, its in pairs for a, b in zip(mine, its, strict=True))
