@@ -224,7 +224,7 @@ def _made_official(monkeypatch, made):
 
 
 def test_a_flipped_bit_in_mnist_is_refused(tmp_path, monkeypatch):
-    from stn_recipes.data import load
+    from stn_recipes.data.registry import load
 
     rng, made = np.random.default_rng(0), []
     for name, (md5, axes) in MNIST.items():
@@ -244,7 +244,7 @@ def test_a_flipped_bit_in_mnist_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_flipped_bit_in_cifar_is_refused(tmp_path, monkeypatch):
-    from stn_recipes.data import load
+    from stn_recipes.data.registry import load
 
     rng, made = np.random.default_rng(0), []
     (tmp_path / "cifar-10-batches-py").mkdir()

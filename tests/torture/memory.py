@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import dataclasses
 import gc
 import multiprocessing
@@ -29,8 +31,10 @@ SLACK_OF_EPOCHS = (
 
 
 def resident() -> int:
-    """The memory of this process that is in use, in bytes."""
+    """The memory of this process that is in use, in bytes; what is free in the heap would hide what is kept."""
     gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * resource.getpagesize()
 
@@ -103,8 +107,8 @@ def growth_over_calls(calls: int, backend: str | None = None) -> int:
 
 def growth_over_epochs(epochs: int) -> int:
     """By how many bytes this process grows from the second fifth of a training to its last."""
-    from stn_recipes import tasks
     from stn_recipes.recipes import recipe
+    from stn_recipes.run.train import train
 
     samples: list[int] = []
     done = threading.Event()
@@ -121,7 +125,7 @@ def growth_over_epochs(epochs: int) -> int:
             out=str(Path(scratch) / "run"),
         )  # fmt: skip
         watcher.start()
-        tasks.train(config)
+        train(config)
         done.set()
         watcher.join()
     fifth = len(samples) // 5
