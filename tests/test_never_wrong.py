@@ -512,7 +512,7 @@ def test_a_half_family_maps_half_theta(family: str) -> None:
 def test_a_family_on_the_meta_device(family: str) -> None:
     fresh = FAMILIES[family]()
     with torch.device("meta"):
-        transform = FAMILIES[family]()
+        transform = FAMILIES[family]().to("meta")  # what it is configured by is made on the CPU, and stays there
         theta = torch.empty(2, transform.num_params)
         size = (5, 4, 3)[: transform.ndim]
         grid = transform.grid(theta, size)

@@ -250,7 +250,7 @@ class AbstractTransform(nn.Module, ABC):
         configuration, made under `constants()`, and not part of the state_dict."""
         for name, constant in constants.items():
             self._constants[name] = constant
-            self.register_buffer(name, constant.to(device or torch.get_default_device()), persistent=False)
+            self.register_buffer(name, constant.to(device), persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)

@@ -340,11 +340,13 @@ def _check_control_points(points: Tensor, argument: str) -> Tensor:
 
 def _lattice_points(size: Sequence[int]) -> Tensor:
     """The control points (K, d) of a lattice ([nz,] ny, nx) that spans the frame."""
-    if not isinstance(size, Sequence) or isinstance(size, str) or len(size) not in (2, 3):
+    try:
+        size = check_size(size, len(size) if isinstance(size, Sequence) and len(size) == 3 else 2, least=2)
+    except ValueError:
         raise ValueError(
-            f"control_points: expected a tensor (K, 2) or (K, 3), or a lattice of 2 or 3 ints of at least 2, got {describe(size)}"
-        )
-    size = check_size(size, len(size), "control_points", least=2)
+            f"control_points: expected a tensor (K, 2) or (K, 3), or a lattice of 2 or 3 ints of at least 2, got "
+            f"{describe(size)}"
+        ) from None
     axes = [torch.arange(1 - n, n, 2, dtype=torch.float64) / (n - 1) for n in size]
     return torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], dim=-1).reshape(-1, len(size))
 
