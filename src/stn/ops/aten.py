@@ -25,8 +25,8 @@ def refuses(case: Case) -> str | None:
         return f"torch has no {case.kernel} in {case.ndim}D"
     if case.kernel not in _MODES:
         return f"torch has no {case.kernel}"
-    if case.padding == "circular":
-        return "torch has no circular padding"
+    if case.padding not in (*_PADDINGS, "constant"):
+        return f"torch has no {case.padding} padding"
     return None if case.dtype.is_floating_point else f"torch reads no {case.dtype}"
 
 

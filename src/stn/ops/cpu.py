@@ -49,6 +49,8 @@ def refuses(case: Case) -> str | None:
         return f"runs on the CPU, not on {case.device}"
     if case.kernel not in _MODES:
         return f"has no {case.kernel} for the CPU"
+    if case.padding not in _PADDINGS:
+        return f"has no {case.padding} padding"
     if case.ndim == 1:
         return "has no kernels for signals"
     return None if case.dtype in _TYPES else f"has no kernels for {case.dtype}"

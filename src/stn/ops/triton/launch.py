@@ -47,8 +47,8 @@ def refuses(case: Case) -> str | None:
             return "the interpreter runs by name alone"
     elif case.device != "cuda":
         return f"runs on CUDA devices, not on {case.device}"
-    if case.kernel not in _TAPS:
-        return f"has no {case.kernel}"
+    if case.kernel not in _TAPS or case.padding not in _PADDINGS:
+        return f"has no {case.kernel} with {case.padding} padding"
     if case.ndim == 1:
         return "has no kernels for signals"
     return None if case.dtype.is_floating_point and case.dtype.itemsize > 1 else f"reads no {case.dtype}"
