@@ -123,7 +123,9 @@ def read(kind: str) -> tuple[Callable[[Tensor, Tensor], Tensor], Tensor]:
 @pytest.mark.parametrize("what", EMPTY_HANDED)
 def test_a_tensor_without_memory_is_read_right_or_refused(what: str, kind: str, which: str) -> None:
     make = EMPTY_HANDED[what]
-    if what == "freed storage" and which_backend(2) != "cpu":
+    # A matrix is signed and the coefficients of a spline are summed by torch, before they reach a backend.
+    by_torch = kind in ("projective", "basis") and which in ("coordinates", "both", "saved coordinates")
+    if what == "freed storage" and (which_backend(2) != "cpu" or by_torch):
         pytest.skip("torch itself reads freed storage")
     if (
         what == "freed storage"
