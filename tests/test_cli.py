@@ -58,6 +58,7 @@ def test_train_help_shows_the_recipes_own_defaults(capsys: pytest.CaptureFixture
     assert "--data-dir" in out
     assert "--num-nodes" in out
     assert f"default: {recipe('cifar10_small').epochs}" in out
+    assert " at 0x" not in out
 
 
 @pytest.mark.parametrize(
@@ -74,6 +75,13 @@ def test_train_help_shows_the_recipes_own_defaults(capsys: pytest.CaptureFixture
         (["warp", "x.png", "--out", "y.png", "--shift", "10"], 2, "--shift: expected two numbers of pixels"),
         (["models", "--transformer"], 2, "expected one argument\n"),
         (["predict", "--json"], 2, "required: run, image"),
+        (["train", "--clip", "none"], 2, "--clip: expected a number or null, got 'none'"),
+        (
+            ["train", "--distortion", "rtz"],
+            2,
+            "expected one of r, rts, p, e, t, tc or null, got 'rtz'; did you mean 'rts'?",
+        ),
+        (["train", "--penalties", "3"], 2, "--penalties: expected a mapping, got '3'"),
         (["train", "--epocks", "3"], 2, "did you mean --epochs?"),
         (["train", "--data-dri", "x"], 2, "did you mean --data-dir?"),
         (["train", "--epochs", "many"], 2, "epochs"),
@@ -110,6 +118,12 @@ def test_mistakes_are_named(
     assert not list(tmp_path.iterdir())
 
 
+def test_an_unknown_setting_in_a_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "own.yaml").write_text("epocks: 7\n")
+    code, _, err = run(capsys, "train", "--config", str(tmp_path / "own.yaml"))
+    assert (code, "does not accept option 'epocks'; did you mean 'epochs'?" in err) == (2, True), err
+
+
 def test_settings_come_from_the_recipe_then_yaml_then_options(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -124,6 +138,9 @@ def test_settings_come_from_the_recipe_then_yaml_then_options(
     assert (config.recipe, config.distortion, config.epochs, config.lr) == ("mnist_r", "r", 7, 0.5)
     assert (config.data_dir, config.progress, config.control) == ("a-b", False, False)
     assert config.weight_decay == recipe("mnist_r").weight_decay
+    assert run(capsys, "train", "mnist", "--clip", "null", "--dropout", "null")[0] == 0
+    assert recipe("mnist").clip is not None
+    assert (seen[1].clip, seen[1].dropout) == (None, None)
 
 
 def test_a_resumed_run_obeys_the_options_that_are_given_and_no_others(
@@ -267,6 +284,17 @@ def test_ctrl_c_while_modules_load_says_one_line(module: str) -> None:
     process = stn_process("-c", code, "train", "digits", "--epochs", "1")
     assert process.communicate(timeout=60) == ("", "\nstn: interrupted\n")
     assert process.returncode == 130
+
+
+def test_a_warning_is_a_line_without_source_code() -> None:
+    code = """if True:
+        import warnings
+        from stn_recipes import cli
+        from stn_recipes.__main__ import main
+        cli.main = lambda: warnings.warn("slow") or 0
+        main()
+    """
+    assert stn_process("-c", code).communicate(timeout=60) == ("", "stn: warning: slow\n")
 
 
 def test_ctrl_c_after_the_last_epoch_says_what_to_do(

@@ -9,7 +9,7 @@ import torch
 
 from stn.ops import cpu, reference
 
-pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason=f"native backend: {cpu.unavailable()}")
+pytestmark = pytest.mark.skipif(cpu._reason is not None, reason=f"native backend: {cpu._reason}")
 
 native = cpu._native
 KINDS = ("affine", "projective", "basis", "grid")

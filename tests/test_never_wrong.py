@@ -768,3 +768,42 @@ def test_integers_that_nothing_can_blend_are_refused_by_name(backend: str) -> No
     for mode in ("bilinear", "bicubic", "lanczos3"):
         with use_backend(backend), pytest.raises(ValueError, match=r"image|mode"):
             stn.warp(image, torch.eye(2, 3)[None], mode=mode)  # type: ignore[arg-type]
+
+
+# Bytes
+
+
+@every_backend
+def test_bytes_are_read_and_have_no_gradient(backend: str) -> None:
+    supported(backend, 2, dtype=torch.uint8)
+    image = torch.tensor([[[[0, 1, 254, 255]]]], dtype=torch.uint8)
+    half = torch.tensor([[[1.0, 0.0, 0.25], [0.0, 1.0, 0.0]]])  # half a pixel to the right
+    with use_backend(backend):
+        assert stn.warp(image, half).flatten().tolist() == [
+            0,
+            128,
+            254,
+            128,
+        ]  # 0.5, 127.5, 254.5, 127.5: halves to even
+        for mode in ("bicubic", "nearest"):
+            out = stn.warp(image, half, mode=mode)  # type: ignore[arg-type]
+            assert out.dtype == torch.uint8
+        with pytest.raises(ValueError, match=r"theta: expected one that needs no gradient"):
+            stn.warp(image, half.requires_grad_())
+        with torch.no_grad():
+            assert stn.warp(image, half).shape == image.shape
+        with pytest.raises(ValueError, match=r"antialias: "):
+            stn.warp(image, half.detach(), antialias=True)
+
+
+@every_backend
+@pytest.mark.parametrize("padding_mode", PADDINGS)
+def test_bytes_where_a_position_is_not_finite_are_zero(padding_mode: str, backend: str) -> None:
+    supported(backend, 2, "bilinear", padding_mode, torch.uint8)
+    image, grid = torch.full((1, 1, 3, 3), 200, dtype=torch.uint8), torch.zeros(1, 1, 3, 2)
+    grid[0, 0, 1:, 0] = torch.tensor([math.nan, math.inf])
+    fill = 7.0 if padding_mode == "constant" else 0.0
+    with use_backend(backend):
+        for mode in ("bilinear", "bicubic", "nearest"):
+            out = stn.sample(image, grid, mode=mode, padding_mode=padding_mode, fill=fill)  # type: ignore[arg-type]
+            assert out.flatten().tolist() == [200, 0, 0]

@@ -87,6 +87,12 @@ def _check_image_shape(image: Tensor, argument: str) -> tuple[int, ...]:
 
 def check_size(size: Any, ndim: int | None = None, argument: str = "size", least: int = 1) -> tuple[int, ...]:
     """A size ([[D,] H,] W) as a tuple of ints of at least `least`; anything that is an index will do for one."""
+    if type(size) is tuple and len(size) == ndim:  # as most are
+        for n in size:
+            if type(n) is not int or n < least:
+                break
+        else:
+            return size
     count = f"{ndim} {{}}{'s' * (ndim > 1)}" if ndim else "1 to 3 {}s ([[D,] H,] W)"
     wanted = count.format("int" if least > 1 else "positive int" if least else "non-negative int")
     wanted += f" of at least {least}" if least > 1 else ""

@@ -57,8 +57,7 @@ def sample(
         align_corners: False: -1 and 1 are the outer edges of the border pixels; True: their centres.
 
     Returns:
-        (B, C, *out). NaN where a position is not finite (for integers the padding's background, or 0), from where no
-        gradient passes.
+        (B, C, *out). NaN (of integers 0) where a position is not finite, from where no gradient passes.
 
     Raises:
         ValueError: for wrong shapes, types, devices, sizes of zero and unknown options.
@@ -87,6 +86,11 @@ def sample(
 def read(image: Tensor, coordinates: Coordinates, reading: Reading, argument: str = "theta") -> Tensor:
     """`sample` for what has been checked, but for the batches and the fill."""
     values = coordinates.values
+    if not image.is_floating_point() and values.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            f"{argument}: expected one that needs no gradient for images of {image.dtype}, which have none; detach it, or "
+            f"read in torch.no_grad()"
+        )
     batch = check_batches("image", image, argument, values)
     if image.shape[0] != batch:
         image = image.expand(batch, *image.shape[1:])
@@ -206,8 +210,8 @@ def read_warp(
     coordinates = where_to_read(image, theta, size, transform, reading.align_corners)
     if not antialias:
         return read(image, coordinates, reading)
-    if image.dtype == torch.uint8:
-        raise ValueError("antialias: expected False for images of torch.uint8, got True")
+    if not image.is_floating_point():
+        raise ValueError(f"antialias: expected False for images of {image.dtype}, got True")
     d, image_size = len(size), tuple(image.shape[2:])
     dtype = coordinate_dtype(image)
     if transform is None or transform.kind in ("affine", "projective"):

@@ -39,8 +39,7 @@ def refuses(case: Case) -> str | None:
 def forward(image: Tensor, coordinates: Coordinates, reading: Reading) -> Tensor:
     """image (B, C, *in) read at a grid (B, *out, d) -> (B, C, *out).
 
-    Where a position is not finite the result is NaN (the background where the image's type has no NaN), and no gradient
-    passes: neither to the position nor to the image.
+    Where a position is not finite the result is NaN (0 where the image's type has no NaN), and no gradient passes: neither to the position nor to the image.
     """
     return layout.as_image(_read(image, coordinates.values, reading), image)
 
@@ -100,7 +99,7 @@ def _read(image: Tensor, grid: Tensor, reading: Reading) -> Tensor:
         if inside is not None:
             value = torch.where(inside[:, None], value, background)
         out = value if exact else out + value * weight[:, None]
-    lost = torch.nan if has_nan else background
+    lost = torch.nan if has_nan else 0
     return torch.where(finite[:, None], out, lost).reshape(batch, channels, *out_size)
 
 

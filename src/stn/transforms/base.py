@@ -110,6 +110,11 @@ class AbstractTransform(nn.Module, ABC):
         """
         raise ValueError(f"transform: {type(self).__name__} has no theta for a matrix")
 
+    def fit(self, displacement: Callable[[Tensor], Tensor]) -> Tensor | None:
+        """The theta (B, num_params) that moves points as `displacement` says, (N, d) -> (B, N, d), wherever the family is
+        free to: what is exact, `stn.convert` finds out. None for families that are not found so."""
+        return None
+
     def bending_energy(self, theta: Tensor) -> Tensor | None:
         """How much each warp bends, (B,), in closed form; None for families that have none."""
         return None

@@ -15,7 +15,7 @@ The energy is measured in the normalized frame, whatever the shape of the image.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Self
 
 import torch
@@ -290,6 +290,10 @@ class ThinPlateSpline(AbstractTransform):
         dtype = coordinate_dtype(points)
         offsets = (points.to(torch.float64) - self.control_points).to(dtype)
         return unbounded(offsets.flatten(1), self.max_offset, "max_offset")
+
+    def fit(self, displacement: Callable[[Tensor], Tensor]) -> Tensor:
+        """The theta that moves the control points so."""
+        return self.from_points(self.control_points + displacement(self.control_points))
 
     def from_matrix(self, matrix: Tensor, frame: Frame = SQUARE) -> Tensor:
         """The theta (B, K d) of affine maps (B, d, d+1), exact. Raises ValueError where `max_offset` is exceeded."""
