@@ -74,10 +74,11 @@ struct Job {
     template <class F>
     STN_INLINE void slopes_at(Chunk<R>& c, Row<R>* grad, F slopes) const {
         alignas(64) Row<R> other[3];
-        for (bool crossed = false;; crossed = true) {  // one call, for it is inlined
+        for (bool crossed = false;; crossed = true) {  // one call in the code, for it is inlined
             slopes(crossed ? other : grad);
             if (crossed) return average<R, D>(c, grad, other);
-            if (MODE != LINEAR || !cross_kinks<R, D>(p, c)) return;
+            if (MODE != LINEAR || !meets_kinks<R, D>(p, c)) return;
+            cross_kinks<R, D>(p, c);
         }
     }
 
