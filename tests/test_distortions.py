@@ -5,8 +5,8 @@ import pytest
 import torch
 
 import stn
-from stn_recipes import distortions
-from stn_recipes.distortions import NAMES, draw, get
+from stn_recipes.data import distortions
+from stn_recipes.data.distortions import NAMES, draw, get
 
 SIZES = {"r": 28, "rts": 42, "p": 42, "e": 28, "t": 60, "tc": 60, "affine": 28, "flip_shift": 28}
 

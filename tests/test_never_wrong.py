@@ -125,6 +125,14 @@ def test_a_tensor_without_memory_is_read_right_or_refused(what: str, kind: str, 
     make = EMPTY_HANDED[what]
     if what == "freed storage" and which_backend(2) != "cpu":
         pytest.skip("torch itself reads freed storage")
+    if (
+        what == "freed storage"
+        and kind in ("projective", "basis")
+        and which not in ("image", "saved image", "gradient")
+    ):
+        pytest.skip(
+            "torch's own functions read the coordinates before the op does, and what they make of them is saved"
+        )
     function, coords = read(kind)
     image = some_image()
     truth = function(image, coords)

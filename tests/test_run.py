@@ -193,6 +193,10 @@ def test_a_finished_run_is_extended(tmp_path: Path, capsys: pytest.CaptureFixtur
     rates = [m["lr"] for m in load_run(cycle).metrics()]
     assert rates[1] > 100 * rates[0]  # up again
     assert rates[2] < 0.01 * rates[1]  # and down to nothing at the end
+    down = train(replace(SMALL, epochs=1, schedule="cosine", out=str(tmp_path / "down")))
+    resume(down, overrides={"epochs": 3})
+    rates = [m["lr"] for m in load_run(down).metrics()]
+    assert rates[1] == pytest.approx(SMALL.lr / 2)  # half way down again, from the top
     # Stopped in the extension, it goes on as if it had not been.
     again = copy_of(cycle, tmp_path / "again")
     (again / "result.json").unlink()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import operator
+import reprlib
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
@@ -12,10 +13,12 @@ from torch import Tensor
 
 
 def describe(value: Any) -> str:
-    """What came, in the words of an error message."""
+    """What came, in the words of an error message: arrays by their shape, long values by their beginning."""
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)}, {value.dtype}"
-    return f"{value!r} ({type(value).__name__})"
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"an array of shape {tuple(value.shape)}, {value.dtype}"
+    return f"{reprlib.repr(value)} ({type(value).__name__})"
 
 
 def nearest_name(name: str, names: Iterable[str]) -> str:

@@ -249,9 +249,13 @@ def _train(a: Namespace) -> None:
     if a.get("resume") is None:
         config = dataclasses.replace(_defaults(a.get("recipe"), a.get("init_from")), **given)
 
+    from .run.folder import load_run, read_config
+
+    if config is None:
+        read_config(Path(a.resume))  # what is no run is said before Lightning loads
+
     from .report import write_report
     from .run import train
-    from .run.folder import load_run
 
     run = train.resume(Path(a.resume), overrides=given) if config is None else train.train(config)
     if train.is_main_process():
@@ -275,9 +279,12 @@ def _evaluate_options(parser: _Parser, argv: Sequence[str]) -> None:
 
 def _evaluate(a: Namespace) -> None:
     from .run.folder import load_run
+
+    run = load_run(a.run)
+
     from .run.train import evaluate
 
-    measured = evaluate(load_run(a.run), a.data_dir)
+    measured = evaluate(run, a.data_dir)
     if a.json:
         print(json.dumps(dataclasses.asdict(measured)))
         return
@@ -445,8 +452,8 @@ def _info(a: Namespace) -> None:
 
     rows = dict(versions())
     for name, text in backends().items():
-        rows[f"kernel {name}"] = text
-    rows["instruction set"] = cpu._native.instruction_set() if cpu._native else "none: torch's own kernels run"
+        rows[f"backend {name}"] = text
+    rows["instruction set"] = cpu._native.instruction_set() if cpu._native else "none: torch's own operations run"
     rows["bfloat16"] = "in hardware, on this CPU" if cpu_has_bfloat16() else "not in this CPU; --precision 32-true"
     rows["threads"] = f"{torch.get_num_threads()} of torch, {torch.get_num_interop_threads()} between operations"
     rows["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "none that this torch can use"
@@ -465,5 +472,5 @@ COMMANDS = {
     "recipes": Command("List the recipes, or show the settings of one as YAML.", _recipes_options, _recipes),
     "models": Command("List the networks, or show the layers of one.", _models_options, _models),
     "warp": Command("Rotate, scale and shift an image: the classic sanity check.", _warp_options, _warp),
-    "info": Command("Versions, kernels and threads.", _info_options, _info),
+    "info": Command("Versions, backends, instruction set and threads.", _info_options, _info),
 }

@@ -88,8 +88,7 @@ def _saved_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | Non
     again = torch.is_grad_enabled() or _torch.transforming() or _torch.in_forward_mode()
     if again or wrapped(grad) or wrapped(image) or wrapped(values):
         return _pull_back(grad, image, coordinates, reading, for_image, for_values)
-    plain = type(grad) is Tensor and type(image) in _PLAIN and type(values) in _PLAIN  # hooks may bring back anything
-    if not plain or _torch.modes() or not _torch.is_in_memory(grad):
+    if _torch.modes() or not _torch.is_in_memory(grad):
         grad = _torch.materialized(grad)
         if backend.OPAQUE and grad.numel():
             return _operators[backend.NAME].backward(grad, image, coordinates, reading, for_image, for_values)

@@ -25,7 +25,7 @@
 // `grad_image`. The first road that fits runs; which one, must follow from shapes and layouts alone, for the order of
 // additions differs between them:
 //
-//   interleaved_bytes channels-last, uint8, 2 to 4      pixels are vectors, of which two loads read two neighbours with
+//   interleaved_bytes channels-last, uint8, 2 to 4       pixels are vectors, of which two loads read two neighbours with
 //                     channels (linear, 2D)              all their channels; forward alone
 //   packed_channels   16 channels or more, small image   the image is transposed into a padded copy whose pixels hold
 //                     (linear, 2D)                       their channels next to each other; vectors are channels
