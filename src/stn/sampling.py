@@ -57,7 +57,8 @@ def sample(
         align_corners: False: -1 and 1 are the outer edges of the border pixels; True: their centres.
 
     Returns:
-        (B, C, *out). NaN (of integers 0) where a position is not finite, from where no gradient passes.
+        (B, C, *out). NaN (of integers 0) where a position is not finite, from where no gradient passes. With "bilinear"
+        a position on a pixel's centre, where the slope jumps, has the mean of both sides as its derivative.
 
     Raises:
         ValueError: for wrong shapes, types, devices, sizes of zero and unknown options.

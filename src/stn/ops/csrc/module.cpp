@@ -282,6 +282,7 @@ NB_MODULE(_native, m) {
     m.attr("MODES") = named({{"nearest", stn::NEAREST}, {"bilinear", stn::LINEAR}, {"bicubic", stn::CUBIC}});
     m.attr("PADDINGS") = named({{"zeros", stn::ZEROS}, {"border", stn::BORDER}, {"reflection", stn::REFLECTION}, {"circular", stn::CIRCULAR}, {"constant", stn::CONSTANT}});
     m.attr("COORDINATES") = named({{"affine", stn::AFFINE}, {"projective", stn::PROJECTIVE}, {"basis", stn::BASIS}, {"grid", stn::GRID}});
+    m.attr("KINK") = stn::KINK;
     nb::list sets;
     for (int set = 0; set < int(std::size(stn::INSTRUCTION_SETS)); set++)
         if (stn::is_built(set)) sets.append(stn::INSTRUCTION_SETS[set]);

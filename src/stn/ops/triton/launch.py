@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ...coordinates import Coordinates
 from ...reading import Reading
-from .. import layout
+from .. import layout, reference
 from ..backend import Case
 from . import kernels
 
@@ -190,7 +190,8 @@ def _run_backward(
         kernels.backward[programs](
             *arguments, grad, _xyz(grad, 2), image if grad_image is None else grad_image,
             _xyz(image if grad_image is None else grad_image, 2), counts, scales, quantum, sums, strides,
-            TO_IMAGE=grad_image is not None, TO_COORDS=to_coords, COUNTED=counted, **switches,
+            TO_IMAGE=grad_image is not None, TO_COORDS=to_coords, COUNTED=counted,
+            KINK=reference.KINK * torch.finfo(coords.dtype).eps, **switches,
         )  # fmt: skip
     if counted:
         assert grad_image is not None
