@@ -19,7 +19,7 @@ PUBLIC = {
     "spatial_transformer_network", "transforms", "warp",
     "BSpline", "CPAB", "Corners", "DisplacementField", "IterativeTransformer", "ParallelTransformers", "Polar", "Projective",
     "RecurrentLocalizer", "SharedLocalizer", "ThinPlateSpline", "VelocityField", "convert", "kernels", "linearized_sample",
-    "linearized_warp", "penalties", "thin_plate_spline", "valid_mask", "window_starts",
+    "linearized_warp", "penalties", "splat", "splat_count", "thin_plate_spline", "valid_mask", "window_starts",
 }  # fmt: skip
 
 IMAGE = torch.rand(2, 3, 5, 6)
@@ -58,6 +58,8 @@ POSITIONAL = {
     stn.transforms.affine_grid: ["theta", "size"],
     stn.spatial_transformer_network: ["input_fmap", "theta", "out_dims"],
     compat.spatial_transformer_network: ["input_fmap", "theta", "out_dims"],
+    compat.vecint: ["velocity", "steps"],
+    compat.cpab_theta: ["cells", "transform"],
     stn.SpatialTransformer: ["localizer", "transform", "size"],
     stn.ParallelTransformers: ["localizer", "transform", "size"],
     stn.IterativeTransformer: ["localizer", "transform", "size"],
@@ -67,6 +69,8 @@ POSITIONAL = {
     stn.linearized_sample: ["image", "grid"],
     stn.linearized_warp: ["image", "theta", "size"],
     stn.valid_mask: ["grid"],
+    stn.splat: ["values", "grid", "size"],
+    stn.splat_count: ["grid", "size"],
     stn.convert: ["theta", "source", "target"],
     stn.transforms.projective_grid: ["theta", "size"],
     stn.transforms.tps_grid: ["theta", "control_points", "size"],

@@ -64,6 +64,16 @@ def test_readme(tmp_path, monkeypatch):
         exec(compile(block, f"README.md, block {number}", "exec"), {"__name__": "readme"})
 
 
+def test_compatibility(tmp_path, monkeypatch):
+    """The recipes for other programs run as they stand."""
+    monkeypatch.chdir(tmp_path)
+    blocks = python_blocks(ROOT / "docs" / "compatibility.md")
+    assert len(blocks) >= 5
+    for number, block in enumerate(blocks, start=1):
+        torch.manual_seed(0)
+        exec(compile(block, f"compatibility.md, block {number}", "exec"), {"__name__": "recipe"})
+
+
 def test_python_blocks_are_told_from_others(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("```python\na = 1\nb = 2\n```\ntext\n```sh\nls\n```\n```python title\nc\n```\n")

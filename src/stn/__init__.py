@@ -15,6 +15,7 @@ from .localization import (
 )
 from .placement import IterativeTransformer, ParallelTransformers
 from .sampling import sample, valid_mask, warp
+from .splatting import splat, splat_count
 from .transformer import SpatialTransformer, Warp, spatial_transformer_network
 from .transforms import (
     CPAB,
@@ -83,6 +84,8 @@ __all__ = [
     "penalties",
     "sample",
     "spatial_transformer_network",
+    "splat",
+    "splat_count",
     "thin_plate_spline",
     "transforms",
     "valid_mask",

@@ -57,10 +57,10 @@ def check_float_tensor(argument: str, value: Any, expected: str) -> None:
         raise ValueError(f"{argument}: expected {expected} of a floating-point type, got {value.dtype}")
 
 
-def check_image(image: Any, argument: str = "image") -> tuple[int, ...]:
-    """(B, C, [[D,] H,] W), floating point, every spatial size at least 1; returns these sizes."""
+def check_image(image: Any, argument: str = "image", least: int = 1) -> tuple[int, ...]:
+    """(B, C, [[D,] H,] W), floating point, every spatial size at least `least`; returns these sizes."""
     check_float_tensor(argument, image, "images (B, C, [[D,] H,] W)")
-    return _check_image_shape(image, argument)
+    return _check_image_shape(image, argument, least)
 
 
 def check_readable(image: Any, mode: Any, argument: str = "image") -> tuple[int, ...]:
@@ -77,13 +77,13 @@ def check_readable(image: Any, mode: Any, argument: str = "image") -> tuple[int,
     return _check_image_shape(image, argument)
 
 
-def _check_image_shape(image: Tensor, argument: str) -> tuple[int, ...]:
+def _check_image_shape(image: Tensor, argument: str, least: int = 1) -> tuple[int, ...]:
     size = tuple(image.shape[2:])
     if not 1 <= len(size) <= 3:
         raise ValueError(
             f"{argument}: expected (B, C, W), (B, C, H, W) or (B, C, D, H, W), got shape {tuple(image.shape)}"
         )
-    if min(size) < 1:
+    if min(size) < least:
         raise ValueError(f"{argument}: expected every spatial size to be at least 1, got shape {tuple(image.shape)}")
     return size
 

@@ -18,11 +18,24 @@ Coming from a peer, with `theta_from_pixel(matrix, in_size, out_size, ...)`:
 | Keras `ops.image.affine_transform` | output -> input, pixels (x, y) | default, its first six numbers as (2, 3) |
 | dm_pix `affine_transform` | output -> input, (row, column) | `order="ij"`, without the channel axis |
 
+Whole programs, with a recipe for each in `docs/compatibility.md`:
+
+| program | its convention | here |
+|---|---|---|
+| SciPy `map_coordinates`, `grid_pull` | array indices | `sample(..., units="pixel", order="ij")` |
+| Keras `map_coordinates`, RAFT | the same; (x, y) in pixels | the same; `units="pixel"` |
+| OpenCV, Keras, TensorFlow Addons | behind a horizon the image goes on, mirrored | `Projective(behind="shown")` |
+| clovaai text recognition | half-pixel lattice, aligned corners in the sampler, absolute points | `ThinPlateSpline.two_rows(20, theta_is="points")`, `warp(..., align_corners=True, lattice_align_corners=False)` |
+| ASTER | the reverse, points in [0, 1], a clamped grid | `theta_is="points"`, `grid(..., Frame(align_corners=True))`, `sample(image, grid.clamp(-1, 1))` |
+| Sonnet v1 constraints | fixed entries | `Affine(fixed=...)` |
+| torch-interpol, MONAI push and count | | `splat`, `splat_count` |
+| voxelmorph `VecInt`, libcpab | | `compat.vecint`, `compat.cpab_theta` |
+
 Four pairs of points (OpenCV, kornia `get_perspective_transform`; Keras `perspective_transform`) give a matrix of the
 same kind; where the second four are the output's corners, the first four, normalized, are `Corners.corners`. Positions
-in pixels are a grid after `pixel_to_normalized`: `remap` of OpenCV, and of kornia with `align_corners=True`, has x, y
-apart; SciPy `map_coordinates` has array indices, so flip them. The matrices of kornia are in pixels, so its default
-`align_corners=True` shows what ours does, but for reflections. Torch7's grid is (y, x): flip the last axis. Code that
+in pixels are a grid after `pixel_to_normalized`, or are read as they are with `sample(..., units="pixel")`: `remap` of OpenCV, and of kornia with `align_corners=True`, has x, y
+apart; SciPy `map_coordinates` has array indices. The matrices of kornia are in pixels, so its default
+`align_corners=True` shows what ours does, but for reflections. Torch7's grid is (y, x): `order="ij"`. Code that
 feeds `linspace(-1, 1)` to a half-pixel sampler is repaired by `change_align_corners`.
 """
 

@@ -11,16 +11,19 @@ from torch import Tensor
 from . import geometry
 from ._checks import check_flag, check_float_tensor, check_size, coordinate_dtype, describe
 
-Kind = Literal["affine", "projective", "basis", "grid"]
+Kind = Literal["affine", "projective", "two-sided", "basis", "grid", "pixels"]
+MATRICES = ("affine", "projective", "two-sided")  # the kinds that are one
 
 
 class Coordinates(NamedTuple):
-    """Where the pixels of an output are read. Pull, (x, y[, z]), normalized; trusted below the public edge."""
+    """Where the pixels of an output are read. Pull, (x, y[, z]), normalized but for "pixels"; trusted below the public
+    edge."""
 
     kind: Kind
     size: tuple[int, ...]  # of the output, ([[D,] H,] W)
     # "affine": (B, d, d+1); "projective": (B, d+1, d+1), whose denominators are positive on the visible side;
-    # "basis": (B, K, d), the coefficients of `basis`; "grid": (B, *size, d)
+    # "two-sided": the same, with what lies behind the horizon; "basis": (B, K, d), the coefficients of `basis`; "grid": (B, *size, d);
+    # "pixels": the same in pixels of the image, whose centres are integers
     values: Tensor
     basis: Tensor | None = None  # (N, K), the N pixels of the output row by row
 
@@ -100,12 +103,13 @@ def positions(coordinates: Coordinates, align_corners: bool, dtype: torch.dtype 
         values = values.to(dtype)
     if kind == "affine":
         return geometry.affine_positions(values, size, align_corners)
-    if kind == "projective":
-        return geometry.projective_positions(values, size, align_corners)
+    if kind in MATRICES:
+        return geometry.projective_positions(values, size, align_corners, two_sided=kind == "two-sided")
     return values
 
 
 def map_points(coordinates: Coordinates, points: Tensor) -> Tensor:
-    """Points (B, N, d) through the maps of affine or projective coordinates."""
-    through = geometry.map_affine if coordinates.kind == "affine" else geometry.map_projective
-    return through(coordinates.values, points)
+    """Points (B, N, d) through the maps of coordinates that are matrices."""
+    if coordinates.kind == "affine":
+        return geometry.map_affine(coordinates.values, points)
+    return geometry.map_projective(coordinates.values, points, two_sided=coordinates.kind == "two-sided")

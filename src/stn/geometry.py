@@ -51,9 +51,9 @@ def map_affine(matrix: Tensor, points: Tensor) -> Tensor:
     return (points[:, :, None, :] * matrix[:, None, :, :-1]).sum(-1) + matrix[:, None, :, -1]
 
 
-def map_projective(matrix: Tensor, points: Tensor) -> Tensor:
+def map_projective(matrix: Tensor, points: Tensor, *, two_sided: bool = False) -> Tensor:
     """Points (B, N, d) through projective maps (B, d+1, d+1) whose denominators are positive on the visible side."""
-    return divide(map_affine(matrix, points), matrix)
+    return divide(map_affine(matrix, points), matrix, two_sided=two_sided)
 
 
 def affine_positions(matrix: Tensor, size: tuple[int, ...], align_corners: bool) -> Tensor:
@@ -68,9 +68,11 @@ def affine_positions(matrix: Tensor, size: tuple[int, ...], align_corners: bool)
     return total
 
 
-def projective_positions(matrix: Tensor, size: tuple[int, ...], align_corners: bool) -> Tensor:
+def projective_positions(
+    matrix: Tensor, size: tuple[int, ...], align_corners: bool, *, two_sided: bool = False
+) -> Tensor:
     """Projective maps (B, d+1, d+1), whose denominators are positive on the visible side, on the lattice of `size`."""
-    return divide(affine_positions(matrix, size, align_corners), matrix)
+    return divide(affine_positions(matrix, size, align_corners), matrix, two_sided=two_sided)
 
 
 def basis_positions(basis: Tensor, coefficients: Tensor, size: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -84,11 +86,14 @@ def horizon(like: Tensor, matrix: Tensor) -> Tensor:
     return HORIZON * matrix[:, -1].abs().amax(1).reshape(-1, *[1] * max(like.ndim - 2, 0))
 
 
-def divide(h: Tensor, matrix: Tensor) -> Tensor:
-    """Numerators and denominator (B, ..., d+1) to positions (B, ..., d): NaN, without a gradient, where one is not finite."""
+def divide(h: Tensor, matrix: Tensor, *, two_sided: bool = False) -> Tensor:
+    """Numerators and denominator (B, ..., d+1) to positions (B, ..., d): NaN, without a gradient, where one is not finite.
+
+    Far away on the horizon and behind it; with `two_sided` where there is nothing to divide by alone.
+    """
     numerator, denominator = h[..., :-1], h[..., -1:]
     lost = ~h.isfinite().all(-1, keepdim=True)
-    hidden = denominator <= horizon(h, matrix)[..., None]
+    hidden = denominator == 0 if two_sided else denominator <= horizon(h, matrix)[..., None]
     far = torch.where(numerator.detach().signbit(), -_BEHIND, _BEHIND).to(h.dtype)
     safe = torch.where(lost, 0.0, numerator) / torch.where(lost | hidden, 1.0, denominator)
     return torch.where(lost, torch.nan, torch.where(hidden, far, safe))
@@ -162,6 +167,24 @@ def derivative(function: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
     _, pull, *_ = torch.func.vjp(function, points)
     units = torch.eye(points.shape[-1], dtype=points.dtype, device=points.device)
     return torch.stack([pull(unit.expand_as(points))[0] for unit in units], dim=-2)
+
+
+def differences(values: Tensor, axis: int) -> Tensor:
+    """How much values change for one step along an axis: the mean of the steps from the one before and to the one after;
+    of those that there are and that are finite, 0 where there is none.
+
+    Example:
+        >>> differences(torch.tensor([0.0, 1.0, 4.0, torch.nan]), 0)
+        tensor([1., 2., 3., 0.])
+    """
+    step = values.diff(dim=axis)
+    known = step.isfinite()
+    none = torch.zeros_like(values.narrow(axis, 0, min(values.shape[axis], 1)))
+    step = torch.where(known, step, 0.0)
+    before, after = torch.cat([none, step], axis), torch.cat([step, none], axis)
+    counted = known.to(values.dtype)
+    count = torch.cat([none, counted], axis) + torch.cat([counted, none], axis)
+    return (before + after) / count.clamp_min(1.0)
 
 
 def bounding_boxes(points: Tensor) -> Tensor:

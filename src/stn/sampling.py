@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from ._checks import (
     check_batches,
+    check_choice,
     check_flag,
     check_float_tensor,
     check_readable,
@@ -19,11 +20,15 @@ from ._checks import (
     describe,
 )
 from .antialias import sample_antialiased
-from .coordinates import Coordinates, Frame, check_grid, check_matrices, map_points
-from .geometry import derivative, extent, lattice_points
+from .conventions import pixel_to_normalized
+from .coordinates import MATRICES, Coordinates, Frame, check_grid, check_matrices, map_points, positions
+from .geometry import derivative, differences, extent, lattice_points
 from .ops import dispatch as ops
 from .reading import Fill, Mode, PaddingMode, Reading, check_reading, fit_fill
 from .transforms.base import AbstractTransform
+
+Units = Literal["normalized", "pixel"]
+Order = Literal["xy", "ij"]
 
 
 def sample(
@@ -33,11 +38,14 @@ def sample(
     mode: Mode = "bilinear",
     padding_mode: PaddingMode = "zeros",
     fill: Fill = 0.0,
+    antialias: bool = False,
     align_corners: bool = False,
+    units: Units = "normalized",
+    order: Order = "xy",
 ) -> Tensor:
     """Read `image` at the positions in `grid`.
 
-    Pull, (x, y[, z]), normalized to [-1, 1]. Outside the image, rows of pixels `a b c` go on as
+    Pull, (x, y[, z]), normalized to [-1, 1] unless `units` and `order` say otherwise. Outside the image, rows of pixels `a b c` go on as
 
         zeros        0 0 0 | a b c | 0 0 0
         constant     k k k | a b c | k k k      (k = fill)
@@ -54,7 +62,13 @@ def sample(
             slower: "integer" (the paper's: nearest, ties upwards), "lanczos3", "bspline2" to "bspline5" (interpolating
             splines), or a `stn.kernels.Kernel` of your own.
         fill: for `padding_mode="constant"`: a number, or one per channel.
-        align_corners: False: -1 and 1 are the outer edges of the border pixels; True: their centres.
+        antialias: as for `warp`, by the differences of neighbouring positions. A jump in the grid counts as shrinking.
+        align_corners: False: -1 and 1 are the outer edges of the border pixels; True: their centres. Of positions in
+            pixels it only says about what a reflection turns.
+        units: "pixel" for positions in pixels: integers are pixel centres, the first is 0. They are read as they are,
+            halfway between two pixels too, in float64 where they come so. Exact, by the reference alone, which is several times slower
+            than `conventions.pixel_to_normalized` and a grid that may be rounded.
+        order: "ij" for positions that are array indices, ([slice,] row, column).
 
     Returns:
         (B, C, *out). NaN (of integers 0) where a position is not finite, from where no gradient passes. With "bilinear"
@@ -67,6 +81,8 @@ def sample(
         >>> image = torch.tensor([[[[1.0, 3.0]]]])
         >>> sample(image, torch.tensor([[[[0.0, 0.0]]]]))
         tensor([[[[2.]]]])
+        >>> sample(image, torch.tensor([[[[0.0, 0.75]]]]), units="pixel", order="ij")  # row 0, column 0.75
+        tensor([[[[2.5000]]]])
 
     Source: Jaderberg et al. 2015, section 3.3.
     """
@@ -75,13 +91,54 @@ def sample(
             "mode": mode,
             "padding_mode": padding_mode,
             "fill": fill,
+            "antialias": antialias,
             "align_corners": align_corners,
+            "units": units,
+            "order": order,
         }
         out: Tensor = handle_torch_function(sample, (image, grid), image, grid, **options)
         return out
     check_readable(image, mode)
     reading = check_reading(mode, padding_mode, fill, align_corners)
-    return read(image, check_grid(image, grid), reading, "grid")
+    coordinates = locate(image, grid, units, order)
+    if antialias is not False:
+        check_flag("antialias", antialias)
+        return _read_antialiased(image, coordinates, reading)
+    return read(image, coordinates, reading, "grid")
+
+
+def locate(image: Tensor, grid: Any, units: Any, order: Any) -> Coordinates:
+    """Positions for a checked image, in the units and the order that a caller named."""
+    coordinates = check_grid(image, grid)
+    if units == "normalized" and order == "xy":
+        return coordinates
+    check_choice("units", units, ("normalized", "pixel"))
+    check_choice("order", order, ("xy", "ij"))
+    values = coordinates.values
+    if order == "ij":
+        values = values.flip(-1)
+    if units == "normalized":
+        return coordinates._replace(values=values)
+    return Coordinates("pixels", coordinates.size, values.to(coordinate_dtype(image, values)))
+
+
+def _read_antialiased(image: Tensor, coordinates: Coordinates, reading: Reading) -> Tensor:
+    """`read`, averaged over what each pixel stands for, as far as its neighbours tell."""
+    _refuse_bytes(image)
+    grid = coordinates.values.to(coordinate_dtype(image))
+    size, align_corners = tuple(image.shape[2:]), reading.align_corners
+    if coordinates.kind == "pixels":
+        grid = pixel_to_normalized(grid, size, align_corners=align_corners)
+    batch = check_batches("image", image, "grid", grid)
+    steps = torch.stack([differences(grid, axis) for axis in reversed(range(1, grid.ndim - 1))], dim=-1)
+    steps = steps * grid.new_tensor(extent(size, align_corners=align_corners))[:, None]
+    grid, steps = grid.expand(batch, *grid.shape[1:]), steps.expand(batch, *steps.shape[1:])
+    return sample_antialiased(image.expand(batch, *image.shape[1:]), grid, steps, fit_fill(reading, image))
+
+
+def _refuse_bytes(image: Tensor) -> None:
+    if not image.is_floating_point():
+        raise ValueError(f"antialias: expected False for images of {image.dtype}, got True")
 
 
 def read(image: Tensor, coordinates: Coordinates, reading: Reading, argument: str = "theta") -> Tensor:
@@ -136,6 +193,7 @@ def warp(
     fill: Fill = 0.0,
     antialias: bool = False,
     align_corners: bool = False,
+    lattice_align_corners: bool | None = None,
 ) -> Tensor:
     """Warp `image` by `theta`: each output pixel is read in the image where theta says.
 
@@ -151,6 +209,8 @@ def warp(
         antialias: average over what each output pixel stands for in the input, where that is more than a pixel, by the
             warp's Jacobian: along each axis by its own measure. Several times the cost; nothing changes where the warp
             does not shrink the image.
+        lattice_align_corners: where the pixels of the output lie, if not as `align_corners`, which then is about the
+            image alone: for networks that were trained with a mixture of both (see `stn.conventions`). The grid is made.
 
     Returns:
         (B, C, *size) in the image's type and memory format. NaN where a position is not finite, as `sample`.
@@ -168,13 +228,16 @@ def warp(
     if has_torch_function_variadic(image, theta):
         options: dict[str, Any] = {"transform": transform, "mode": mode, "padding_mode": padding_mode, "fill": fill}
         options |= {"antialias": antialias, "align_corners": align_corners}
+        options |= {"lattice_align_corners": lattice_align_corners}
         out: Tensor = handle_torch_function(warp, (image, theta), image, theta, size, **options)
         return out
     image_size = check_readable(image, mode)
     reading = check_reading(mode, padding_mode, fill, align_corners)
     check_flag("antialias", antialias)
     size = check_target(image_size, size, transform)
-    return read_warp(image, theta, size, transform, reading, antialias)
+    if lattice_align_corners is not None:
+        check_flag("lattice_align_corners", lattice_align_corners)
+    return read_warp(image, theta, size, transform, reading, antialias, lattice_align_corners)
 
 
 def check_target(
@@ -206,27 +269,27 @@ def read_warp(
     transform: AbstractTransform | None,
     reading: Reading,
     antialias: bool,
+    lattice_align_corners: bool | None = None,
 ) -> Tensor:
     """`warp` for what has been checked, but for theta, the batches and the fill."""
-    coordinates = where_to_read(image, theta, size, transform, reading.align_corners)
+    of_lattice = reading.align_corners if lattice_align_corners is None else lattice_align_corners
+    coordinates = where_to_read(image, theta, size, transform, of_lattice)
     if not antialias:
+        if of_lattice != reading.align_corners:
+            coordinates = Coordinates("grid", size, positions(coordinates, of_lattice, coordinate_dtype(image)))
         return read(image, coordinates, reading)
-    if not image.is_floating_point():
-        raise ValueError(f"antialias: expected False for images of {image.dtype}, got True")
+    _refuse_bytes(image)
     d, image_size = len(size), tuple(image.shape[2:])
     dtype = coordinate_dtype(image)
-    if transform is None or transform.kind in ("affine", "projective"):
+    if transform is None or transform.kind in MATRICES:
         coordinates = coordinates._replace(values=coordinates.values.to(dtype))
         mapping = functools.partial(map_points, coordinates)
     else:
-        mapping = functools.partial(
-            transform.map_points, theta.to(dtype), frame=Frame(image_size, reading.align_corners)
-        )
+        mapping = functools.partial(transform.map_points, theta.to(dtype), frame=Frame(image_size, of_lattice))
     batch = check_batches("image", image, "theta", theta)
-    points = lattice_points(coordinates.values.to(dtype), size, reading.align_corners).expand(theta.shape[0], -1, -1)
-    of_input, of_output = (
-        points.new_tensor(extent(n, align_corners=reading.align_corners)) for n in (image_size, size)
-    )
+    points = lattice_points(coordinates.values.to(dtype), size, of_lattice).expand(theta.shape[0], -1, -1)
+    of_input = points.new_tensor(extent(image_size, align_corners=reading.align_corners))
+    of_output = points.new_tensor(extent(size, align_corners=of_lattice))
     # Pixels of the input for a pixel of the output; an axis of one pixel with align_corners has no length.
     scale = of_input[:, None] / torch.where(of_output == 0, torch.inf, of_output)
     steps = derivative(lambda p: mapping(p), points) * scale

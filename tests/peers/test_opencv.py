@@ -103,3 +103,31 @@ def test_get_rotation_matrix():
     theta = frame.theta_from_pixel(matrix, IN, IN, direction="push")
     ours = stn.Rotation().matrix(torch.deg2rad(torch.tensor([[25.0]], dtype=torch.float64)), stn.Frame(IN))
     torch.testing.assert_close(theta, ours, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("direction", ["pull", "push"])
+@pytest.mark.parametrize("border", BORDERS)
+def test_what_lies_behind_the_horizon(border, direction):
+    """A horizon between two columns of the output: OpenCV shows what lies behind it, and so does `behind="shown"`."""
+    size, matrix = (4, 8), np.array([[64, 4, -96], [8, 48, -128], [16, 0, -40]]) / 16
+    denominators = matrix[2, 0] * np.arange(size[1]) + matrix[2, 2]
+    assert (denominators < 0).any()
+    assert (denominators > 0).any()
+    assert (denominators != 0).all()
+    image, flags, given = normal(*IN), cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, matrix
+    if direction == "push":
+        given, flags = np.linalg.inv(matrix), cv2.INTER_LINEAR
+    wanted = cv2.warpPerspective(image, given, size[::-1], flags=flags, borderMode=border, borderValue=0.7)
+    align_corners = BORDERS[border].get("align_corners", False)
+    theta = frame.theta_from_pixel(
+        torch.from_numpy(given)[None], IN, size, direction=direction, align_corners=align_corners
+    )
+    picture = torch.from_numpy(image)[None, None]
+    # half a step of its table on each axis, times the steepest slope
+    atol = (np.abs(np.diff(image)).max() + np.abs(np.diff(image, axis=0)).max()) / 64
+    grid = stn.transforms.projective_grid(theta, size, align_corners=align_corners, behind="shown")
+    agree(stn.sample(picture, grid, **BORDERS[border])[0, 0], wanted, atol=atol)
+    family = stn.Projective(behind="shown")
+    options = {"transform": family, **BORDERS[border]}
+    out = stn.warp(picture, family.from_matrix(theta), size, **options)[0, 0]
+    torch.testing.assert_close(out, stn.sample(picture, grid, **BORDERS[border])[0, 0], rtol=0, atol=1e-10)

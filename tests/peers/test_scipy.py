@@ -126,3 +126,14 @@ def test_velocity_field():
     )
     # its maps are brought back to the lattice at every squaring: the docstring's error at this resolution
     agree(mapped[0], wanted, atol=8e-3)
+
+
+@pytest.mark.parametrize("n", [3, 10, 641, 3001])
+def test_ties_of_map_coordinates(n):
+    """Array indices as they are: halfway between two pixels SciPy goes upwards, as "integer"."""
+    row, indices = normal(n).astype(np.float32), (np.arange(n - 1) + 0.5).astype(np.float32)
+    for order, mode in {0: "integer", 1: "bilinear"}.items():
+        wanted = ndimage.map_coordinates(row, indices[None], order=order, mode="nearest")
+        options = {"mode": mode, "padding_mode": "border", "units": "pixel", "order": "ij"}
+        out = stn.sample(torch.from_numpy(row)[None, None], torch.from_numpy(indices)[None, :, None], **options)
+        agree(out[0, 0], wanted, atol=1e-6 * order)

@@ -56,11 +56,19 @@ def warp(image: Tensor, coordinates: Coordinates, reading: Reading) -> Tensor:
             _known[what] = backend
     kind, size, values, _ = coordinates
     if kind not in backend.KINDS:
+        if kind == "pixels":  # as a normalized grid they would be rounded
+            return _by_reference(image, coordinates, reading)
         grid = positions(coordinates, reading.align_corners, coordinate_dtype(image))
         coordinates = Coordinates("grid", size, grid)
-    elif kind != "basis" and values.dtype != coordinate_dtype(image):
+    elif values.dtype != coordinate_dtype(image) and kind not in ("basis", "pixels"):
         coordinates = Coordinates(kind, size, values.to(coordinate_dtype(image)))
     return autograd.warp(backend, image, coordinates, reading)
+
+
+def _by_reference(image: Tensor, coordinates: Coordinates, reading: Reading) -> Tensor:
+    if _asked_for() not in (None, reference.NAME):
+        raise ValueError(f"backend: expected {reference.NAME!r} for positions in pixels, got {_asked_for()!r}")
+    return autograd.warp(reference, image, coordinates, reading)
 
 
 def backends() -> dict[str, str]:

@@ -34,9 +34,11 @@ from .backend import Case
 
 NAME = "reference"
 OPAQUE = False
-KINDS = ("grid",)
+KINDS = ("grid", "pixels")
 CUBIC_A = -0.75  # Keys' parameter, the value torch's bicubic has
-KINK = 4  # positions within KINK * eps * n pixels of a centre, on an axis of n pixels, lie on it: rounding is below that
+KINK = (
+    4  # positions within KINK * eps * n pixels of a centre, on an axis of n pixels, lie on it: rounding is below that
+)
 _Tap = tuple[Tensor, Tensor | None, Tensor]  # the part of an axis in an index, whether inside the image, weight
 _FAR = 2.0**30  # positions beyond are all the same far outside; keeps the cast to int defined
 
@@ -48,21 +50,24 @@ def refuses(case: Case) -> str | None:
 def forward(image: Tensor, coordinates: Coordinates, reading: Reading) -> Tensor:
     """image (B, C, *in) read at a grid (B, *out, d) -> (B, C, *out).
 
-    Where a position is not finite the result is NaN (0 where the image's type has no NaN), and no gradient passes: neither to the position nor to the image.
+    Where a position is not finite the result is NaN (0 where the image's type has no NaN), and no gradient passes: neither
+    to the position nor to the image.
     """
-    return layout.as_image(_read(image, coordinates.values, reading), image)
+    return layout.as_image(_read(image, coordinates, reading), image)
 
 
 def backward(
     grad: Tensor, image: Tensor, coordinates: Coordinates, reading: Reading, for_image: bool, for_values: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    grads = torch.func.vjp(lambda i, v: forward(i, coordinates._replace(values=v), reading), image, coordinates.values)[
-        1
-    ](grad)
+    def run(image: Tensor, values: Tensor) -> Tensor:
+        return forward(image, coordinates._replace(values=values), reading)
+
+    grads = torch.func.vjp(run, image, coordinates.values)[1](grad)
     return (grads[0] if for_image else None, grads[1] if for_values else None)
 
 
-def _read(image: Tensor, grid: Tensor, reading: Reading) -> Tensor:
+def _read(image: Tensor, coordinates: Coordinates, reading: Reading) -> Tensor:
+    grid = coordinates.values
     kernel, padding, fill, align_corners = reading
     sizes, margin = image.shape[2:], 0
     has_nan = image.is_floating_point()
@@ -96,9 +101,10 @@ def _read(image: Tensor, grid: Tensor, reading: Reading) -> Tensor:
 
     kinks = []
     for axis in range(len(in_size)):
-        normalized = points[..., len(in_size) - 1 - axis]  # x is the last axis of the image
+        coordinate = points[..., len(in_size) - 1 - axis]  # x is the last axis of the image
         m = sizes[axis]
-        position = _in_pixels(normalized, m, align_corners).clamp(-_FAR, _FAR) + margin
+        position = _in_pixels(coordinate, m, align_corners) if coordinates.kind == "grid" else coordinate
+        position = position.clamp(-_FAR, _FAR) + margin
         axes.append([tap(axis, k, weight) for k, weight in _axis_taps(position, kernel)])
         if kernel == "bilinear" and _has_derivatives(grid):
             kinks.append([tap(axis, k, weight) for k, weight in _kink(position, m)])

@@ -2,7 +2,7 @@
 
 | family | theta in 2D | identity |
 |---|---|---|
-| `Affine` | the matrix, row by row (6) | 1 0 0 0 1 0 |
+| `Affine` | the matrix, row by row (6); any of its entries can be fixed | 1 0 0 0 1 0 |
 | `Similarity` | angle, scale, shift x, shift y (4) | 0 0 0 0 |
 | `Rigid` | angle, shift x, shift y (3) | 0 0 0 |
 | `Attention` | scale, shift x, shift y (3) | 0 0 0 |
@@ -24,12 +24,13 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from .._checks import check_bound, check_choice, check_size, coordinate_dtype, describe
+from .._checks import check_bound, check_choice, check_number, check_size, coordinate_dtype, describe
 from ..coordinates import SQUARE, Coordinates, Frame, check_frame
 from ..geometry import affine_positions, check_matrix, compose_matrices, extent, invert_matrix, map_affine
 from .base import AbstractTransform
@@ -85,49 +86,77 @@ class AbstractMatrixTransform(AbstractTransform):
 
 
 class Affine(AbstractMatrixTransform):
-    """Any affine map: theta (B, d (d+1)) is the matrix (d, d+1), row by row.
+    """Any affine map: theta (B, d (d+1)) is the matrix (d, d+1), row by row, without the entries that are fixed.
 
     Args:
         ndim: 1, 2 or 3.
         max_delta: bounds every entry's distance from the identity, smoothly; None for no bound.
+        fixed: the matrix (d, d+1) as nested sequences, a number for an entry that is fixed and None for one that theta says. Where
+            a number is not the identity's, `identity` is the nearest map that there is.
+
+    Raises:
+        ValueError: for another `ndim` or bound, for a `fixed` of another shape, and for one that leaves theta nothing.
 
     Example:
         >>> Affine().matrix(Affine().identity()[None])
         tensor([[[1., 0., 0.],
                  [0., 1., 0.]]])
+        >>> shear = Affine(fixed=[[1, None, 0], [0, 1, 0]])
+        >>> shear.matrix(torch.tensor([[0.5]]))
+        tensor([[[1.0000, 0.5000, 0.0000],
+                 [0.0000, 1.0000, 0.0000]]])
     """
 
-    def __init__(self, ndim: int = 2, *, max_delta: float | None = None) -> None:
+    def __init__(
+        self,
+        ndim: int = 2,
+        *,
+        max_delta: float | None = None,
+        fixed: Sequence[Sequence[float | None]] | None = None,
+    ) -> None:
         super().__init__()
         self.ndim = _check_ndim(ndim, (1, 2, 3))
         check_bound("max_delta", max_delta)
         self.max_delta = max_delta
+        entries = [None] * (ndim * (ndim + 1)) if fixed is None else _check_fixed(fixed, ndim)
+        self._fixed = tuple(entries)
+        self._free = [i for i, entry in enumerate(entries) if entry is None]
 
     @property
     def num_params(self) -> int:
-        return self.ndim * (self.ndim + 1)
+        return len(self._free)
 
     @property
     def param_names(self) -> tuple[str, ...]:
         axes = "xyz"[: self.ndim]
-        return tuple(name for to in axes for name in (*(f"{to} from {of}" for of in axes), f"shift {to}"))
+        names = [name for to in axes for name in (*(f"{to} from {of}" for of in axes), f"shift {to}")]
+        return tuple(names[i] for i in self._free)
 
     @property
     def closed(self) -> bool:
-        return self.max_delta is None
+        return self.max_delta is None and self._all_free
+
+    @property
+    def _all_free(self) -> bool:
+        return len(self._free) == len(self._fixed)
 
     def identity(self) -> Tensor:
-        return torch.eye(self.ndim, self.ndim + 1).flatten()
+        entries = torch.eye(self.ndim, self.ndim + 1).flatten()
+        return entries if self._all_free else entries[self._free]
 
     def matrix(self, theta: Tensor, frame: Frame = SQUARE) -> Tensor:
         theta = self.check_theta(theta)
         if self.max_delta is not None:
             identity = self.identity().to(theta)
             theta = identity + bounded(theta - identity, self.max_delta)
+        if not self._all_free:
+            columns = iter(theta.unbind(1))
+            entries = [next(columns) if e is None else theta.new_full(theta.shape[:1], e) for e in self._fixed]
+            theta = torch.stack(entries, dim=1)
         return theta.reshape(-1, self.ndim, self.ndim + 1)
 
     def inverse(self, theta: Tensor, frame: Frame = SQUARE) -> Tensor:
-        """Raises ValueError for a singular matrix, or for an inverse outside `max_delta`."""
+        """Raises ValueError for a singular matrix, or for an inverse outside `max_delta` or `fixed`."""
         return self.from_matrix(invert_matrix(self.matrix(theta)))
 
     def compose(self, a: Tensor, b: Tensor, frame: Frame = SQUARE) -> Tensor:
@@ -135,14 +164,36 @@ class Affine(AbstractMatrixTransform):
         return self.from_matrix(compose_matrices(self.matrix(a), self.matrix(b)))
 
     def from_matrix(self, matrix: Tensor, frame: Frame = SQUARE) -> Tensor:
-        """The theta (B, d (d+1)) of affine maps (B, d, d+1). Raises ValueError where `max_delta` is exceeded."""
+        """The theta (B, num_params) of affine maps (B, d, d+1). Raises ValueError where `max_delta` is exceeded or an entry
+        is not the one that is fixed."""
         theta = _check_matrix(matrix, self.ndim).flatten(1)
+        if not self._all_free:
+            theta = self._without_fixed(theta)
         identity = self.identity().to(theta)
         return identity + unbounded(theta - identity, self.max_delta, "max_delta")
 
+    def _without_fixed(self, entries: Tensor) -> Tensor:
+        tolerance = 1e-4 if entries.dtype == torch.float32 else 1e-9
+        for i, wanted in enumerate(self._fixed):
+            if wanted is None or torch.compiler.is_compiling():
+                continue
+            missed = ~((entries[:, i] - wanted).abs() <= tolerance * max(1.0, abs(wanted)))
+            if bool(missed.any()):
+                row, column = divmod(i, self.ndim + 1)
+                index = int(missed.nonzero()[0])
+                raise ValueError(
+                    f"matrix: expected maps with {wanted:g} in row {row}, column {column}, which is fixed, got "
+                    f"{float(entries[index, i]):g} at index {index}"
+                )
+        return entries[:, self._free]
+
     def extra_repr(self) -> str:
         shown = [] if self.ndim == 2 else [f"ndim={self.ndim}"]
-        return ", ".join(shown + ([] if self.max_delta is None else [f"max_delta={self.max_delta:g}"]))
+        shown += [] if self.max_delta is None else [f"max_delta={self.max_delta:g}"]
+        if not self._all_free:
+            width = self.ndim + 1
+            shown.append(f"fixed={[list(self._fixed[i : i + width]) for i in range(0, len(self._fixed), width)]}")
+        return ", ".join(shown)
 
 
 RotationName = Literal["axis-angle", "6d"]
@@ -390,6 +441,21 @@ def _check_ndim(ndim: int, choices: tuple[int, ...]) -> int:
     if isinstance(ndim, bool) or not isinstance(ndim, int) or ndim not in choices:
         raise ValueError(f"ndim: expected {', '.join(map(str, choices[:-1]))} or {choices[-1]}, got {describe(ndim)}")
     return ndim
+
+
+def _check_fixed(fixed: Any, d: int) -> list[float | None]:
+    """The entries of a matrix row by row, numbers and None, or a ValueError."""
+    expected = f"{d} rows of {d + 1} finite numbers or None"
+    rows = list(fixed) if isinstance(fixed, Sequence) and not isinstance(fixed, str) else []
+    if len(rows) != d or any(isinstance(r, str) or not isinstance(r, Sequence) or len(r) != d + 1 for r in rows):
+        raise ValueError(f"fixed: expected {expected}, got {describe(fixed)}")
+    entries = [entry for row in rows for entry in row]
+    for entry in entries:
+        if entry is not None:
+            check_number("fixed", entry, expected, math.isfinite)
+    if None not in entries:
+        raise ValueError(f"fixed: expected at least one entry of None for theta, got {describe(fixed)}")
+    return entries
 
 
 def _check_matrix(matrix: Tensor, d: int) -> Tensor:

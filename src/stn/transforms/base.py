@@ -27,7 +27,7 @@ class AbstractTransform(nn.Module, ABC):
 
     ndim: int = 2
     _constants: dict[str, Tensor]  # by the name of the buffer, on the CPU
-    kind: Kind = "grid"  # of its `coordinates`: "affine" and "projective" where a warp is a matrix
+    kind: Kind = "grid"  # of its `coordinates`: "affine", "projective" or "two-sided" where a warp is a matrix
 
     def __init__(self) -> None:
         super().__init__()
@@ -334,7 +334,16 @@ class Compose(AbstractTransform):
     def kind(self) -> Kind:  # type: ignore[override]
         """A matrix where both are, for they are multiplied; else positions."""
         kinds = {self.outer.kind, self.inner.kind}
-        return "affine" if kinds == {"affine"} else "projective" if kinds <= {"affine", "projective"} else "grid"
+        if kinds == {"affine"}:
+            return "affine"
+        # A homography that shows both sides of its horizon and one that does not are no third one.
+        return (
+            "projective"
+            if kinds <= {"affine", "projective"}
+            else "two-sided"
+            if kinds <= {"affine", "two-sided"}
+            else "grid"
+        )
 
     def matrix(self, theta: Tensor, frame: Frame = SQUARE) -> Tensor:
         """The product of the two matrices. Raises ValueError where one of the two is no matrix family."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .._checks import describe
-from ..coordinates import Frame, check_frame
+from ..coordinates import MATRICES, Frame, check_frame
 from ..geometry import as_projective
 from .base import AbstractTransform, Compose
 
@@ -92,12 +92,12 @@ def _express(
         points = points.to(theta)[None].expand(len(theta), -1, -1)
         return source.map_points(theta, points, frame) - points
 
-    if target.kind in ("affine", "projective"):
-        if source.kind not in ("affine", "projective") or isinstance(target, Compose):
+    if target.kind in MATRICES:
+        if source.kind not in MATRICES or isinstance(target, Compose):
             raise _cannot(source, target)
         # The type says how exactly the matrix has to be one of the family.
         matrix = source.matrix(theta, frame).to(dtype)
-        if target.kind == "projective":
+        if target.kind != "affine":
             return target.from_matrix(as_projective(matrix))
         if matrix.shape[1] > d:  # a projective map that is affine has a last row 0 ... 0 w
             matrix = matrix / matrix[:, -1:, -1:]

@@ -7,7 +7,8 @@
 
 A position is a numerator over a denominator that vanishes along a line of the output, the horizon. The side that holds
 the output's centre is visible. Points on the horizon and behind it show nothing: they are sent 10000 frames away, where
-every padding but `circular` and `reflection` shows background or border, and no gradient passes.
+every padding but `circular` and `reflection` shows background or border, and no gradient passes. `Projective(behind="shown")`
+shows it, as other programs do.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from .._checks import (
     coordinate_dtype,
     describe,
 )
-from ..coordinates import SQUARE, Coordinates, Frame
+from ..coordinates import SQUARE, Coordinates, Frame, Kind, map_points
 from ..geometry import (
     as_projective,
     compose_matrices,
@@ -34,14 +35,17 @@ from ..geometry import (
     facing,
     horizon,
     map_affine,
-    map_projective,
     projective_positions,
 )
 from .base import AbstractTransform
 from .bounds import bounded, unbounded
 
+Behind = Literal["hidden", "shown"]
 
-def projective_grid(theta: Tensor, size: tuple[int, ...], *, align_corners: bool = False) -> Tensor:
+
+def projective_grid(
+    theta: Tensor, size: tuple[int, ...], *, align_corners: bool = False, behind: Behind = "hidden"
+) -> Tensor:
     """The sampling positions of projective maps.
 
     Pull, (x, y[, z]), normalized: for each pixel centre of the output, theta (x, y[, z], 1), divided by its last
@@ -51,6 +55,8 @@ def projective_grid(theta: Tensor, size: tuple[int, ...], *, align_corners: bool
     Args:
         theta: (B, 3, 3) or (B, 4, 4).
         size: of the output, (H, W) or (D, H, W).
+        behind: "hidden", or "shown" for the positions that the division gives behind the horizon too: mirrored, as in OpenCV,
+            Keras and TensorFlow Addons.
 
     Returns:
         (B, H, W, 2) or (B, D, H, W, 3), float32 (float64 for a float64 theta).
@@ -66,13 +72,15 @@ def projective_grid(theta: Tensor, size: tuple[int, ...], *, align_corners: bool
     Source: Hartley and Zisserman 2004, section 2.3; Jaderberg et al. 2015, section 3.2.
     """
     d = _check_projective("theta", theta)
-    return projective_positions(facing(theta.to(coordinate_dtype(theta))), check_size(size, d, least=0), align_corners)
+    check_choice("behind", behind, ("hidden", "shown"))
+    matrix, size = facing(theta.to(coordinate_dtype(theta))), check_size(size, d, least=0)
+    return projective_positions(matrix, size, align_corners, two_sided=behind == "shown")
 
 
 class AbstractProjectiveTransform(AbstractTransform):
     """A family whose warps are projective maps."""
 
-    kind = "projective"
+    kind: Kind = "projective"
 
     @abstractmethod
     def matrix(self, theta: Tensor, frame: Frame = SQUARE) -> Tensor:
@@ -83,12 +91,12 @@ class AbstractProjectiveTransform(AbstractTransform):
         """The theta of projective maps (B, d+1, d+1), up to a factor, or of affine maps (B, d, d+1)."""
 
     def coordinates(self, theta: Tensor, size: tuple[int, ...], frame: Frame = SQUARE) -> Coordinates:
-        return Coordinates("projective", size, self.matrix(theta))
+        return Coordinates(self.kind, size, self.matrix(theta))
 
     def map_points(self, theta: Tensor, points: Tensor, frame: Frame = SQUARE) -> Tensor:
         """Output points (B, N, d) to input points. Those on the horizon or behind it go to +-10000 on each axis."""
         points = self.check_points(self.check_theta(theta), points)
-        return map_projective(self.matrix(theta), points)
+        return map_points(Coordinates(self.kind, (), self.matrix(theta)), points)
 
     def unmap_points(
         self,
@@ -110,16 +118,23 @@ class AbstractProjectiveTransform(AbstractTransform):
         inverse = _invert(self.matrix(theta))
         h = map_affine(inverse, points)
         # The denominator here is one over the denominator of the map, so it is not to be turned to face the centre.
-        hidden = ~(h[..., -1] > horizon(h, inverse)) | ~points.isfinite().all(-1)
+        hidden = self._hidden(h, inverse) | ~points.isfinite().all(-1)
+        found = divide(h, inverse, two_sided=self.kind == "two-sided")
         if missing == "nan":
-            return torch.where(hidden[..., None], torch.nan, divide(h, inverse))
+            return torch.where(hidden[..., None], torch.nan, found)
         if not torch.compiler.is_compiling() and bool(hidden.any()):
             image, point = hidden.nonzero()[0].tolist()
             raise ValueError(
                 f"points: expected points that the warp reaches, but point {point} of image {image} lies behind the "
                 f"horizon or is not finite"
             )
-        return divide(h, inverse)
+        return found
+
+    def _hidden(self, h: Tensor, matrix: Tensor) -> Tensor:
+        """Where nothing is shown, of numerators and denominator (B, ..., d+1)."""
+        if self.kind == "two-sided":
+            return h[..., -1] == 0
+        return ~(h[..., -1] > horizon(h, matrix))
 
     def inverse(self, theta: Tensor, frame: Frame = SQUARE) -> Tensor:
         """The theta of the inverse maps.
@@ -140,8 +155,7 @@ class AbstractProjectiveTransform(AbstractTransform):
 
     def _from_unturned(self, matrix: Tensor, argument: str) -> Tensor:
         """`from_matrix`, for a matrix whose sign says which side of the horizon is visible."""
-        corner = matrix[:, -1, -1]
-        hidden = corner <= horizon(corner, matrix)
+        hidden = self._hidden(matrix[:, -1, -1:], matrix)
         if not torch.compiler.is_compiling() and bool(hidden.any()):
             raise ValueError(
                 f"{argument}: expected maps with a result within {type(self).__name__}, but the horizon hides the "
@@ -170,9 +184,11 @@ class Projective(AbstractProjectiveTransform):
         ndim: 2 or 3.
         max_delta: bounds every entry's distance from the identity, smoothly; None for no bound. Below 1/2 (1/3 in 3D)
             there is no horizon in the frame, whatever theta.
+        behind: the horizon, "hidden", or "shown" as the division gives it: mirrored, as in OpenCV, Keras and TensorFlow
+            Addons. Gradients grow without bound towards the horizon then.
 
     Raises:
-        ValueError: for another `ndim` or bound.
+        ValueError: for another `ndim`, bound or choice.
 
     Example:
         >>> Projective().matrix(torch.tensor([[1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.5, 0.0]]))
@@ -183,12 +199,14 @@ class Projective(AbstractProjectiveTransform):
     Source: Jaderberg et al. 2015, section 3.2.
     """
 
-    def __init__(self, ndim: int = 2, *, max_delta: float | None = None) -> None:
+    def __init__(self, ndim: int = 2, *, max_delta: float | None = None, behind: Behind = "hidden") -> None:
         super().__init__()
         if not isinstance(ndim, int) or ndim not in (2, 3):
             raise ValueError(f"ndim: expected 2 or 3, got {describe(ndim)}")
         check_bound("max_delta", max_delta)
+        check_choice("behind", behind, ("hidden", "shown"))
         self.ndim, self.max_delta = ndim, max_delta
+        self.kind: Kind = "projective" if behind == "hidden" else "two-sided"
 
     @property
     def num_params(self) -> int:
@@ -226,6 +244,7 @@ class Projective(AbstractProjectiveTransform):
 
     def extra_repr(self) -> str:
         shown = [] if self.ndim == 2 else [f"ndim={self.ndim}"]
+        shown += ["behind='shown'"] if self.kind == "two-sided" else []
         return ", ".join(shown + ([] if self.max_delta is None else [f"max_delta={self.max_delta:g}"]))
 
 

@@ -16,14 +16,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Self
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
 
-from .._checks import check_bound, check_float_tensor, check_number, check_size, coordinate_dtype, describe
+from .._checks import (
+    check_batches,
+    check_bound,
+    check_choice,
+    check_float_tensor,
+    check_number,
+    check_size,
+    coordinate_dtype,
+    describe,
+)
 from ..coordinates import SQUARE, Coordinates, Frame
-from ..geometry import check_matrix
+from ..geometry import check_matrix, lattice_points
 from ..ops import _torch
 from .base import AbstractTransform, constants
 from .bounds import bounded, unbounded
@@ -44,7 +53,8 @@ def tps_grid(
 
     Args:
         theta: (B, K d), the shift of each control point, point by point.
-        control_points: (K, 2) or (K, 3), constants: no gradient reaches them.
+        control_points: (K, 2) or (K, 3), constants: no gradient reaches them; or (B, K, d), others for each image, which
+            gradients reach.
         size: of the output, (H, W) or (D, H, W).
         regularization: 0 passes through the shifted points; more trades distance from them for less bending.
 
@@ -64,6 +74,8 @@ def tps_grid(
 
     Source: Bookstein 1989; Wahba 1990, section 2.4; Jaderberg et al. 2015, section 3.2.
     """
+    if isinstance(control_points, Tensor) and control_points.ndim == 3:
+        return _grid_of_each(theta, control_points, size, regularization, align_corners)
     transform = ThinPlateSpline(control_points, regularization=regularization)
     transform = transform.to(theta.device if isinstance(theta, Tensor) else None)
     return transform.grid(theta, size, Frame(align_corners=align_corners))
@@ -130,6 +142,8 @@ class ThinPlateSpline(AbstractTransform):
         regularization: 0 passes through the shifted points; more trades distance from them for less bending: the sum
             over the points of squared distances plus `regularization / (8 pi)` times the bending energy is least.
         max_offset: bounds every shift, smoothly; None for no bound.
+        theta_is: "shifts", or "points" for a theta of the points themselves that are read for the control points, as
+            text rectifiers predict them; the identity is the control points.
 
     Raises:
         ValueError: for fewer than d + 1 control points, for repeated ones, ones that are not finite or that lie on one
@@ -157,9 +171,11 @@ class ThinPlateSpline(AbstractTransform):
         *,
         regularization: float = 0.0,
         max_offset: float | None = None,
+        theta_is: Literal["shifts", "points"] = "shifts",
     ) -> None:
         super().__init__()
-        check_number("regularization", regularization, "a finite number of at least 0", lambda v: 0 <= v < math.inf)
+        check_choice("theta_is", theta_is, ("shifts", "points"))
+        _check_regularization(regularization)
         check_bound("max_offset", max_offset)
         with constants():
             if isinstance(control_points, Tensor):
@@ -167,13 +183,20 @@ class ThinPlateSpline(AbstractTransform):
             else:
                 points, device = _check_control_points(_lattice_points(control_points), "control_points"), None
         self.ndim, self.regularization, self.max_offset = points.shape[1], float(regularization), max_offset
+        self.theta_is: Literal["shifts", "points"] = theta_is
         self._kept: tuple[object, Tensor] | None = None
         with constants():
             solve, root = _factor(points, self.regularization)
         self._register_constants(device, control_points=points, _solve=solve, _root=root)
 
     @classmethod
-    def lattice(cls, *size: int, regularization: float = 0.0, max_offset: float | None = None) -> Self:
+    def lattice(
+        cls,
+        *size: int,
+        regularization: float = 0.0,
+        max_offset: float | None = None,
+        theta_is: Literal["shifts", "points"] = "shifts",
+    ) -> Self:
         """Control points on a regular lattice of `ny, nx` or `nz, ny, nx` points, the outer ones on the frame's edges:
         rows from top to bottom, each from left to right.
 
@@ -181,10 +204,17 @@ class ThinPlateSpline(AbstractTransform):
             >>> ThinPlateSpline.lattice(2, 3).control_points[:4].tolist()
             [[-1.0, -1.0], [0.0, -1.0], [1.0, -1.0], [-1.0, 1.0]]
         """
-        return cls(size, regularization=regularization, max_offset=max_offset)
+        return cls(size, regularization=regularization, max_offset=max_offset, theta_is=theta_is)
 
     @classmethod
-    def two_rows(cls, points: int = 20, *, regularization: float = 0.0, max_offset: float | None = None) -> Self:
+    def two_rows(
+        cls,
+        points: int = 20,
+        *,
+        regularization: float = 0.0,
+        max_offset: float | None = None,
+        theta_is: Literal["shifts", "points"] = "shifts",
+    ) -> Self:
         """The layout of text rectifiers: half of the points along the top edge, from left to right, then half along the
         bottom edge; where they are read follows the outline of the word.
 
@@ -196,23 +226,27 @@ class ThinPlateSpline(AbstractTransform):
         """
         if isinstance(points, bool) or not isinstance(points, int) or points < 4 or points % 2:
             raise ValueError(f"points: expected an even int of at least 4, got {describe(points)}")
-        return cls((2, points // 2), regularization=regularization, max_offset=max_offset)
+        return cls((2, points // 2), regularization=regularization, max_offset=max_offset, theta_is=theta_is)
 
     @property
     def num_params(self) -> int:
         return self.control_points.numel()
 
     def identity(self) -> Tensor:
+        if self.theta_is == "points":
+            return self._constants["control_points"].flatten().float()
         return torch.zeros(self.num_params)
 
     def offsets(self, theta: Tensor) -> Tensor:
-        """theta as the shift of each control point, (B, K, d)."""
+        """theta as the shift of each control point, (B, K, d); float64 where theta is points."""
         theta = self.check_theta(theta)
         if theta.device != self.control_points.device:
             raise ValueError(
                 f"theta: expected on the device of the transform ({self.control_points.device}), got {theta.device}; "
                 f"move the transform with .to()"
             )
+        if self.theta_is == "points":
+            theta = theta.to(torch.float64) - self.control_points.flatten()
         return bounded(theta, self.max_offset).unflatten(1, tuple(self.control_points.shape))
 
     def map_points(self, theta: Tensor, points: Tensor, frame: Frame = SQUARE) -> Tensor:
@@ -224,7 +258,7 @@ class ThinPlateSpline(AbstractTransform):
         # Points of the whole batch take one product for the whole batch.
         one = points.shape[0] == 1
         shift = torch.einsum("nk,bkd->bnd", basis[0], coefficients) if one else basis @ coefficients
-        return (points + shift).to(offsets.dtype, memory_format=torch.contiguous_format)
+        return (points + shift).to(points.dtype, memory_format=torch.contiguous_format)
 
     def coordinates(self, theta: Tensor, size: tuple[int, ...], frame: Frame = SQUARE) -> Coordinates:
         coefficients = self.coefficients(theta)
@@ -278,7 +312,7 @@ class ThinPlateSpline(AbstractTransform):
         Source: Bookstein 1989; Wahba 1990, section 2.4.
         """
         offsets = self.offsets(theta)
-        return (self._root @ offsets.to(torch.float64)).square().sum((1, 2)).to(offsets.dtype)
+        return (self._root @ offsets.to(torch.float64)).square().sum((1, 2)).to(coordinate_dtype(theta))
 
     def from_points(self, points: Tensor) -> Tensor:
         """The theta (B, K d) that reads the control points at `points` (B, K, d). Raises ValueError where `max_offset`
@@ -288,8 +322,11 @@ class ThinPlateSpline(AbstractTransform):
             k, d = self.control_points.shape
             raise ValueError(f"points: expected (B, {k}, {d}), got shape {tuple(points.shape)}")
         dtype = coordinate_dtype(points)
-        offsets = (points.to(torch.float64) - self.control_points).to(dtype)
-        return unbounded(offsets.flatten(1), self.max_offset, "max_offset")
+        offsets = points.to(torch.float64) - self.control_points
+        if self.theta_is == "points":
+            offsets = unbounded(offsets, self.max_offset, "max_offset") + self.control_points
+            return offsets.to(dtype).flatten(1)
+        return unbounded(offsets.to(dtype).flatten(1), self.max_offset, "max_offset")
 
     def fit(self, displacement: Callable[[Tensor], Tensor]) -> Tensor:
         """The theta that moves the control points so."""
@@ -307,7 +344,45 @@ class ThinPlateSpline(AbstractTransform):
     def extra_repr(self) -> str:
         shown = [f"{self.control_points.shape[0]} points in {self.ndim}D"]
         shown += [f"regularization={self.regularization:g}"] if self.regularization else []
+        shown += [] if self.theta_is == "shifts" else [f"theta_is={self.theta_is!r}"]
         return ", ".join(shown + ([] if self.max_offset is None else [f"max_offset={self.max_offset:g}"]))
+
+
+def _grid_of_each(
+    theta: Tensor, control_points: Tensor, size: tuple[int, ...], regularization: float, align_corners: bool
+) -> Tensor:
+    """`tps_grid` with control points (B, K, d) that differ: one system for each image, solved whole, in float64."""
+    _check_regularization(regularization)
+    check_float_tensor("control_points", control_points, "control points (B, K, 2) or (B, K, 3)")
+    if not torch.compiler.is_compiling():
+        for each in control_points:
+            _check_control_points(each, "control_points")
+    k, d = control_points.shape[1:]
+    size = check_size(size, d, least=0)
+    check_float_tensor("theta", theta, f"(B, {k * d}) parameters")
+    if theta.ndim != 2 or theta.shape[1] != k * d:
+        raise ValueError(f"theta: expected (B, {k * d}), got shape {tuple(theta.shape)}")
+    batch = check_batches("theta", theta, "control_points", control_points)
+    points = control_points.to(torch.float64)
+    basis = _basis(points, points[:, None])  # (B, K, K + d + 1)
+    kernels = basis[..., :k] + regularization * torch.eye(k, dtype=torch.float64, device=points.device)
+    polynomials = basis[..., k:]
+    system = torch.cat(
+        [
+            torch.cat([kernels, polynomials], dim=2),
+            torch.nn.functional.pad(polynomials.mT, (0, d + 1)),
+        ],
+        dim=1,
+    )
+    shifts = torch.nn.functional.pad(theta.to(torch.float64).unflatten(1, (k, d)), (0, 0, 0, d + 1))
+    coefficients = torch.linalg.solve(system.expand(batch, -1, -1), shifts.expand(batch, -1, -1))
+    lattice = lattice_points(points, size, align_corners)
+    grid = lattice + _basis(lattice.expand(points.shape[0], -1, -1), points[:, None]) @ coefficients
+    return grid.to(coordinate_dtype(theta)).unflatten(1, size)
+
+
+def _check_regularization(value: float) -> None:
+    check_number("regularization", value, "a finite number of at least 0", lambda v: 0 <= v < math.inf)
 
 
 def _check_control_points(points: Tensor, argument: str) -> Tensor:
