@@ -29,14 +29,14 @@ figures: $(DEV)
 	$(BIN)/python docs/figures.py
 
 # The native backend with the address and undefined-behaviour sanitizers, under its own tests. Python itself leaks on
-# purpose, and the sanitizer must be loaded before it.
+# purpose, and the sanitizer must be loaded before it, with the library whose exceptions it watches.
 NATIVE := build/sanitize
 sanitize: $(DEV)
 	$(BIN)/python -m pip install --quiet nanobind cmake ninja
 	$(BIN)/cmake -S src/stn/ops/csrc -B $(NATIVE) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
 		-DPython_EXECUTABLE=$(abspath $(BIN)/python) -DSTN_SANITIZE=ON
 	$(BIN)/cmake --build $(NATIVE)
-	LD_PRELOAD=$$($(CXX) -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so.6)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 		$(BIN)/python tests/sanitized.py $(NATIVE)/_native*.so tests/test_cpu.py tests/test_native_edge.py -q \
 		-k "not forked and not compiled and not opcheck"
 

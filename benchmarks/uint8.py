@@ -34,13 +34,9 @@ CHANNELS = (1, 3, 4)
 
 
 def warp(image: Tensor, coordinates: Tensor, kind: str, mode: str) -> Tensor:
-    """(1, C, H, W) of uint8 to the same size in the same layout, zeros beyond: the native backend, straight."""
-    if mode == "bicubic":
-        image = image.contiguous()  # as the library does: plane by plane is faster, copy and all
-    native, out = cpu._native, torch.empty_like(image)
-    options = (native.FORWARD, native.MODES[mode], native.PADDINGS["zeros"], native.COORDINATES[kind], False)
-    native.run(*options, torch.get_num_threads(), image, coordinates, None, None, out, out)
-    return out
+    """(1, C, H, W) of uint8 to the same size, zeros beyond."""
+    read = stn.sample if kind == "grid" else stn.warp
+    return read(image, coordinates, mode=mode)  # type: ignore[arg-type]
 
 
 def smooth(size: tuple[int, int], channels: int) -> np.ndarray:
@@ -102,8 +98,8 @@ def main() -> None:
     parser.add_argument("--only", default="", help="cases whose name contains this")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    if cpu.unavailable():
-        raise SystemExit(f"the native backend is missing: {cpu.unavailable()}")
+    if cpu._reason is not None:
+        raise SystemExit(f"the native backend is missing: {cpu._reason}")
     torch.set_num_threads(arguments.threads)
     rows = []
     print("OpenCV's time / ours, best against best")

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import stn
+from stn_recipes.data.distortions import draw, get
 from stn_recipes.data.registry import DataError, ImageData, load
-from stn_recipes.distortions import draw, get
 
 SIDE, HALF = 42, 21  # of an image, and as the networks see it; the digits are of 28 x 28 before they are distorted
 SUMS = 19

@@ -30,8 +30,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import stn
+from stn_recipes.data.distortions import RandomPlacement, draw
 from stn_recipes.data.registry import ImageData, load
-from stn_recipes.distortions import RandomPlacement, draw
 
 SIDE, DIGIT = 84, 28
 CROP = (14, 14)  # of what the encoder sees

@@ -17,8 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from stn_recipes import distortions
-from stn_recipes.data import DATASETS, cifar10, fashion_mnist, images, mnist, official, registry, streams
+from stn_recipes.data import DATASETS, cifar10, distortions, fashion_mnist, images, mnist, official, registry, streams
 from stn_recipes.data.images import load_image_folder
 from stn_recipes.data.module import EpochSampler, ImageDataModule, ImageDataset
 from stn_recipes.data.registry import DataError, ImageData, load

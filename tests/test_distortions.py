@@ -5,8 +5,8 @@ import pytest
 import torch
 
 import stn
-from stn_recipes import distortions
-from stn_recipes.distortions import NAMES, draw, get
+from stn_recipes.data import distortions
+from stn_recipes.data.distortions import NAMES, draw, get
 
 SIZES = {"r": 28, "rts": 42, "p": 42, "e": 28, "t": 60, "tc": 60, "affine": 28, "flip_shift": 28}
 
@@ -224,6 +224,17 @@ def test_the_warps_are_those_of_the_library():
     reach = torch.stack([(out[1] - 20 * scale).clamp(min=0), (out[0] - 28 * scale).clamp(min=0)], 1)
     shift = (2 * torch.from_numpy(random[:, 2:]) - 1) * reach / torch.tensor([out[1], out[0]])
     np.testing.assert_allclose(middle[:, 0], shift, atol=1e-12)
+
+    distortion, random = get("p"), table("p", count)
+    home = torch.tensor([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]]).double()  # as the family goes round
+    moved = torch.from_numpy(distortion.corners(random))[:, [0, 1, 3, 2]]
+    pull = torch.linalg.inv(stn.Corners().matrix((moved - home).flatten(1)))
+    zoom = torch.from_numpy(0.75 + 0.25 * random[:, 0])
+    out = distortion.output_size(size)
+    pull = torch.stack(
+        [pull[:, 0] * (out[1] / 20 / zoom)[:, None], pull[:, 1] * (out[0] / 28 / zoom)[:, None], pull[:, 2]], 1
+    )
+    np.testing.assert_allclose(distortion.theta(random, size), pull / pull[:, 2:, 2:], rtol=1e-9, atol=1e-9)
 
     grid = get("e").grid(table("e", count), size)
     spline = stn.ThinPlateSpline.lattice(4, 4)

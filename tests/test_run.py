@@ -173,7 +173,7 @@ def test_what_a_resumed_run_cannot_honour_is_refused(trained: Path, tmp_path: Pa
             (run / "result.json").unlink()
     with pytest.raises(ValueError, match="finish it first"):
         resume(run, overrides={"epochs": 40})
-    with pytest.raises(ValueError, match=f"stn train --init-from {run} --lr 0.5"):
+    with pytest.raises(ValueError, match=f"stn train --init-from {run}"):
         resume(run, overrides={"lr": 0.5})
 
 
@@ -189,10 +189,14 @@ def test_a_finished_run_is_extended(tmp_path: Path, capsys: pytest.CaptureFixtur
 
     cycle = train(replace(SMALL, epochs=1, out=str(tmp_path / "cycle")))
     resume(cycle, overrides={"epochs": 3})
-    assert "from 1 to 3 epochs; the onecycle schedule begins anew and takes the 2 new ones" in capsys.readouterr().out
+    assert "from 1 to 3 epochs; the onecycle schedule begins anew at epoch 2" in capsys.readouterr().out
     rates = [m["lr"] for m in load_run(cycle).metrics()]
     assert rates[1] > 100 * rates[0]  # up again
     assert rates[2] < 0.01 * rates[1]  # and down to nothing at the end
+    down = train(replace(SMALL, epochs=1, schedule="cosine", out=str(tmp_path / "down")))
+    resume(down, overrides={"epochs": 3})
+    rates = [m["lr"] for m in load_run(down).metrics()]
+    assert rates[1] == pytest.approx(SMALL.lr / 2)  # half way down again, from the top
     # Stopped in the extension, it goes on as if it had not been.
     again = copy_of(cycle, tmp_path / "again")
     (again / "result.json").unlink()
@@ -287,7 +291,11 @@ def test_a_damaged_checkpoint_is_refused_on_resume(trained: Path, tmp_path: Path
     (run / "result.json").unlink()
     file = run / "checkpoints" / "last.ckpt"
     file.write_bytes(file.read_bytes()[:-2000])
-    (run / "checkpoints" / "best.ckpt").unlink()
+    best = run / "checkpoints" / "best.ckpt"
+    best.write_bytes(b"PK")
+    with pytest.raises(RunError, match=r"last\.ckpt: damaged.*best\.ckpt: damaged"):
+        resume(run)
+    best.unlink()
     with pytest.raises(RunError, match=r"last\.ckpt: damaged"):
         resume(run)
 
@@ -336,6 +344,9 @@ def test_a_damaged_config_or_result_is_refused(trained: Path, tmp_path: Path) ->
         _ = load_run(run).result
     (run / "config.yaml").write_text("epochs: [")
     with pytest.raises(RunError, match=r"config\.yaml: not the settings"):
+        load_run(run)
+    (run / "config.yaml").write_text("epochs: none\nimage_size: [64, 64]")
+    with pytest.raises(RunError, match=r"config\.yaml: not the settings of a run \(epochs: expected a finite number"):
         load_run(run)
     with pytest.raises(RunError, match="expected the folder of a run"):
         load_run(tmp_path)

@@ -502,7 +502,7 @@ def test_compiles_for_a_gpu(elsewhere, kernel, kind, d, tmp_path, monkeypatch):
     switches = {
         "NDIM": d, "KIND": kind, "MODE": "bilinear", "PADDING": "constant", "ALIGN": 0, "TAPS": 2,
         "WORK": kernels.tl.float32, "SUM": kernels.tl.float64, "TILE_X": 32, "TILE_Y": 4, "LANES": 1,
-        "TO_IMAGE": True, "TO_COORDS": True, "COUNTED": False,
+        "TO_IMAGE": True, "TO_COORDS": True, "COUNTED": False, "KINK": 2.0**-21,
     }  # fmt: skip
     tuples = {
         "image_strides": d + 2, "out_strides": d + 2, "grad_strides": d + 2, "grad_image_strides": d + 2,

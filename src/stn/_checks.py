@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import operator
+import reprlib
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
@@ -12,10 +13,12 @@ from torch import Tensor
 
 
 def describe(value: Any) -> str:
-    """What came, in the words of an error message."""
+    """What came, in the words of an error message: arrays by their shape, long values by their beginning."""
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)}, {value.dtype}"
-    return f"{value!r} ({type(value).__name__})"
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"an array of shape {tuple(value.shape)}, {value.dtype}"
+    return f"{reprlib.repr(value)} ({type(value).__name__})"
 
 
 def nearest_name(name: str, names: Iterable[str]) -> str:
@@ -87,6 +90,12 @@ def _check_image_shape(image: Tensor, argument: str, least: int = 1) -> tuple[in
 
 def check_size(size: Any, ndim: int | None = None, argument: str = "size", least: int = 1) -> tuple[int, ...]:
     """A size ([[D,] H,] W) as a tuple of ints of at least `least`; anything that is an index will do for one."""
+    if type(size) is tuple and len(size) == ndim:  # as most are
+        for n in size:
+            if type(n) is not int or n < least:
+                break
+        else:
+            return size
     count = f"{ndim} {{}}{'s' * (ndim > 1)}" if ndim else "1 to 3 {}s ([[D,] H,] W)"
     wanted = count.format("int" if least > 1 else "positive int" if least else "non-negative int")
     wanted += f" of at least {least}" if least > 1 else ""

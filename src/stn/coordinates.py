@@ -54,10 +54,12 @@ def check_frame(frame: Any, ndim: int) -> Frame:
         return SQUARE
     if not isinstance(frame, Frame):
         raise ValueError(f"frame: expected a stn.Frame(image_size, align_corners), got {describe(frame)}")
-    check_flag("align_corners", frame.align_corners)
-    if frame.image_size is None:
+    image_size, align_corners = frame
+    check_flag("align_corners", align_corners)
+    if image_size is None:
         return frame
-    return Frame(check_size(frame.image_size, ndim, "image_size"), frame.align_corners)
+    size = check_size(image_size, ndim, "image_size")
+    return frame if size == image_size else Frame(size, align_corners)
 
 
 def check_grid(image: Tensor, grid: Any) -> Coordinates:

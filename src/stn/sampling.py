@@ -71,8 +71,8 @@ def sample(
         order: "ij" for positions that are array indices, ([slice,] row, column).
 
     Returns:
-        (B, C, *out). NaN where a position is not finite (for integers the padding's background, or 0), from where no
-        gradient passes.
+        (B, C, *out). NaN (of integers 0) where a position is not finite, from where no gradient passes. With "bilinear"
+        a position on a pixel's centre, where the slope jumps, has the mean of both sides as its derivative.
 
     Raises:
         ValueError: for wrong shapes, types, devices, sizes of zero and unknown options.
@@ -144,6 +144,11 @@ def _refuse_bytes(image: Tensor) -> None:
 def read(image: Tensor, coordinates: Coordinates, reading: Reading, argument: str = "theta") -> Tensor:
     """`sample` for what has been checked, but for the batches and the fill."""
     values = coordinates.values
+    if not image.is_floating_point() and values.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            f"{argument}: expected one that needs no gradient for images of {image.dtype}, which have none; detach it, or "
+            f"read in torch.no_grad()"
+        )
     batch = check_batches("image", image, argument, values)
     if image.shape[0] != batch:
         image = image.expand(batch, *image.shape[1:])

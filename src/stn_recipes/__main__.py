@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import warnings
 from types import FrameType
 
 
@@ -13,6 +14,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, _interrupt)
     for stream in (sys.stdout, sys.stderr):  # a file or a job log shows every line when it is written
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    warnings.showwarning = _warn
     try:
         from .cli import main as run
 
@@ -20,6 +22,10 @@ def main() -> int:
     except ModuleNotFoundError as error:
         print(f"stn: error: {error.name} is missing; pip install 'spatial-transformers[train]'", file=sys.stderr)
         return 1
+
+
+def _warn(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"stn: warning: {message}", file=sys.stderr)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -45,7 +45,13 @@ class Command(NamedTuple):
 
 
 _OPTION = re.compile(r"--[a-z][a-z_-]*")
-_TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "tuple": "two numbers"}
+_TYPES = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "dict": "a mapping",
+    "NoneType": "null",
+}
 
 
 class _Parser(ArgumentParser):
@@ -70,16 +76,20 @@ def _plainly(message: str, known: Sequence[str]) -> str:
     message = re.sub(r'Parser key "(\w+)":\s+', lambda m: f"--{m[1].replace('_', '-')}: ", message)
     message = re.sub(r"\b(?:train|evaluate|predict|report|compare|models|recipes|warp)\.(\w+)", r"\1", message)
     message = _OPTION.sub(lambda m: m[0].replace("_", "-"), message)
-    if kind := re.search(r"Expected an? <class '(\w+)'>\. Got value: (.*)", message, re.DOTALL):
-        return f"{message[: kind.start()]}expected {_TYPES.get(kind[1], kind[1])}, got {kind[2]!r}"
-    if one_of := re.search(r"Expected a typing\.Literal\[(.*?)\]\. Got value: (.*)", message, re.DOTALL):
-        choices = re.findall(r"'([^']*)'", one_of[1])
-        expected = f"expected one of {', '.join(choices)}, got {one_of[2]!r}"
-        return f"{message[: one_of.start()]}{expected}{nearest(one_of[2], choices)}"
+    one = re.search(r"Expected an? (.*?)\. Got value: (.*)", message, re.DOTALL)
+    any_of = re.search(r"Does not validate .*?Subtypes: \[(.*?)\]\n.*Given value: (.*)", message, re.DOTALL)
+    if refused := any_of or one:
+        types, value = refused.groups()
+        choices = re.findall(r"'(\w+)'", re.sub("<.*?>", "", types))
+        expected = [f"one of {', '.join(choices)}"] if choices else []
+        expected += [_TYPES.get(name, name) for name in re.findall(r"<class '(\w+)'>", types)]
+        return f"{message[: refused.start()]}expected {' or '.join(expected)}, got {value!r}{nearest(value, choices)}"
     if choice := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message):
         return message + nearest(choice[1], re.findall(r"'([^']*)'", choice[2]))
     if unknown := re.search(r"unrecognized arguments: (--[a-z-]+)", message):
         return message + nearest(unknown[1], known).replace("'", "")
+    if setting := re.search(r"does not accept option '(\w+)'", message):
+        return message + nearest(setting[1], [option.strip("-").replace("-", "_") for option in known])
     return message
 
 
@@ -151,22 +161,28 @@ def _quiet() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-def _pair(convert: Callable[[Any], Any], expected: str, *, alone: bool) -> Callable[[Any], Any]:
+class _Pair:
     """The type of an option of two numbers: `32,48`, `[32, 48]`, and `32` for twice the same if it may stand alone."""
 
-    def read(value: Any) -> Any:
+    def __init__(self, convert: Callable[[Any], float], expected: str, *, alone: bool) -> None:
+        self.convert = convert
+        self.expected = expected
+        self.alone = alone
+
+    def __call__(self, value: Any) -> tuple[float, float]:
         parts = value.strip("[]() ").replace(",", " ").split() if isinstance(value, str) else value
         try:
-            numbers = [convert(part) for part in (parts if isinstance(parts, (list, tuple)) else [parts])]
+            numbers = [self.convert(part) for part in (parts if isinstance(parts, (list, tuple)) else [parts])]
         except (TypeError, ValueError):
             numbers = []
-        if len(numbers) == 1 and alone:
+        if len(numbers) == 1 and self.alone:
             numbers *= 2
         if len(numbers) != 2:
-            raise ArgumentTypeError(f"expected {expected}, got {value!r}")
-        return tuple(numbers)
+            raise ArgumentTypeError(f"expected {self.expected}, got {value!r}")
+        return numbers[0], numbers[1]
 
-    return read
+    def __repr__(self) -> str:
+        return "two numbers"
 
 
 # The commands
@@ -186,7 +202,7 @@ def _train_options(parser: _Parser, argv: Sequence[str]) -> None:
     parser.add_class_arguments(TrainConfig, skip={"recipe", "image_size", "control", "progress"}, as_group=False)
     parser.add_argument(
         "--image_size",
-        type=_pair(int, "a height and a width in pixels, such as 64 or 48,64", alone=True),
+        type=_Pair(int, "a height and a width in pixels, such as 64 or 48,64", alone=True),
         help="height and width that your own images are resized to: 64, or 48,64",
     )
     yes_no = ActionYesNo(no_prefix="no_")
@@ -226,14 +242,20 @@ def _defaults(name: str | None, run: str | None) -> TrainConfig:
 
 
 def _train(a: Namespace) -> None:
-    given = {field.name: a[field.name] for field in dataclasses.fields(TrainConfig) if a.get(field.name) is not None}
+    given = {setting.name: a[setting.name] for setting in dataclasses.fields(TrainConfig) if setting.name in a}
+    if given["recipe"] is None:
+        del given["recipe"]
     config = None
     if a.get("resume") is None:
         config = dataclasses.replace(_defaults(a.get("recipe"), a.get("init_from")), **given)
 
+    from .run.folder import load_run, read_config
+
+    if config is None:
+        read_config(Path(a.resume))  # what is no run is said before Lightning loads
+
     from .report import write_report
     from .run import train
-    from .run.folder import load_run
 
     run = train.resume(Path(a.resume), overrides=given) if config is None else train.train(config)
     if train.is_main_process():
@@ -257,9 +279,12 @@ def _evaluate_options(parser: _Parser, argv: Sequence[str]) -> None:
 
 def _evaluate(a: Namespace) -> None:
     from .run.folder import load_run
+
+    run = load_run(a.run)
+
     from .run.train import evaluate
 
-    measured = evaluate(load_run(a.run), a.data_dir)
+    measured = evaluate(run, a.data_dir)
     if a.json:
         print(json.dumps(dataclasses.asdict(measured)))
         return
@@ -393,7 +418,7 @@ def _warp_options(parser: _Parser, argv: Sequence[str]) -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="of the content; below 1 is smaller")
     parser.add_argument(
         "--shift",
-        type=_pair(float, "two numbers of pixels, such as 10,-5", alone=False),
+        type=_Pair(float, "two numbers of pixels, such as 10,-5", alone=False),
         default=(0.0, 0.0),
         help="of the content, right and down, in pixels: 10,-5",
     )
@@ -427,8 +452,8 @@ def _info(a: Namespace) -> None:
 
     rows = dict(versions())
     for name, text in backends().items():
-        rows[f"kernel {name}"] = text
-    rows["instruction set"] = cpu._native.instruction_set() if cpu._native else "none: torch's own kernels run"
+        rows[f"backend {name}"] = text
+    rows["instruction set"] = cpu._native.instruction_set() if cpu._native else "none: torch's own operations run"
     rows["bfloat16"] = "in hardware, on this CPU" if cpu_has_bfloat16() else "not in this CPU; --precision 32-true"
     rows["threads"] = f"{torch.get_num_threads()} of torch, {torch.get_num_interop_threads()} between operations"
     rows["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "none that this torch can use"
@@ -447,5 +472,5 @@ COMMANDS = {
     "recipes": Command("List the recipes, or show the settings of one as YAML.", _recipes_options, _recipes),
     "models": Command("List the networks, or show the layers of one.", _models_options, _models),
     "warp": Command("Rotate, scale and shift an image: the classic sanity check.", _warp_options, _warp),
-    "info": Command("Versions, kernels and threads.", _info_options, _info),
+    "info": Command("Versions, backends, instruction set and threads.", _info_options, _info),
 }

@@ -58,7 +58,7 @@ class TrainConfig:
         schedule: onecycle (up, then down to nothing), cosine (down only) or constant.
         weight_decay: of weight matrices and kernels; biases and norms have none.
         localizer_lr_scale: the localizer's learning rate, relative to lr.
-        clip: largest norm of the gradient; none for no clipping.
+        clip: largest norm of the gradient; null for no clipping.
         label_smoothing: of the cross-entropy.
         early_stop: stop after so many epochs without a better validation accuracy.
         seed: of weights, order, distortions and splits.

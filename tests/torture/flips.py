@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from stn_recipes import tasks
 from stn_recipes.recipes import recipe
+from stn_recipes.run.folder import load_run, read_checkpoint
+from stn_recipes.run.train import train
 
 EVERY_BYTE = 3000  # of files up to so many bytes
 
@@ -29,7 +30,7 @@ EVERY_BYTE = 3000  # of files up to so many bytes
 def a_run(folder: Path) -> Path:
     """The smallest run there is, on real digits."""
     config = recipe("digits")
-    return tasks.train(
+    return train(
         dataclasses.replace(
             config, network="mnist_tutorial", epochs=2, limit_train=100, batch_size=50, threads=1, out=str(folder),
             progress=False,
@@ -38,17 +39,17 @@ def a_run(folder: Path) -> Path:
 
 
 def _weights(run: Path) -> dict[str, torch.Tensor]:
-    return tasks.load_run(run).model.state_dict()
+    return load_run(run).model.state_dict()
 
 
 READERS: dict[str, Callable[[Path], object]] = {
-    "config.yaml": lambda run: tasks.load_run(run).config,
-    "result.json": lambda run: tasks.load_run(run).result,
-    "data.json": lambda run: tasks.load_run(run).facts,
-    "logs/csv/version_0/metrics.csv": lambda run: tasks.load_run(run).metrics(),
-    "filmstrip.npz": lambda run: tasks.load_run(run).filmstrip(),
+    "config.yaml": lambda run: load_run(run).config,
+    "result.json": lambda run: load_run(run).result,
+    "data.json": lambda run: load_run(run).facts,
+    "logs/csv/version_0/metrics.csv": lambda run: load_run(run).metrics(),
+    "filmstrip.npz": lambda run: load_run(run).filmstrip(),
     "model.safetensors": _weights,
-    "checkpoints/last.ckpt": lambda run: tasks.read_checkpoint(run / "checkpoints" / "last.ckpt"),
+    "checkpoints/last.ckpt": lambda run: read_checkpoint(run / "checkpoints" / "last.ckpt"),
 }
 
 

@@ -26,16 +26,17 @@ from . import truth as T
 # Gradients of coordinates are not compared within so many pixels of a kink of the linear kernel. With 0 the truth at a
 # pixel is the central difference.
 KINK = 1e-3
-# Where an expectation holds. What is missing here is a known fault, and goes in when it is mended.
-EXPECTED = {
+# Where an expectation does not hold. A backend that is mended leaves the set.
+EXCEPTIONS: dict[str, set[str]] = {
     # A position that is not finite passes no gradient, neither to the image nor to itself.
-    "no gradient from nowhere": {"cpu"},
+    "no gradient from nowhere": set(),
     # Negative and conjugate views are read as what they stand for.
-    "lazy views": {"aten", "reference"},
-    # A pixel that no output pixel shows does not reach it, even if it is NaN.
-    "poison stays": {"cpu", "reference"},
+    "lazy views": set(),
+    # A pixel that no output pixel shows does not reach it, even if it is NaN: torch's own kernel clips a position beyond
+    # the border and then reads the next pixel, too, times zero.
+    "poison stays": {"aten"},
     # Half-way between two pixels the even one is read, beyond the border too: torch reflects first and rounds then.
-    "reflected ties": {"cpu", "reference"},
+    "reflected ties": {"aten"},
 }
 
 KINDS = ("affine", "projective", "basis", "grid")
@@ -203,7 +204,7 @@ def combination(seed: int, number: int) -> Combination:
         control = CONTROL[d][rng.integers(len(CONTROL[d]))]
         coords_ = 0.4 * rng.standard_normal((coords_batch, math.prod(control) * d))
     coords = torch.from_numpy(coords_).to(torch.float64 if rng.integers(5) == 0 else real)
-    if kind != "grid" and rng.integers(10) == 0 and flavour != "far":
+    if kind != "grid" and rng.integers(10) == 0 and flavour not in ("far", "scaled"):
         coords = coords.to(torch.bfloat16)
 
     image, coords = _place(image, image_layout), _place(coords, coords_layout)
@@ -365,11 +366,11 @@ def _poisoned(made: Combination) -> tuple[np.ndarray, np.ndarray]:
 
 def check(made: Combination, backend: str) -> str | None:
     """What is wrong with a case on a backend, or None."""
-    if any(backend not in EXPECTED[name] for name in made.needs()):
+    if any(backend in EXCEPTIONS[name] for name in made.needs()):
         return None
     nowhere = not made.finite.all()
     for_image, for_coords = made.for_image, made.for_coords
-    if nowhere and backend not in EXPECTED["no gradient from nowhere"]:
+    if nowhere and backend in EXCEPTIONS["no gradient from nowhere"]:
         made.for_image = made.for_coords = False
     try:
         with use_backend(backend):
@@ -440,7 +441,9 @@ def _compare(made: Combination, out: Tensor, of_image: Tensor | None, of_coords:
         if made.coords.shape[0] != len(coords):
             coords, coords_size = coords.sum(0, keepdims=True), coords_size.sum(0, keepdims=True)
             rounded = 2 * ROUNDING[made.coords.dtype]
-        tolerance = 4 * worst * coords_size.max(initial=0) + rounded * coords_size
+        # Weights that should be nothing are off by their rounding.
+        nothing = 1e-2 * unit * np.abs(np.where(np.isfinite(p.image), p.image, 0)).max(initial=0) * max(p.in_size)
+        tolerance = 4 * worst * max(coords_size.max(initial=0), nothing) + rounded * coords_size
         ours = of_coords.resolve_neg().double().numpy()
         clean: Any = True
         if made.flavour == "poisoned":
@@ -554,10 +557,10 @@ def _worker(arguments: tuple[int, int, int, list[str] | None]) -> tuple[int, int
     return campaign(*arguments)
 
 
-def main(seed: int, cases: int, workers: int, only: list[str] | None = None) -> int:
+def main(seed: int, cases: int, workers: int, backend: list[str] | None = None) -> int:
     """The whole campaign, over processes; the number of failures."""
-    parts = 20 * workers
-    jobs = [(seed, part << 24, math.ceil(cases / parts), only) for part in range(parts)]  # numbers that never meet
+    parts = 50 * workers
+    jobs = [(seed, part << 24, math.ceil(cases / parts), backend) for part in range(parts)]  # numbers that never meet
     start, done, failed = time.perf_counter(), 0, 0
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
         for count, _, failures in pool.imap_unordered(_worker, jobs):

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from ..coordinates import Coordinates
 from ..reading import Reading
-from . import layout
+from . import _torch, layout, reference
 from .backend import Case
 
 NAME = "aten"
@@ -25,8 +25,8 @@ def refuses(case: Case) -> str | None:
         return f"torch has no {case.kernel} in {case.ndim}D"
     if case.kernel not in _MODES:
         return f"torch has no {case.kernel}"
-    if case.padding == "circular":
-        return "torch has no circular padding"
+    if case.padding not in (*_PADDINGS, "constant"):
+        return f"torch has no {case.padding} padding"
     return None if case.dtype.is_floating_point else f"torch reads no {case.dtype}"
 
 
@@ -55,6 +55,11 @@ def forward(image: Tensor, coordinates: Coordinates, reading: Reading) -> Tensor
 def backward(
     grad: Tensor, image: Tensor, coordinates: Coordinates, reading: Reading, for_image: bool, for_values: bool
 ) -> tuple[Tensor | None, Tensor | None]:
+    if (
+        for_values and reading.kernel == "bilinear" and _meets_kinks(image, coordinates, reading)
+    ):  # torch takes one side
+        grad_image = backward(grad, image, coordinates, reading, True, False)[0] if for_image else None
+        return grad_image, reference.backward(grad, image, coordinates, reading, False, True)[1]
     grid, finite = _tame(coordinates.values, image)
     wide = image.to(grid.dtype)
     grad = torch.where(finite, grad.to(grid.dtype), 0.0)
@@ -83,6 +88,15 @@ def backward(
         far = (coordinates.values.abs() <= _FAR).to(for_grid.dtype)
         grad_values = for_grid * (far if ratio is None else far * ratio)
     return grad_image, grad_values
+
+
+def _meets_kinks(image: Tensor, coordinates: Coordinates, reading: Reading) -> bool:
+    values = coordinates.values
+    if (
+        _torch.modes() or values.device.type == "meta" or torch.compiler.is_compiling()
+    ):  # numbers that nobody may look at
+        return False
+    return reference.meets_kinks(values, tuple(image.shape[2:]), reading.align_corners)
 
 
 def _tame(grid: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:

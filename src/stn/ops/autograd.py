@@ -39,8 +39,9 @@ def warp(backend: Backend, image: Tensor, coordinates: Coordinates, reading: Rea
         if _torch.transforming() or _torch.in_forward_mode():  # which do not see through an op
             return by_reference(image, coordinates, reading)
         return _operators[backend.NAME](image, coordinates, reading)
+    if _torch.tracing() and torch.onnx.is_in_onnx_export():
+        raise ValueError("dynamo: expected torch.onnx.export(..., dynamo=True), got the exporter that traces")
     if _torch.in_forward_mode() or _torch.tracing():
-        _refuse_constants()
         return by_reference(image, coordinates, reading)
     image, coordinates, reading = _in_memory(image, coordinates, reading)
     values, fill = coordinates.values, reading.fill
@@ -62,11 +63,6 @@ def by_reference(image: Tensor, coordinates: Coordinates, reading: Reading) -> T
     """The warp in torch's own functions, with every derivative."""
     grid = positions(coordinates, reading.align_corners, coordinate_dtype(image))
     return reference.forward(image, Coordinates("grid", coordinates.size, grid), reading)
-
-
-def _refuse_constants() -> None:
-    if _torch.tracing() and torch.onnx.is_in_onnx_export():
-        raise ValueError("dynamo: expected torch.onnx.export(..., dynamo=True), got the exporter that traces")
 
 
 def _in_memory(image: Tensor, coordinates: Coordinates, reading: Reading) -> tuple[Tensor, Coordinates, Reading]:
@@ -92,8 +88,7 @@ def _saved_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | Non
     again = torch.is_grad_enabled() or _torch.transforming() or _torch.in_forward_mode()
     if again or wrapped(grad) or wrapped(image) or wrapped(values):
         return _pull_back(grad, image, coordinates, reading, for_image, for_values)
-    plain = type(grad) is Tensor and type(image) in _PLAIN and type(values) in _PLAIN  # hooks may bring back anything
-    if not plain or _torch.modes() or not _torch.is_in_memory(grad):
+    if _torch.modes() or not _torch.is_in_memory(grad):
         grad = _torch.materialized(grad)
         if backend.OPAQUE and grad.numel():
             return _operators[backend.NAME].backward(grad, image, coordinates, reading, for_image, for_values)

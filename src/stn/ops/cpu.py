@@ -33,10 +33,12 @@ NAME = "cpu"
 OPAQUE = True
 KINDS = ("affine", "projective", "basis", "grid")
 _native, _reason = _load()
-_FORWARD, _GRAD_COORDS, _GRAD_IMAGE = range(3)
-_KINDS = {"affine": 0, "projective": 1, "basis": 2, "grid": 3}
-_KERNELS: dict[Any, int] = {"nearest": 0, "bilinear": 1, "bicubic": 2}
-_PADDINGS = {"zeros": 0, "border": 1, "reflection": 2, "circular": 3, "constant": 4}
+# What the native code calls things.
+_MODES: dict[Any, int] = _native.MODES if _native else {}
+_PADDINGS: dict[str, int] = _native.PADDINGS if _native else {}
+_COORDINATES: dict[str, int] = _native.COORDINATES if _native else {}
+if _native:
+    _FORWARD, _GRAD_COORDINATES, _GRAD_IMAGE = _native.FORWARD, _native.GRAD_COORDINATES, _native.GRAD_IMAGE
 _TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.uint8)
 
 
@@ -45,15 +47,17 @@ def refuses(case: Case) -> str | None:
         return _reason
     if case.device != "cpu":
         return f"runs on the CPU, not on {case.device}"
-    if case.kernel not in _KERNELS:
+    if case.kernel not in _MODES:
         return f"has no {case.kernel} for the CPU"
+    if case.padding not in _PADDINGS:
+        return f"has no {case.padding} padding"
     if case.ndim == 1:
         return "has no kernels for signals"
     return None if case.dtype in _TYPES else f"has no kernels for {case.dtype}"
 
 
 def forward(image: Tensor, coordinates: Coordinates, reading: Reading) -> Tensor:
-    if _is_better_plane_by_plane(image, reading):
+    if not image.is_contiguous() and _is_better_plane_by_plane(image, reading):
         return layout.as_image(forward(image.contiguous(), coordinates, reading), image)
     out = layout.empty_like(image, coordinates.size, image.dtype)
     if out.numel():
@@ -64,7 +68,7 @@ def forward(image: Tensor, coordinates: Coordinates, reading: Reading) -> Tensor
 def backward(
     grad: Tensor, image: Tensor, coordinates: Coordinates, reading: Reading, for_image: bool, for_values: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    if _is_better_plane_by_plane(image, reading):
+    if not image.is_contiguous() and _is_better_plane_by_plane(image, reading):
         image = image.contiguous()
     if not grad.is_contiguous() and _native.pixel_stride(grad) < 0:
         grad = grad.contiguous()
@@ -73,7 +77,7 @@ def backward(
     empty = not grad.numel()
     if for_image:
         shape = tuple(image.shape[2:])
-        grad_image = layout.empty_like(image, shape, image.dtype)
+        grad_image = torch.empty_like(image) if image.is_contiguous() else layout.empty_like(image, shape, image.dtype)
         if empty:
             grad_image.zero_()
         elif not _run(_GRAD_IMAGE, grad_image, prepared, reading, grad, grad_image):
@@ -85,7 +89,7 @@ def backward(
         if empty or reading.kernel == "nearest":
             grad_values.zero_()
         else:
-            _run(_GRAD_COORDS, image, prepared, reading, grad, grad_values)
+            _run(_GRAD_COORDINATES, image, prepared, reading, grad, grad_values)
         if grad_values.dtype != coordinates.values.dtype:
             grad_values = grad_values.to(coordinates.values.dtype)
     return grad_image, grad_values
@@ -100,9 +104,9 @@ def _run(what: int, image: Tensor, coordinates: Coordinates, reading: Reading, o
     kernel, padding, fill, align_corners = reading
     done: bool = _native.run(
         what,
-        _KERNELS[kernel],
+        _MODES[kernel],
         _PADDINGS[padding],
-        _KINDS[kind],
+        _COORDINATES[kind],
         align_corners,
         torch.get_num_threads(),
         image,
@@ -117,22 +121,19 @@ def _run(what: int, image: Tensor, coordinates: Coordinates, reading: Reading, o
 
 def _is_better_plane_by_plane(image: Tensor, reading: Reading) -> bool:
     """Copy and all."""
-    if reading.kernel == "nearest" or image.is_contiguous():
-        return False
-    return layout.is_channels_last(image) and (reading.kernel == "bicubic" or image.element_size() == 2)
+    narrow = reading.kernel == "bicubic" or (reading.kernel != "nearest" and image.element_size() == 2)
+    return narrow and layout.is_channels_last(image)
 
 
 def _prepared(coordinates: Coordinates) -> Coordinates:
     """As the kernels take them: dense, but for a grid; a basis and its coefficients in float64."""
     kind, size, values, basis = coordinates
-    if kind == "grid":
+    if basis is None and (kind == "grid" or values.is_contiguous()):
         return coordinates
     if basis is not None:
         values, basis = values.to(torch.float64), basis.to(torch.float64)
         if basis.stride(0) != 1:  # pixels next to each other: (N, K) stored as (K, N)
             basis = basis.t().contiguous().t()
-    elif values.is_contiguous():
-        return coordinates
     return Coordinates(kind, size, values.contiguous(), basis)
 
 

@@ -10,10 +10,17 @@ stands for. For rows of three pixels `a b c`:
     reflection   c b a | a b c | c b a      (align_corners=False: about the outer edge)
     reflection   . c b | a b c | b a .      (align_corners=True: about the border pixel's centre)
     circular     a b c | a b c | a b c
+
+Linear interpolation has a kink where a position lies on a pixel's centre, as all do at the identity. The derivative by
+the position is there the mean of the slopes on both sides, the central difference; which pixels lie beyond the border
+is a matter of padding. Of one side alone it would be a matter of rounding which. Values do not read the third pixel,
+and where it is not finite the slope is that of one side.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 
 import torch
@@ -22,13 +29,17 @@ from torch import Tensor
 from ..coordinates import Coordinates
 from ..kernels import Kernel
 from ..reading import Reading
-from . import layout
+from . import _torch, layout
 from .backend import Case
 
 NAME = "reference"
 OPAQUE = False
 KINDS = ("grid", "pixels")
 CUBIC_A = -0.75  # Keys' parameter, the value torch's bicubic has
+KINK = (
+    4  # positions within KINK * eps * n pixels of a centre, on an axis of n pixels, lie on it: rounding is below that
+)
+_Tap = tuple[Tensor, Tensor | None, Tensor]  # the part of an axis in an index, whether inside the image, weight
 _FAR = 2.0**30  # positions beyond are all the same far outside; keeps the cast to int defined
 
 
@@ -39,8 +50,8 @@ def refuses(case: Case) -> str | None:
 def forward(image: Tensor, coordinates: Coordinates, reading: Reading) -> Tensor:
     """image (B, C, *in) read at a grid (B, *out, d) -> (B, C, *out).
 
-    Where a position is not finite the result is NaN (the background where the image's type has no NaN), and no gradient
-    passes: neither to the position nor to the image.
+    Where a position is not finite the result is NaN (0 where the image's type has no NaN), and no gradient passes: neither
+    to the position nor to the image.
     """
     return layout.as_image(_read(image, coordinates, reading), image)
 
@@ -48,9 +59,10 @@ def forward(image: Tensor, coordinates: Coordinates, reading: Reading) -> Tensor
 def backward(
     grad: Tensor, image: Tensor, coordinates: Coordinates, reading: Reading, for_image: bool, for_values: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    grads = torch.func.vjp(lambda i, v: forward(i, coordinates._replace(values=v), reading), image, coordinates.values)[
-        1
-    ](grad)
+    def run(image: Tensor, values: Tensor) -> Tensor:
+        return forward(image, coordinates._replace(values=values), reading)
+
+    grads = torch.func.vjp(run, image, coordinates.values)[1](grad)
     return (grads[0] if for_image else None, grads[1] if for_values else None)
 
 
@@ -73,37 +85,85 @@ def _read(image: Tensor, coordinates: Coordinates, reading: Reading) -> Tensor:
     points = torch.where(finite[..., None], points, 0.0)
     stride = [math.prod(in_size[axis + 1 :]) for axis in range(len(in_size))]
 
-    # (index into flat, weight, inside the image), grown axis by axis into the product of the taps
-    taps: list[tuple[Tensor, Tensor, Tensor | None]] = []
-    for axis, n in enumerate(in_size):
-        position = points[..., len(in_size) - 1 - axis]  # x is the last axis of the image
-        m = sizes[axis]
-        if coordinates.kind == "grid":
-            position = position * ((m - 1) / 2) + (m - 1) / 2 if align_corners else ((position + 1) * m - 1) / 2
-        position = position.clamp(-_FAR, _FAR) + margin
-        new = [(*pad(tap, n, padding, align_corners), weight) for tap, weight in _axis_taps(position, kernel)]
-        if not taps:
-            taps = [(index * stride[axis], weight, inside) for index, inside, weight in new]
-        else:
-            taps = [
-                (
-                    index + more * stride[axis],
-                    weight * factor,
-                    inside if inside is None or also is None else inside & also,
-                )
-                for index, weight, inside in taps
-                for more, also, factor in new
-            ]
-
+    axes: list[list[_Tap]] = []
     background = flat.new_zeros(()) if fill is None else fill.to(flat.dtype).reshape(1, -1, 1)
+
+    def tap(axis: int, k: Tensor, weight: Tensor) -> _Tap:
+        index, inside = pad(k, in_size[axis], padding, align_corners)
+        return index * stride[axis], inside, weight
+
+    def read(taps: tuple[_Tap, ...]) -> Tensor:
+        """The pixels (B, C, N_out) that one tap of each axis stands for."""
+        indices, insides, _ = zip(*taps, strict=True)
+        value = flat.gather(2, sum(indices[1:], indices[0])[:, None].expand(-1, channels, -1))
+        known = [inside for inside in insides if inside is not None]
+        return torch.where(functools.reduce(torch.logical_and, known)[:, None], value, background) if known else value
+
+    kinks = []
+    for axis in range(len(in_size)):
+        coordinate = points[..., len(in_size) - 1 - axis]  # x is the last axis of the image
+        m = sizes[axis]
+        position = _in_pixels(coordinate, m, align_corners) if coordinates.kind == "grid" else coordinate
+        position = position.clamp(-_FAR, _FAR) + margin
+        axes.append([tap(axis, k, weight) for k, weight in _axis_taps(position, kernel)])
+        if kernel == "bilinear" and _has_derivatives(grid):
+            kinks.append([tap(axis, k, weight) for k, weight in _kink(position, m)])
+
     out = torch.zeros((), dtype=flat.dtype, device=flat.device)
-    for index, weight, inside in taps:
-        value = flat.gather(2, index[:, None].expand(-1, channels, -1))
-        if inside is not None:
-            value = torch.where(inside[:, None], value, background)
-        out = value if exact else out + value * weight[:, None]
-    lost = torch.nan if has_nan else background
+    for taps in itertools.product(*axes):
+        out = read(taps) if exact else out + read(taps) * _weight(taps)[:, None]
+    for axis, around in enumerate(kinks):
+        bend = torch.zeros((), dtype=flat.dtype, device=flat.device)
+        sound = torch.ones((), dtype=torch.bool, device=flat.device)
+        for taps in itertools.product(*axes[:axis], around, *axes[axis + 1 :]):
+            value = read(taps)
+            finite_value = value.isfinite()
+            sound = sound & finite_value
+            bend = bend + torch.where(finite_value, value, 0.0) * _weight(taps)[:, None]
+        out = out + torch.where(sound, bend, 0.0)
+    lost = torch.nan if has_nan else 0
     return torch.where(finite[:, None], out, lost).reshape(batch, channels, *out_size)
+
+
+def _weight(taps: tuple[_Tap, ...]) -> Tensor:
+    weights = [weight for _, _, weight in taps]
+    return functools.reduce(torch.mul, weights)
+
+
+def _has_derivatives(grid: Tensor) -> bool:
+    if _torch.transforming() or _torch.in_forward_mode():
+        return True
+    return grid.requires_grad and torch.is_grad_enabled()
+
+
+def kink_width(dtype: torch.dtype, n: int) -> float:
+    """How far from a pixel's centre a position still lies on it, in pixels, on an axis of n pixels."""
+    return min(KINK * torch.finfo(dtype).eps * n, 0.5)
+
+
+def meets_kinks(grid: Tensor, in_size: tuple[int, ...], align_corners: bool) -> bool:
+    """Whether any position of a grid (B, *out, d) lies on a pixel's centre along any axis."""
+    for axis, n in enumerate(reversed(in_size)):
+        position = _in_pixels(grid[..., axis], n, align_corners)
+        if bool(((position - position.round()).abs() <= kink_width(grid.dtype, n)).any()):
+            return True
+    return False
+
+
+def _kink(position: Tensor, n: int) -> list[tuple[Tensor, Tensor]]:
+    """The pixels around a position on a pixel's centre, with weights that are 0, and whose derivatives are what the mean of
+    the slopes on both sides has beyond the slope on the side that `_axis_taps` takes; 0 for other positions."""
+    here = position.detach()
+    centre = here.round()
+    on = (here - centre).abs() <= kink_width(here.dtype, n)
+    side = torch.where(here < centre, 0.5, -0.5).to(here.dtype)
+    step = (position - here) * torch.where(on, side, 0.0)
+    first = centre.long()
+    return [(first - 1, step), (first, -2 * step), (first + 1, step)]
+
+
+def _in_pixels(normalized: Tensor, n: int, align_corners: bool) -> Tensor:
+    return normalized * ((n - 1) / 2) + (n - 1) / 2 if align_corners else ((normalized + 1) * n - 1) / 2
 
 
 def _axis_taps(position: Tensor, mode: str | Kernel) -> list[tuple[Tensor, Tensor]]:

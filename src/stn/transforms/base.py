@@ -110,6 +110,11 @@ class AbstractTransform(nn.Module, ABC):
         """
         raise ValueError(f"transform: {type(self).__name__} has no theta for a matrix")
 
+    def fit(self, displacement: Callable[[Tensor], Tensor]) -> Tensor | None:
+        """The theta (B, num_params) that moves points as `displacement` says, (N, d) -> (B, N, d), wherever the family is
+        free to: what is exact, `stn.convert` finds out. None for families that are not found so."""
+        return None
+
     def bending_energy(self, theta: Tensor) -> Tensor | None:
         """How much each warp bends, (B,), in closed form; None for families that have none."""
         return None
@@ -245,7 +250,7 @@ class AbstractTransform(nn.Module, ABC):
         configuration, made under `constants()`, and not part of the state_dict."""
         for name, constant in constants.items():
             self._constants[name] = constant
-            self.register_buffer(name, constant.to(device or torch.get_default_device()), persistent=False)
+            self.register_buffer(name, constant.to(device), persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)

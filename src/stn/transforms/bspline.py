@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from .._checks import check_bound, check_float_tensor, check_number, check_size,
 from ..coordinates import SQUARE, Coordinates, Frame
 from ..geometry import lattice
 from .base import AbstractTransform, exact
-from .bounds import bounded
+from .bounds import bounded, unbounded
 
 # Gauss and Legendre's, exact up to degree 7; squares of cubics have 6. As lists, which a compiler takes.
 _NODES, _WEIGHTS = (values.tolist() for values in np.polynomial.legendre.leggauss(4))
@@ -194,6 +195,20 @@ class BSpline(AbstractTransform):
     def coordinates(self, theta: Tensor, size: tuple[int, ...], frame: Frame = SQUARE) -> Coordinates:
         grid = bspline_grid(self.coefficients(theta), size, align_corners=frame.align_corners)
         return Coordinates("grid", size, grid)
+
+    def fit(self, displacement: Callable[[Tensor], Tensor]) -> Tensor:
+        """The theta that moves so as many points as the finest level has coefficients; it holds the other levels."""
+        # The points on the frame, and one more next to each end.
+        axes = [lattice(n - 2, align_corners=True, dtype=torch.float64) for n in self.shapes[-1]]
+        axes = [torch.cat([a, a[:1] + (a[1] - a[0]) / 3, a[-1:] - (a[1] - a[0]) / 3]) for a in axes]
+        points = torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], dim=-1)
+        field = displacement(points.reshape(-1, self.ndim))
+        field = field.reshape(-1, *points.shape)
+        for axis, at in enumerate(axes, start=1):
+            rows = field.movedim(axis, -1)[..., None]
+            field = torch.linalg.solve(_basis_matrix(at.to(field), len(at) - 3), rows)[..., 0].movedim(-1, axis)
+        last = unbounded(field.flatten(1), self.max_offset, "max_offset")
+        return torch.nn.functional.pad(last, (self.num_params - last.shape[1], 0))
 
     def bending_energy(self, theta: Tensor) -> Tensor:
         """`bspline_bending_energy` of the whole deformation, (B,)."""

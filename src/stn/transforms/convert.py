@@ -7,12 +7,8 @@ from torch import Tensor
 
 from .._checks import describe
 from ..coordinates import MATRICES, Frame, check_frame
-from ..geometry import as_projective, lattice, lattice_points
+from ..geometry import as_projective
 from .base import AbstractTransform, Compose
-from .bounds import unbounded
-from .bspline import BSpline, _basis_matrix
-from .flow import DisplacementField
-from .tps import ThinPlateSpline
 
 _CHECKED = 200  # points, at least, on which both are compared
 _GROWTH = {1: 1.6180339887498949, 2: 1.3247179572447461, 3: 1.2207440846057596}  # x^(d + 1) = x + 1
@@ -99,30 +95,14 @@ def _express(
     if target.kind in MATRICES:
         if source.kind not in MATRICES or isinstance(target, Compose):
             raise _cannot(source, target)
-        matrix = source.matrix(theta, frame).to(
-            dtype
-        )  # the type says how exactly the matrix has to be one of the family
+        # The type says how exactly the matrix has to be one of the family.
+        matrix = source.matrix(theta, frame).to(dtype)
         if target.kind != "affine":
             return target.from_matrix(as_projective(matrix))
         if matrix.shape[1] > d:  # a projective map that is affine has a last row 0 ... 0 w
             matrix = matrix / matrix[:, -1:, -1:]
         return target.from_matrix(matrix[:, :d], frame)
-    if isinstance(target, ThinPlateSpline):
-        points = target.control_points.to(theta)
-        return target.from_points(points + displacement(points))
-    if isinstance(target, DisplacementField):
-        at_points = displacement(lattice_points(theta, target.size, True)[0])
-        return unbounded(at_points.flatten(1), target.max_offset, "max_offset")
-    if isinstance(target, BSpline):
-        # The finest level holds the others. As many points as it has coefficients: those on the frame, and one more
-        # next to each end.
-        axes = [lattice(n - 2, align_corners=True, dtype=theta.dtype, device=theta.device) for n in target.shapes[-1]]
-        axes = [torch.cat([a, a[:1] + (a[1] - a[0]) / 3, a[-1:] - (a[1] - a[0]) / 3]) for a in axes]
-        points = torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], dim=-1)
-        field = displacement(points.reshape(-1, d)).reshape(-1, *points.shape)
-        for axis, at in enumerate(axes, start=1):
-            rows = field.movedim(axis, -1)[..., None]
-            field = torch.linalg.solve(_basis_matrix(at, len(at) - 3), rows)[..., 0].movedim(-1, axis)
-        last = unbounded(field.flatten(1), target.max_offset, "max_offset")
-        return torch.nn.functional.pad(last, (target.num_params - last.shape[1], 0))
-    raise _cannot(source, target)
+    fitted = target.fit(displacement)
+    if fitted is None:
+        raise _cannot(source, target)
+    return fitted

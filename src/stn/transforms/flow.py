@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from .._checks import check_bound, check_float_tensor, check_size, coordinate_dtype, describe
 from ..coordinates import SQUARE, Coordinates, Frame
-from ..geometry import lattice
+from ..geometry import lattice, lattice_points
 from ..ops import dispatch as ops
 from ..reading import Reading
 from .base import AbstractTransform
-from .bounds import bounded
+from .bounds import bounded, unbounded
 
 _LINEAR = Reading("bilinear", "border", None, align_corners=True)
 
@@ -142,6 +143,13 @@ class DisplacementField(AbstractField):
     def displacement(self, theta: Tensor) -> Tensor:
         """theta (B, num_params) as displacements on the lattice (B, *self.size, d), within the bound."""
         return bounded(self.field(theta), self.max_offset)
+
+    def fit(self, displacement: Callable[[Tensor], Tensor]) -> Tensor:
+        """The theta that moves the points of the lattice so."""
+        like = torch.zeros((), dtype=torch.float64)
+        return unbounded(
+            displacement(lattice_points(like, self.size, True)[0]).flatten(1), self.max_offset, "max_offset"
+        )
 
     def extra_repr(self) -> str:
         return f"{self.size}" + ("" if self.max_offset is None else f", max_offset={self.max_offset:g}")

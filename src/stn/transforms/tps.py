@@ -15,7 +15,7 @@ The energy is measured in the normalized frame, whatever the shape of the image.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, Self
 
 import torch
@@ -328,6 +328,10 @@ class ThinPlateSpline(AbstractTransform):
             return offsets.to(dtype).flatten(1)
         return unbounded(offsets.to(dtype).flatten(1), self.max_offset, "max_offset")
 
+    def fit(self, displacement: Callable[[Tensor], Tensor]) -> Tensor:
+        """The theta that moves the control points so."""
+        return self.from_points(self.control_points + displacement(self.control_points))
+
     def from_matrix(self, matrix: Tensor, frame: Frame = SQUARE) -> Tensor:
         """The theta (B, K d) of affine maps (B, d, d+1), exact. Raises ValueError where `max_offset` is exceeded."""
         d = self.ndim
@@ -411,11 +415,13 @@ def _check_control_points(points: Tensor, argument: str) -> Tensor:
 
 def _lattice_points(size: Sequence[int]) -> Tensor:
     """The control points (K, d) of a lattice ([nz,] ny, nx) that spans the frame."""
-    if not isinstance(size, Sequence) or isinstance(size, str) or len(size) not in (2, 3):
+    try:
+        size = check_size(size, len(size) if isinstance(size, Sequence) and len(size) == 3 else 2, least=2)
+    except ValueError:
         raise ValueError(
-            f"control_points: expected a tensor (K, 2) or (K, 3), or a lattice of 2 or 3 ints of at least 2, got {describe(size)}"
-        )
-    size = check_size(size, len(size), "control_points", least=2)
+            f"control_points: expected a tensor (K, 2) or (K, 3), or a lattice of 2 or 3 ints of at least 2, got "
+            f"{describe(size)}"
+        ) from None
     axes = [torch.arange(1 - n, n, 2, dtype=torch.float64) / (n - 1) for n in size]
     return torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], dim=-1).reshape(-1, len(size))
 

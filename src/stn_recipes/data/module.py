@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from stn._checks import check_choice
 
-from .. import distortions
+from . import distortions
 from .images import OwnImages, check_images
 from .registry import ImageData, Source, get
 from .streams import STREAMS, check_integer, generator

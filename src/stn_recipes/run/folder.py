@@ -154,7 +154,7 @@ def read_config(path: Path) -> TrainConfig:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
         values["image_size"] = tuple(values["image_size"])
         return TrainConfig(**values)
-    except (yaml.YAMLError, TypeError, KeyError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, TypeError, KeyError, ValueError) as error:
         raise RunError(f"{file}: not the settings of a run ({error})") from error
 
 

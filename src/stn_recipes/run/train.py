@@ -223,20 +223,19 @@ def _extended(run: Path, config: TrainConfig, done: int, epochs: int) -> TrainCo
             print(f"{what}; the learning rate is constant, so this is the same as one run of {epochs}")
         else:
             print(
-                f"{what}; the {config.schedule} schedule begins anew and takes the {epochs - done} new ones, so this is "
-                f"not the same as one run of {epochs}"
+                f"{what}; the {config.schedule} schedule begins anew at epoch {done + 1}, so this is not the same as one "
+                f"run of {epochs}"
             )
     return dataclasses.replace(config, epochs=epochs, schedule_start=done)
 
 
 def _not_resumable(run: Path, name: str, own: Any, value: Any) -> str:
-    option = "--" + name.replace("_", "-")
     message = f"{name}: expected {own!r}, as the run has it, got {value!r}. "
     if name == "epochs":
         return message + "A finished run can be extended to more epochs; finish it first, without this option."
     return message + (
-        f"A resumed run ends at the weights of one that never stopped; to start from its weights with other "
-        f"settings: stn train --init-from {shlex.quote(str(run))} {option} {value}"
+        "A resumed run ends at the weights of one that never stopped; for other settings, start a new run from its "
+        f"weights: stn train --init-from {shlex.quote(str(run))}"
     )
 
 
@@ -251,7 +250,10 @@ def _checkpoint(run: Path) -> Path | None:
     except DamagedError as error:
         if not best.exists():
             raise
-        done = read_checkpoint(best)["epoch"] + 1
+        try:
+            done = read_checkpoint(best)["epoch"] + 1
+        except RunError as other:
+            raise RunError(f"{error}; {other}") from other
         if is_main_process():
             print(f"warning: {error}; going on from {best}, which is of epoch {done}", file=sys.stderr)
         return best

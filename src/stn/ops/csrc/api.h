@@ -36,6 +36,9 @@ struct Problem {
     bool grad_as_image;      // or in that of the image: then some cases cannot add it up
 };
 
+// Positions within KINK * epsilon * n pixels of a pixel's centre, on an axis of n pixels, lie on it: see kinks.h.
+constexpr int KINK = 4;
+
 enum Status { DONE, NO_MEMORY, WORKING_TYPE };  // the last: this gradient has to be of the working type
 
 using Run = Status (*)(const Problem&);

@@ -1,6 +1,7 @@
 // What every road needs of a warp: its sizes, its division into tasks, and how chunks are read and written.
 #pragma once
 #include "classes.h"
+#include "kinks.h"
 #include "pixels.h"
 #include "positions.h"
 #include "taps.h"
@@ -67,8 +68,22 @@ struct Job {
         for_blocks([&](i64 team, i64, i64 from, i64 to) { visit(team, from, to, f); });
     }
 
-    // The gradient of the coordinates: f(c, b, grad) gives that of the positions of a chunk, whose sums are added up in
-    // the order of chunks within a block, then of blocks.
+    // The gradient of a chunk's positions, which slopes(grad) gives for one side of every kink: linear interpolation has one
+    // at each pixel centre, and the side is a matter of rounding. There it is the mean of both sides; where the other one is
+    // not finite, that of this side.
+    template <class F>
+    STN_INLINE void slopes_at(Chunk<R>& c, Row<R>* grad, F slopes) const {
+        alignas(64) Row<R> other[3];
+        for (bool crossed = false;; crossed = true) {  // one call in the code, for it is inlined
+            slopes(crossed ? other : grad);
+            if (crossed) return average<R, D>(c, grad, other);
+            if (MODE != LINEAR || !meets_kinks<R, D>(p, c)) return;
+            cross_kinks<R, D>(p, c);
+        }
+    }
+
+    // The gradient of the coordinates: f(c, b, grad) gives that of the positions of a chunk on one side of every kink; its
+    // sums are added up in the order of chunks within a block, then of blocks.
     template <class F>
     Status reduce_chunks(F f) const {
         i64 sums = positions(0).sums();
@@ -79,7 +94,7 @@ struct Job {
             double* total = partial + (first_of(team) * blocks + block) * sums;
             visit(team, from, to, [&](const Positions<R, D>& positions, Chunk<R>& c, i64 b) {
                 positions.fill(c);
-                f(c, b, grad);
+                slopes_at(c, grad, [&](Row<R>* to) { f(c, b, to); });
                 positions.reduce(c, grad, total);
             }, total, blocks * sums);
         });

@@ -89,8 +89,7 @@ int type_of(const DLTensor& v, const char* name) {
 }
 
 // A tensor in the memory of the processor, of `ndim` axes and at least one element.
-DLTensor view_of(nb::handle tensor, const char* name, int ndim) {
-    const DLTensor v = view(tensor);
+const DLTensor& checked(const DLTensor& v, nb::handle tensor, const char* name, int ndim) {
     enum { CPU = 1, PINNED = 3 };
     if (v.device_type != CPU && v.device_type != PINNED) refuse(name, "expected a tensor on the CPU");
     if (v.ndim != ndim) refuse(name, "expected " + std::to_string(ndim) + " axes, got " + text(v.shape, v.ndim));
@@ -103,6 +102,7 @@ DLTensor view_of(nb::handle tensor, const char* name, int ndim) {
     if (nowhere) refuse(name, "expected a tensor with memory of its own, got one without data");
     return v;
 }
+DLTensor view_of(nb::handle tensor, const char* name, int ndim) { return checked(view(tensor), tensor, name, ndim); }
 
 void want_shape(const DLTensor& v, const char* name, const i64* shape, int ndim) {
     for (int a = 0; a < ndim; a++)
@@ -160,11 +160,14 @@ bool run(int what, int mode, int padding, int kind, bool align_corners, int thre
     within(mode, stn::CUBIC, "mode");
     within(padding, stn::CONSTANT, "padding");
     within(kind, stn::GRID, "kind");
-    int axes = view(out_tensor).ndim, d = axes - 2;
+    const DLTensor out = view(out_tensor);
+    int axes = out.ndim, d = axes - 2;
     if (d != 2 && d != 3) refuse("out", "expected (B, C, [D,] H, W), got " + std::to_string(axes) + " axes");
-    DLTensor image = view_of(image_tensor, "image", axes), out = view_of(out_tensor, "out", axes);
-    DLTensor coords = view_of(coords_tensor, "coords", kind == stn::GRID ? axes : 3);
-    DLTensor result = view_of(result_tensor, "result", what == stn::GRAD_COORDINATES ? coords.ndim : axes);
+    checked(out, out_tensor, "out", axes);
+    const DLTensor image = view_of(image_tensor, "image", axes);
+    const DLTensor coords = view_of(coords_tensor, "coords", kind == stn::GRID ? axes : 3);
+    const bool is_out = what == stn::FORWARD && result_tensor.is(out_tensor);
+    const DLTensor result = is_out ? out : view_of(result_tensor, "result", what == stn::GRAD_COORDINATES ? coords.ndim : axes);
 
     Problem p{};
     p.what = what, p.mode = mode, p.padding = padding, p.kind = kind, p.align_corners = align_corners;
@@ -279,6 +282,7 @@ NB_MODULE(_native, m) {
     m.attr("MODES") = named({{"nearest", stn::NEAREST}, {"bilinear", stn::LINEAR}, {"bicubic", stn::CUBIC}});
     m.attr("PADDINGS") = named({{"zeros", stn::ZEROS}, {"border", stn::BORDER}, {"reflection", stn::REFLECTION}, {"circular", stn::CIRCULAR}, {"constant", stn::CONSTANT}});
     m.attr("COORDINATES") = named({{"affine", stn::AFFINE}, {"projective", stn::PROJECTIVE}, {"basis", stn::BASIS}, {"grid", stn::GRID}});
+    m.attr("KINK") = stn::KINK;
     nb::list sets;
     for (int set = 0; set < int(std::size(stn::INSTRUCTION_SETS)); set++)
         if (stn::is_built(set)) sets.append(stn::INSTRUCTION_SETS[set]);

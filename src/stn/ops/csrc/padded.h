@@ -69,7 +69,7 @@ struct Padded {
     }
 
     // Offsets into the copy, for every pixel: those far outside read the margin. True if no position is NaN.
-    bool locate(Chunk<R>& c) const {
+    STN_INLINE bool locate(Chunk<R>& c) const {
         constexpr int before = Kernel<MODE>::before, low = MODE == CUBIC ? -3 : -2, beyond = MODE == CUBIC ? 1 : 0;
         int last_x = int(wide) + beyond, last_y = int(to - from) + beyond, begin = int(left), top = int(from), n = c.count;
         int cell = int(p.image_stride[0]), line = int(p.image_stride[1]);

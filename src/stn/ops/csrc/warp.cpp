@@ -13,9 +13,10 @@
 // Only 1 knows the kinds of coordinates, only 2 and 3 the interpolation and the padding.
 //
 // The gradient of the coordinates takes the same three steps, where the value is the slope of the image in the position times
-// the gradient that came in, and reduces those in a fixed order (`Positions::reduce`). The gradient of the image takes
-// them backwards: each part of it belongs to one task, which adds to its pixels in the output's order. So there are no atomic
-// additions, and the bits do not depend on the number of threads.
+// the gradient that came in, and reduces those in a fixed order (`Positions::reduce`). Where linear interpolation has a kink
+// under a position of the chunk, 2 and 3 run a second time on its other side, and the mean counts (kinks.h). The gradient of
+// the image takes the steps backwards: each part of it belongs to one task, which adds to its pixels in the output's order. So
+// there are no atomic additions, and the bits do not depend on the number of threads.
 //
 // NOTE [ Roads ]
 //
@@ -25,7 +26,7 @@
 // `grad_image`. The first road that fits runs; which one, must follow from shapes and layouts alone, for the order of
 // additions differs between them:
 //
-//   interleaved_bytes channels-last, uint8, 2 to 4      pixels are vectors, of which two loads read two neighbours with
+//   interleaved_bytes channels-last, uint8, 2 to 4       pixels are vectors, of which two loads read two neighbours with
 //                     channels (linear, 2D)              all their channels; forward alone
 //   packed_channels   16 channels or more, small image   the image is transposed into a padded copy whose pixels hold
 //                     (linear, 2D)                       their channels next to each other; vectors are channels

@@ -268,6 +268,83 @@ def _slope(beyond, k, MODE: tl.constexpr):
 
 
 @_jit
+def _across(first, beyond, n, KINK: tl.constexpr, WORK: tl.constexpr):
+    """The first tap and the rest on the other side of the kink for positions that lie on a pixel's centre, and 1 for those."""
+    width = tl.minimum(KINK * tl.cast(n, WORK), 0.5)
+    right = (beyond <= width).to(tl.int32)
+    left = (beyond >= 1.0 - width).to(tl.int32) * (1 - right)
+    beyond = tl.where(right == 1, 1.0, tl.where(left == 1, 0.0, beyond))
+    return first - right + left, beyond, right + left
+
+
+@_jit
+def _mean_if_finite(a, b):
+    return tl.where(tl.abs(b) < float("inf"), 0.5 * a + 0.5 * b, a)
+
+
+@_jit
+def _slopes(
+    image,
+    image_strides,
+    fill,
+    fill_stride,
+    grad,
+    grad_strides,
+    in_size,
+    channels,
+    per_program,
+    first,
+    beyond,
+    sound,
+    NDIM: tl.constexpr,
+    PADDING: tl.constexpr,
+    ALIGN: tl.constexpr,
+    WORK: tl.constexpr,
+    LANES: tl.constexpr,
+):
+    """What reaches the positions along x, y, z with linear interpolation, (P, 1) each."""
+    to_x = tl.zeros((sound.shape[0], LANES), WORK)
+    to_y = tl.zeros((sound.shape[0], LANES), WORK)
+    to_z = tl.zeros((sound.shape[0], LANES), WORK)
+    begin = tl.program_id(1) * per_program
+    for c in range(begin, tl.minimum(begin + per_program, channels), LANES):
+        channel = c + tl.arange(0, LANES)[None, :]
+        wanted = sound & (channel < channels)
+        arrived = tl.load(grad + channel.to(tl.int64) * grad_strides[1], mask=wanted, other=0.0).to(WORK)
+        plane = image + channel.to(tl.int64) * image_strides[1]
+        if PADDING == "constant":
+            background = tl.load(fill + channel * fill_stride, mask=channel < channels, other=0.0)
+        for kz in range(2 if NDIM == 3 else 1):
+            row = plane
+            there_z = wanted
+            weight_z = 1.0
+            slope_z = 0.0
+            if NDIM == 3:
+                z, inside = _padded(first[2] + kz, in_size[2], PADDING, ALIGN)
+                row += z * image_strides[4]
+                there_z = wanted & inside
+                weight_z = _weight(beyond[2], kz, "bilinear")
+                slope_z = _slope(beyond[2], kz, "bilinear")
+            for ky in tl.static_range(2):
+                y, inside = _padded(first[1] + ky, in_size[1], PADDING, ALIGN)
+                there_y = there_z & inside
+                weight_y = _weight(beyond[1], ky, "bilinear")
+                for kx in tl.static_range(2):
+                    x, inside = _padded(first[0] + kx, in_size[0], PADDING, ALIGN)
+                    there = there_y & inside
+                    weight_x = _weight(beyond[0], kx, "bilinear")
+                    value = tl.load(row + y * image_strides[3] + x * image_strides[2], mask=there, other=0.0).to(WORK)
+                    if PADDING == "constant":
+                        value = tl.where(there, value, background)
+                    value *= arrived
+                    to_x = tl.fma(value, _slope(beyond[0], kx, "bilinear") * weight_y * weight_z, to_x)
+                    to_y = tl.fma(value, weight_x * _slope(beyond[1], ky, "bilinear") * weight_z, to_y)
+                    if NDIM == 3:
+                        to_z = tl.fma(value, weight_x * weight_y * slope_z, to_z)
+    return tl.sum(to_x, 1)[:, None], tl.sum(to_y, 1)[:, None], tl.sum(to_z, 1)[:, None]
+
+
+@_jit
 def _remainder(a, n):
     m = a % n
     return tl.where(m < 0, m + n, m)
@@ -401,6 +478,7 @@ def backward(
     TO_IMAGE: tl.constexpr,
     TO_COORDS: tl.constexpr,
     COUNTED: tl.constexpr,
+    KINK: tl.constexpr,
 ):
     batch, start, ahead, exists = _tile(out_size, NDIM, TILE_X, TILE_Y)
     whole, part, nearness = _locate(
@@ -483,7 +561,30 @@ def backward(
                             tl.atomic_add(grad_image + pixel, arrived * weight, mask=there, sem="relaxed")
 
     if TO_COORDS:
-        to_position = (tl.sum(to_x, 1)[:, None], tl.sum(to_y, 1)[:, None], tl.sum(to_z, 1)[:, None])
+        sum_x = tl.sum(to_x, 1)[:, None]
+        sum_y = tl.sum(to_y, 1)[:, None]
+        sum_z = tl.sum(to_z, 1)[:, None]
+        if MODE == "bilinear":
+            # On a pixel's centre the mean of the slopes on both sides; of this one where the other is not finite.
+            across_x, rest_x, kinks = _across(first_x, beyond_x, in_size[0], KINK, WORK)
+            across_y, rest_y, more = _across(first_y, beyond_y, in_size[1], KINK, WORK)
+            kinks = kinks + more
+            across = (across_x, across_y)
+            rest = (rest_x, rest_y)
+            if NDIM == 3:
+                across_z, rest_z, more = _across(first_z, beyond_z, in_size[2], KINK, WORK)
+                kinks = kinks + more
+                across = across + (across_z,)
+                rest = rest + (rest_z,)
+            if tl.max(tl.where(sound, kinks, 0)) > 0:
+                other_x, other_y, other_z = _slopes(
+                    image, image_strides, fill, fill_stride, grad, grad_strides, in_size, channels, per_program,
+                    across, rest, sound, NDIM, PADDING, ALIGN, WORK, LANES,
+                )  # fmt: skip
+                sum_x = _mean_if_finite(sum_x, other_x)
+                sum_y = _mean_if_finite(sum_y, other_y)
+                sum_z = _mean_if_finite(sum_z, other_z)
+        to_position = (sum_x, sum_y, sum_z)
         # One sum a program, in a row of its own.
         row = (tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)) * grad_coords_strides[0]
         if KIND == "grid":

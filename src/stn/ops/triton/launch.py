@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ...coordinates import Coordinates
 from ...reading import Reading
-from .. import layout
+from .. import layout, reference
 from ..backend import Case
 from . import kernels
 
@@ -47,8 +47,8 @@ def refuses(case: Case) -> str | None:
             return "the interpreter runs by name alone"
     elif case.device != "cuda":
         return f"runs on CUDA devices, not on {case.device}"
-    if case.kernel not in _TAPS:
-        return f"has no {case.kernel}"
+    if case.kernel not in _TAPS or case.padding not in _PADDINGS:
+        return f"has no {case.kernel} with {case.padding} padding"
     if case.ndim == 1:
         return "has no kernels for signals"
     return None if case.dtype.is_floating_point and case.dtype.itemsize > 1 else f"reads no {case.dtype}"
@@ -190,7 +190,8 @@ def _run_backward(
         kernels.backward[programs](
             *arguments, grad, _xyz(grad, 2), image if grad_image is None else grad_image,
             _xyz(image if grad_image is None else grad_image, 2), counts, scales, quantum, sums, strides,
-            TO_IMAGE=grad_image is not None, TO_COORDS=to_coords, COUNTED=counted, **switches,
+            TO_IMAGE=grad_image is not None, TO_COORDS=to_coords, COUNTED=counted,
+            KINK=reference.KINK * torch.finfo(coords.dtype).eps, **switches,
         )  # fmt: skip
     if counted:
         assert grad_image is not None

@@ -40,7 +40,7 @@ struct InsideTaps {
     template <int C>
     inline void blend(const T* __restrict from, i64 channels, T* __restrict to) const {
         if constexpr (MODE == NEAREST) {
-            for (i64 ch = 0; ch < (C ? C : channels); ch++) to[ch] = from[ch];
+            memcpy(to, from, size_t(C ? C : channels) * sizeof(T));
             return;
         }
         for (i64 ch = 0; ch < (C ? C : channels); ch++) {
@@ -100,6 +100,7 @@ struct ChannelsLast {
                     const T* from = image + c.offset[k];
                     prefetch(from, c.ahead * i64(sizeof(T)));
                     if (p.channels == 3) taps.template blend<3>(from, 3, to);
+                    else if (p.channels == 4) taps.template blend<4>(from, 4, to);
                     else taps.template blend<0>(from, p.channels, to);
                 } else if (c.nothing_count && c.nothing[k]) {
                     for (i64 ch = 0; ch < p.channels; ch++) put(to[ch], background<R>(p, ch));

@@ -69,19 +69,21 @@ struct PackedChannels {
                 for (i64 chunk = 0; chunk < job.chunks; chunk++) {
                     job.start(c, chunk);
                     positions.fill(c);
-                    bool fine = packed.locate(c);
-                    for (int k = 0; k < c.count; k += LANES) {
-                        int some = c.count - k < LANES ? c.count - k : LANES;
-                        gather_planes(out + (c.first + k) * p.out_pixel, p.out_channel, p.out_pixel, some, n, g, cell);
-                        vfloat x[LANES] = {}, y[LANES] = {};
-                        for (int q = 0; q < some; q++)
-                            corners.slopes(packed.data + c.offset[k + q], g + q * cell, cell, c.t[0][k + q], c.t[1][k + q], x[q], y[q]);
-                        store(grad[0] + k, sums_of(x));
-                        store(grad[1] + k, sums_of(y));
-                    }
-                    if (!fine)
-                        for (int k = 0; k < c.count; k++)
-                            if (!is_finite<float, D>(c, k)) grad[0][k] = grad[1][k] = 0;
+                    job.slopes_at(c, grad, [&](Row<float>* to) {
+                        bool fine = packed.locate(c);
+                        for (int k = 0; k < c.count; k += LANES) {
+                            int some = c.count - k < LANES ? c.count - k : LANES;
+                            gather_planes(out + (c.first + k) * p.out_pixel, p.out_channel, p.out_pixel, some, n, g, cell);
+                            vfloat x[LANES] = {}, y[LANES] = {};
+                            for (int q = 0; q < some; q++)
+                                corners.slopes(packed.data + c.offset[k + q], g + q * cell, cell, c.t[0][k + q], c.t[1][k + q], x[q], y[q]);
+                            store(to[0] + k, sums_of(x));
+                            store(to[1] + k, sums_of(y));
+                        }
+                        if (!fine)
+                            for (int k = 0; k < c.count; k++)
+                                if (!is_finite<float, D>(c, k)) to[0][k] = to[1][k] = 0;
+                    });
                     positions.reduce(c, grad, total + task * sums, group > 0 && !sums);
                 }
             }

@@ -63,13 +63,15 @@ struct PaddedImage {
                 for (i64 chunk = 0; chunk < job.chunks; chunk++) {
                     job.start(c, chunk);
                     positions.fill(c);
-                    bool fine = copy.locate(c);
                     auto g = job.read_grad(c, static_cast<const T*>(p.output) + b * p.out_batch + ch * p.out_channel, n, buffer);
-                    Inside<R, R, D, MODE>::slopes(copy.p, c, copy.data, n, g.data, g.apart, grad, false);
-                    if (!fine)
-                        for (int k = 0; k < c.count; k++)
-                            if (!is_finite<R, D>(c, k))
-                                for (int a = 0; a < D; a++) grad[a][k] = 0;
+                    job.slopes_at(c, grad, [&](Row<R>* to) {
+                        bool fine = copy.locate(c);
+                        Inside<R, R, D, MODE>::slopes(copy.p, c, copy.data, n, g.data, g.apart, to, false);
+                        if (!fine)
+                            for (int k = 0; k < c.count; k++)
+                                if (!is_finite<R, D>(c, k))
+                                    for (int a = 0; a < D; a++) to[a][k] = 0;
+                    });
                     positions.reduce(c, grad, total + b * sums, ch > 0);
                 }
             }
