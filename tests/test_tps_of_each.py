@@ -58,6 +58,10 @@ def test_what_is_refused():
                 points * torch.tensor([1.0, 0.0]), points * math.nan):  # fmt: skip
         with pytest.raises(ValueError, match=r"^(control_points|theta): "):
             tps_grid(theta, bad, (3, 3))
+    twice = points.clone()
+    twice[1, 3] = twice[1, 4]
+    with pytest.raises(ValueError, match=r"^control_points: expected distinct .* of index 1"):
+        tps_grid(theta, twice, (3, 3))
     for bad in (theta[:, :4], theta[0], theta.int(), None):
         with pytest.raises(ValueError, match=r"^theta: "):
             tps_grid(bad, points, (3, 3))

@@ -355,8 +355,11 @@ def _grid_of_each(
     _check_regularization(regularization)
     check_float_tensor("control_points", control_points, "control points (B, K, 2) or (B, K, 3)")
     if not torch.compiler.is_compiling():
-        for each in control_points:
-            _check_control_points(each, "control_points")
+        for index, each in enumerate(control_points):
+            try:
+                _check_control_points(each, "control_points")
+            except ValueError as error:
+                raise ValueError(f"{error}, among the points (K, 2) or (K, 3) of index {index}") from None
     k, d = control_points.shape[1:]
     size = check_size(size, d, least=0)
     check_float_tensor("theta", theta, f"(B, {k * d}) parameters")
