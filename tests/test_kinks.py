@@ -18,8 +18,6 @@ from torch import Tensor
 import stn
 from stn.ops import backends, cpu, reference, use_backend, which_backend
 
-
-
 BACKENDS = [name for name, state in backends().items() if state == "available"]
 STEP = 0.25  # pixels
 # Of the largest entry: positions lie 1e-6 pixels beside the centres, where the slope across another axis is that much off.

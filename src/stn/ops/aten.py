@@ -55,7 +55,9 @@ def forward(image: Tensor, coordinates: Coordinates, reading: Reading) -> Tensor
 def backward(
     grad: Tensor, image: Tensor, coordinates: Coordinates, reading: Reading, for_image: bool, for_values: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    if for_values and reading.kernel == "bilinear" and _meets_kinks(image, coordinates, reading):  # torch takes one side
+    if (
+        for_values and reading.kernel == "bilinear" and _meets_kinks(image, coordinates, reading)
+    ):  # torch takes one side
         grad_image = backward(grad, image, coordinates, reading, True, False)[0] if for_image else None
         return grad_image, reference.backward(grad, image, coordinates, reading, False, True)[1]
     grid, finite = _tame(coordinates.values, image)
@@ -90,7 +92,9 @@ def backward(
 
 def _meets_kinks(image: Tensor, coordinates: Coordinates, reading: Reading) -> bool:
     values = coordinates.values
-    if _torch.modes() or values.device.type == "meta" or torch.compiler.is_compiling():  # numbers that nobody may look at
+    if (
+        _torch.modes() or values.device.type == "meta" or torch.compiler.is_compiling()
+    ):  # numbers that nobody may look at
         return False
     return reference.meets_kinks(values, tuple(image.shape[2:]), reading.align_corners)
 

@@ -36,7 +36,9 @@ NAME = "reference"
 OPAQUE = False
 KINDS = ("grid",)
 CUBIC_A = -0.75  # Keys' parameter, the value torch's bicubic has
-KINK = 4  # positions within KINK * eps * n pixels of a centre, on an axis of n pixels, lie on it: rounding is below that
+KINK = (
+    4  # positions within KINK * eps * n pixels of a centre, on an axis of n pixels, lie on it: rounding is below that
+)
 _Tap = tuple[Tensor, Tensor | None, Tensor]  # the part of an axis in an index, whether inside the image, weight
 _FAR = 2.0**30  # positions beyond are all the same far outside; keeps the cast to int defined
 
