@@ -41,11 +41,12 @@ inline bool meets_kinks(const Problem& p, const Chunk<R>& c) {
 template <class R, int D>
 STN_SHARED void cross_kinks(const Problem& p, Chunk<R>& c) {
     constexpr int far = int(FAR);
+    const int n = c.count;
     for (int a = 0; a < D; a++) {
         R low = kink_width<R>(p.in[a]), high = 1 - low;
         int* __restrict i = c.i[a];
         R* __restrict t = c.t[a];
-        for (int k = 0; k < c.count; k++) {
+        for (int k = 0; k < n; k++) {
             bool within = (i[k] > -far) & (i[k] < far), left = within & (t[k] <= low), right = within & !left & (t[k] >= high);
             i[k] += int(right) - int(left);
             t[k] = left ? R(1) : right ? R(0) : t[k];
@@ -55,8 +56,9 @@ STN_SHARED void cross_kinks(const Problem& p, Chunk<R>& c) {
 
 template <class R, int D>
 STN_SHARED void average(const Chunk<R>& c, Row<R>* grad, const Row<R>* other) {
+    const int n = c.count;
     for (int a = 0; a < D; a++)
-        for (int k = 0; k < c.count; k++) {
+        for (int k = 0; k < n; k++) {
             R one = grad[a][k], two = other[a][k];
             grad[a][k] = two - two == 0 ? R(0.5) * one + R(0.5) * two : one;
         }
