@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TRAIN := $(VENV)/.installed-train
 DEV := $(VENV)/.installed-dev
 
-.PHONY: demo test test-all lint figures sanitize clean
+.PHONY: demo test test-all torture lint figures sanitize clean
 
 # Train the default recipe and its control on real digits, and write the report.
 demo: $(or $(wildcard $(DEV)),$(TRAIN))
@@ -18,6 +18,10 @@ test: lint
 # Every slow test as well.
 test-all: lint
 	$(BIN)/python -m pytest --slow
+
+# Hard conditions: fuzz, kill -9, byte flips, full disks, memory. About an hour on two quiet cores.
+torture: $(DEV)
+	$(BIN)/python -m tests.torture all
 
 lint: $(DEV)
 	$(BIN)/ruff check .
