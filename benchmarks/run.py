@@ -205,7 +205,7 @@ def table(result: dict[str, Any]) -> str:
     lines += [
         "",
         f"Ratio to torch eager, best of interleaved rounds; bold: below the bar. {machine['processor']}, {machine['threads']} threads, "
-        f"kernel `{machine['kernel']}`, load {machine['load']:.1f} at the start; {seen}.",
+        f"backend `{machine['backend']}`, load {machine['load']:.1f} at the start; {seen}.",
     ]
     return "\n".join(lines)
 
@@ -259,7 +259,7 @@ def main() -> None:
         "machine": {
             "processor": processor(),
             "threads": torch.get_num_threads(),
-            "kernel": stn.ops.which_backend(2),
+            "backend": stn.ops.which_backend(2),
             "load": load,
         },
         "versions": versions(),

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from records import reference_at, warp_at
 
 import stn
+from stn.coordinates import Coordinates, positions
 from stn.geometry import affine_positions, facing
 from stn.ops import cpu, use_backend
 
@@ -80,6 +81,18 @@ def problem(kind, d, *, batch=2, channels=3, in_size=None, out_size=None, seed=0
     return image, coords, basis, out_size
 
 
+def problem_off_kinks(kind, d, align_corners, **options):
+    """The first whose positions lie on no kink of linear interpolation, by what float32 takes for one: there its slope is
+    another than that of float64."""
+    for seed in itertools.count():
+        image, coords, basis, size = made = problem(kind, d, seed=seed, **options)
+        at = positions(Coordinates(kind, size, coords.double(), basis), align_corners)
+        pixels = stn.conventions.normalized_to_pixel(at, tuple(image.shape[2:]), align_corners=align_corners)
+        if bool(((pixels - pixels.round()).abs() > 8 * torch.finfo(torch.float32).eps * max(image.shape[2:])).all()):
+            return made
+    return None
+
+
 def run(backend, kind, image, coords, basis, size, options):
     with use_backend(backend):
         return warp_at(kind, image, coords, size, options, basis)
@@ -134,9 +147,8 @@ def test_agrees_in_float32_and_half_precision(kind, mode, padding_mode, align_co
     shape = (24, 40) if d == 2 else (6, 12, 22)
     for dtype, layout in itertools.product((torch.float32, torch.bfloat16, torch.float16), LAYOUTS[:2]):
         channels = 17 if layout == "channels_last" else 2
-        image, coords, basis, _ = problem(
-            kind, d, batch=1, channels=channels, in_size=shape, out_size=size, dtype=dtype, spread=0.1, seed=2
-        )
+        options = {"batch": 1, "channels": channels, "in_size": shape, "out_size": size, "dtype": dtype, "spread": 0.1}
+        image, coords, basis, _ = problem_off_kinks(kind, d, align_corners, **options)
         image = arrange(image, layout)
         options = (mode, padding_mode, fill_of(padding_mode, channels), align_corners)
         weights = torch.from_numpy(rng("w").standard_normal((1, channels, *size))).to(dtype)

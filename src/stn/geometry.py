@@ -1,7 +1,7 @@
 """The ground that families, converters and backends stand on: lattices of pixel centres, and maps of points.
 
 Coordinates are normalized to [-1, 1] per axis and ordered (x, y[, z]); sizes are ([[D,] H,] W); maps are a pull, from the
-output to the input. See `stn.conventions` for the frame and for the roads into it.
+output to the input. See `stn.conventions` for the frame and for how to come into it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Any backend as a differentiable op. The cheapest road that is right is taken:
+"""Any backend as a differentiable op, in the cheapest way that is right:
 
 1. nothing to differentiate: the backend's forward;
 2. plain reverse mode: `_EagerWarp`, an `autograd.Function` whose backward is the backend's;

@@ -125,7 +125,7 @@ def _choose(case: Case) -> Backend:
             reason = backend.refuses(case)
             if reason is None:
                 return backend
-            reasons.append(f"{backend.NAME} {reason}")
+            reasons.append(f"{backend.NAME!r}: {reason}")
     raise ValueError(f"backend: expected one that runs {case.describe()}, got {'; '.join(reasons)}")
 
 
