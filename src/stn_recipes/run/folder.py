@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import hashlib
 import json
 import os
 import pickle
 import platform
+import zipfile
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -16,18 +18,21 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import torch
 import yaml
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialize
 from torch import Tensor
 
 import stn
 from stn.models import TransformerClassifier
 
 from ..config import TrainConfig
-from ..files import write_text
+from ..files import write_bytes, write_text
 
 if TYPE_CHECKING:
     from ..data.module import ImageDataModule
+
+
+_LARGEST_FILMSTRIP = 1 << 30  # bytes, unpacked: a few images and the theta of each epoch are far below
 
 
 class RunError(ValueError):
@@ -132,8 +137,14 @@ class Run:
         file = self.path / "filmstrip.npz"
         if not file.exists():
             return None
-        with np.load(file) as kept:
-            return torch.from_numpy(kept["images"]), torch.from_numpy(kept["theta"]), kept["epochs"]
+        try:
+            with zipfile.ZipFile(file) as archive:
+                if sum(entry.file_size for entry in archive.infolist()) > _LARGEST_FILMSTRIP:
+                    raise ValueError("it claims to be larger than any filmstrip")
+            with np.load(file) as kept:
+                return torch.from_numpy(kept["images"]), torch.from_numpy(kept["theta"]), kept["epochs"]
+        except (zipfile.BadZipFile, OSError, ValueError, KeyError, TypeError, EOFError, NotImplementedError) as error:
+            raise DamagedError(f"{file}: damaged ({error})") from error
 
 
 def load_run(path: str | Path) -> Run:
@@ -151,7 +162,10 @@ def read_config(path: Path) -> TrainConfig:
     if not file.exists():
         raise RunError(f"{path}: expected the folder of a run, with config.yaml in it; `stn train` makes one")
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        text, mark, digest = file.read_text(encoding="utf-8").partition(_LAST_LINE)
+        if mark and digest.strip() != _digest(text):
+            raise ValueError("it is not what was written; delete its last line to go on with a change made by hand")
+        values = yaml.safe_load(text)
         values["image_size"] = tuple(values["image_size"])
         return TrainConfig(**values)
     except (yaml.YAMLError, TypeError, KeyError, ValueError) as error:
@@ -166,6 +180,12 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
         RunError: for one that holds more than numbers.
     """
     try:
+        if zipfile.is_zipfile(file):  # torch does not look at the checksums of its archive
+            with zipfile.ZipFile(file) as archive:
+                packed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
+                wrong = packed[0] if packed else archive.testzip()
+            if wrong:
+                raise ValueError(f"{wrong} is not what was written")
         content = torch.load(file, map_location="cpu", weights_only=True)
         content["state_dict"], content["epoch"]
     except Exception as error:  # torch raises half a dozen types for damaged files
@@ -181,10 +201,7 @@ def load_weights(model: TransformerClassifier, run: Path) -> None:
     """Put the weights of a run into `model`: model.safetensors, or checkpoints/last.ckpt of an unfinished run."""
     file = run / "model.safetensors"
     if file.exists():
-        try:
-            state = load_file(file)
-        except SafetensorError as error:
-            raise RunError(f"{file}: damaged, or not a safetensors file ({error})") from error
+        state = _read_weights(file)
     else:
         file = run / "checkpoints" / "last.ckpt"
         if not file.exists():
@@ -202,14 +219,48 @@ def load_weights(model: TransformerClassifier, run: Path) -> None:
     model.load_state_dict(state)
 
 
+def write_weights(file: Path, weights: dict[str, Tensor]) -> None:
+    """Weights as safetensors, with their digest."""
+    write_bytes(file, serialize(weights, metadata={"digest": _digest_of(weights)}))
+
+
+def _read_weights(file: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(file, framework="pt") as content:
+            weights = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 - not a mapping
+            digest = (content.metadata() or {}).get("digest")
+    except (SafetensorError, ValueError, UnicodeDecodeError) as error:
+        raise DamagedError(f"{file}: damaged, or not a safetensors file ({error})") from error
+    if digest is not None and digest != _digest_of(weights):
+        raise DamagedError(f"{file}: damaged, the weights are not those that were written")
+    return weights
+
+
+def _digest_of(weights: dict[str, Tensor]) -> str:
+    total = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        total.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
+
+
+_LAST_LINE = "# digest of the lines above, which a change by hand deletes: "
+
+
 def write_config(path: Path, config: TrainConfig) -> None:
     """config.yaml of a run."""
-    write_text(path / "config.yaml", yaml.safe_dump(config.as_plain(), sort_keys=False))
+    text = yaml.safe_dump(config.as_plain(), sort_keys=False)
+    write_text(path / "config.yaml", f"{text}{_LAST_LINE}{_digest(text)}\n")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def write_record(file: Path, record: Facts | Result) -> None:
-    """A record as JSON."""
-    write_text(file, json.dumps(dataclasses.asdict(record), indent=1))
+    """A record as JSON, with a digest of it."""
+    content = dataclasses.asdict(record)
+    write_text(file, json.dumps(content | {"digest": _digest(json.dumps(content))}, indent=1))
 
 
 _Record = TypeVar("_Record", Facts, Result)
@@ -218,6 +269,9 @@ _Record = TypeVar("_Record", Facts, Result)
 def _read_record(file: Path, kind: type[_Record]) -> _Record:
     try:
         content = dict(json.loads(file.read_text(encoding="utf-8")))
+        digest = content.pop("digest", None)  # older runs have none
+        if digest is not None and digest != _digest(json.dumps(content)):
+            raise ValueError("it is not what was written")
         known = {field.name for field in dataclasses.fields(kind)}
         values: dict[str, Any] = {
             name: tuple(v) if isinstance(v, list) else v for name, v in content.items() if name in known

@@ -20,7 +20,6 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProg
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from safetensors.torch import save as serialize
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
@@ -30,7 +29,6 @@ from stn.models import TransformerClassifier
 
 from ..config import TrainConfig
 from ..data.module import ImageDataModule
-from ..files import write_bytes
 from .callbacks import EpochLog, EpochSeed, Watch, WholeCheckpoints
 from .folder import (
     DamagedError,
@@ -44,6 +42,7 @@ from .folder import (
     versions,
     write_config,
     write_record,
+    write_weights,
 )
 from .precision import choose
 
@@ -378,7 +377,7 @@ def _finish(
     test: Mapping[str, float],
 ) -> None:
     weights = {name: tensor.contiguous().cpu() for name, tensor in task.model.state_dict().items()}
-    write_bytes(run / "model.safetensors", serialize(weights))
+    write_weights(run / "model.safetensors", weights)
     last = Run(run).metrics()[-1]
     result = Result(
         recipe=config.recipe,
