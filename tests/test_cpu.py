@@ -90,7 +90,7 @@ def problem_off_kinks(kind, d, align_corners, first=0, **options):
         pixels = stn.conventions.normalized_to_pixel(at, tuple(image.shape[2:]), align_corners=align_corners)
         if bool(((pixels - pixels.round()).abs() > 8 * torch.finfo(torch.float32).eps * max(image.shape[2:])).all()):
             return made
-    return None
+    raise AssertionError
 
 
 def run(backend, kind, image, coords, basis, size, options):

@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._checks import coordinate_dtype
-from ..coordinates import Coordinates, Kind, positions
+from ..coordinates import Coordinates, Kind
 from ..reading import Reading
 from . import _torch, layout, reference
 from .backend import Backend
@@ -32,17 +31,17 @@ def warp(backend: Backend, image: Tensor, coordinates: Coordinates, reading: Rea
         return reference.forward(image, coordinates, reading)
     grads = torch.is_grad_enabled()
     if grads and ((fill is not None and fill.requires_grad) or (basis is not None and basis.requires_grad)):
-        return by_reference(image, coordinates, reading)
+        return reference.forward(image, coordinates, reading)
     if torch.compiler.is_compiling():
         if not backend.OPAQUE:
             return backend.forward(image, coordinates, reading)
         if _torch.transforming() or _torch.in_forward_mode():  # which do not see through an op
-            return by_reference(image, coordinates, reading)
+            return reference.forward(image, coordinates, reading)
         return _operators[backend.NAME](image, coordinates, reading)
     if _torch.tracing() and torch.onnx.is_in_onnx_export():
         raise ValueError("dynamo: expected torch.onnx.export(..., dynamo=True), got the exporter that traces")
     if _torch.in_forward_mode() or _torch.tracing():
-        return by_reference(image, coordinates, reading)
+        return reference.forward(image, coordinates, reading)
     image, coordinates, reading = _in_memory(image, coordinates, reading)
     values, fill = coordinates.values, reading.fill
     if _torch.transforming():
@@ -57,12 +56,6 @@ def warp(backend: Backend, image: Tensor, coordinates: Coordinates, reading: Rea
     else:
         out = backend.forward(image, coordinates, reading)
     return out
-
-
-def by_reference(image: Tensor, coordinates: Coordinates, reading: Reading) -> Tensor:
-    """The warp in torch's own functions, with every derivative."""
-    grid = positions(coordinates, reading.align_corners, coordinate_dtype(image))
-    return reference.forward(image, Coordinates("grid", coordinates.size, grid), reading)
 
 
 def _in_memory(image: Tensor, coordinates: Coordinates, reading: Reading) -> tuple[Tensor, Coordinates, Reading]:
@@ -87,23 +80,12 @@ def _saved_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | Non
     # Somebody will differentiate the gradient, transforms it, or pulls back what a transform has left behind.
     again = torch.is_grad_enabled() or _torch.transforming() or _torch.in_forward_mode()
     if again or wrapped(grad) or wrapped(image) or wrapped(values):
-        return _pull_back(grad, image, coordinates, reading, for_image, for_values)
+        return reference.backward(grad, image, coordinates, reading, for_image, for_values)
     if _torch.modes() or not _torch.is_in_memory(grad):
         grad = _torch.materialized(grad)
         if backend.OPAQUE and grad.numel():
             return _operators[backend.NAME].backward(grad, image, coordinates, reading, for_image, for_values)
     return backend.backward(grad, image, coordinates, reading, for_image, for_values)
-
-
-def _pull_back(
-    grad: Tensor, image: Tensor, coordinates: Coordinates, reading: Reading, for_image: bool, for_values: bool
-) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients of the reference, differentiable in turn."""
-    run = torch.func.vjp(
-        lambda i, v: by_reference(i, coordinates._replace(values=v), reading), image, coordinates.values
-    )
-    grads = run[1](grad)
-    return (grads[0] if for_image else None, grads[1] if for_values else None)
 
 
 class _Warp(torch.autograd.Function):

@@ -22,11 +22,13 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-from ..coordinates import Coordinates
+from .._checks import coordinate_dtype
+from ..coordinates import Coordinates, Kind, positions
 from ..kernels import Kernel
 from ..reading import Reading
 from . import _torch, layout
@@ -34,7 +36,7 @@ from .backend import Case
 
 NAME = "reference"
 OPAQUE = False
-KINDS = ("grid", "pixels")
+KINDS: tuple[str, ...] = get_args(Kind)
 CUBIC_A = -0.75  # Keys' parameter, the value torch's bicubic has
 KINK = (
     4  # positions within KINK * eps * n pixels of a centre, on an axis of n pixels, lie on it: rounding is below that
@@ -48,17 +50,22 @@ def refuses(case: Case) -> str | None:
 
 
 def forward(image: Tensor, coordinates: Coordinates, reading: Reading) -> Tensor:
-    """image (B, C, *in) read at a grid (B, *out, d) -> (B, C, *out).
+    """image (B, C, *in) read at coordinates of any kind -> (B, C, *out).
 
     Where a position is not finite the result is NaN (0 where the image's type has no NaN), and no gradient passes: neither
     to the position nor to the image.
     """
+    if coordinates.kind not in ("grid", "pixels"):
+        grid = positions(coordinates, reading.align_corners, coordinate_dtype(image))
+        coordinates = Coordinates("grid", coordinates.size, grid)
     return layout.as_image(_read(image, coordinates, reading), image)
 
 
 def backward(
     grad: Tensor, image: Tensor, coordinates: Coordinates, reading: Reading, for_image: bool, for_values: bool
 ) -> tuple[Tensor | None, Tensor | None]:
+    """By torch's own autograd, so differentiable in turn."""
+
     def run(image: Tensor, values: Tensor) -> Tensor:
         return forward(image, coordinates._replace(values=values), reading)
 
