@@ -19,7 +19,7 @@ from stn_recipes.config import TrainConfig
 from stn_recipes.report.control import check_control
 from stn_recipes.report.sections import cases, film, headline, robustness, theta
 from stn_recipes.report.study import Study
-from stn_recipes.run.folder import RunError, load_run
+from stn_recipes.run.folder import RunError, load_run, write_config, write_record
 from stn_recipes.run.train import train
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -162,11 +162,10 @@ def test_figures_are_written_as_files(trained):
 
 
 def test_no_folder_of_the_machine_is_passed_on(run, tmp_path, quick):
-    config = (run / "config.yaml").read_text()
-    (run / "config.yaml").write_text(config.replace("data_dir: null", f"data_dir: {tmp_path / 'secret'}"))
-    result = json.loads((run / "result.json").read_text())
-    result["command"] = f"stn train digits --data-dir {tmp_path / 'secret'} --out {run}"
-    (run / "result.json").write_text(json.dumps(result))
+    loaded = load_run(run)
+    write_config(run, replace(loaded.config, data_dir=str(tmp_path / "secret")))
+    command = f"stn train digits --data-dir {tmp_path / 'secret'} --out {run}"
+    write_record(run / "result.json", replace(loaded.result, command=command))
     text = report.write_report(run).read_text()
     assert str(tmp_path) not in text
     assert "stn train digits --data-dir DATA --out tiny" in text
@@ -225,8 +224,7 @@ def test_an_unfinished_control_is_not_compared_with(run, quick):
 
 
 def test_a_control_on_other_images_is_refused(run):
-    facts = json.loads((run / "control" / "data.json").read_text())
-    (run / "control" / "data.json").write_text(json.dumps({**facts, "input_shape": [1, 42, 42]}))
+    write_record(run / "control" / "data.json", replace(load_run(run / "control").facts, input_shape=(1, 42, 42)))
     with pytest.raises(RunError, match="control: expected a run on the same images"):
         report.write_report(run)
 
@@ -303,8 +301,7 @@ def test_a_control_on_another_folder_of_images_is_refused(trained, tmp_path):
 
 
 def test_a_result_that_cannot_be_measured_again_is_pointed_out(run, quick):
-    result = json.loads((run / "result.json").read_text())
-    (run / "result.json").write_text(json.dumps({**result, "test_accuracy": 0.9999}))
+    write_record(run / "result.json", replace(load_run(run).result, test_accuracy=0.9999))
     assert "changed since" in page_of(report.write_report(run).parent).text
 
 
