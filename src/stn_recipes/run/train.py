@@ -36,7 +36,9 @@ from .folder import (
     Result,
     Run,
     RunError,
+    digest_of_files,
     load_weights,
+    metrics_files,
     read_checkpoint,
     read_config,
     versions,
@@ -398,6 +400,7 @@ def _finish(
         else f"stn train --config {run / 'config.yaml'}",
         versions=versions(),
         finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        metrics_digest=digest_of_files(metrics_files(run)),
     )
     write_record(run / "result.json", result)
 
