@@ -30,7 +30,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .._checks import check_bound, check_choice, check_number, check_size, coordinate_dtype, describe
+from .._checks import check_bound, check_choice, check_flag, check_number, check_size, coordinate_dtype, describe
 from ..coordinates import SQUARE, Coordinates, Frame, check_frame
 from ..geometry import affine_positions, check_matrix, compose_matrices, extent, invert_matrix, map_affine
 from .base import AbstractTransform
@@ -119,6 +119,7 @@ class Affine(AbstractMatrixTransform):
         check_bound("max_delta", max_delta)
         self.max_delta = max_delta
         entries = [None] * (ndim * (ndim + 1)) if fixed is None else _check_fixed(fixed, ndim)
+        self.fixed = None if fixed is None else tuple(map(tuple, fixed))
         self._fixed = tuple(entries)
         self._free = [i for i, entry in enumerate(entries) if entry is None]
         self._all_free = len(self._free) == len(entries)
@@ -226,6 +227,7 @@ class AbstractConstrained(AbstractMatrixTransform):
             raise ValueError(f"max_angle: expected radians, up to a whole turn of 2 pi, got {max_angle:g}; in degrees?")
         check_bound("max_scale", max_scale, above=1.0)
         check_bound("max_shift", max_shift)
+        check_flag("log_scale", log_scale)
         if max_scale is not None and not log_scale:
             raise ValueError("max_scale: expected None with log_scale=False, which has no bounded form")
         self.rotation = rotation
