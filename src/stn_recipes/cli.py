@@ -439,7 +439,9 @@ def _warp(a: Namespace) -> None:
 
 
 def _info_options(parser: _Parser, argv: Sequence[str]) -> None:
-    pass
+    parser.add_argument(
+        "--check", action="store_true", help="compare every backend with the reference on a hundred small cases"
+    )
 
 
 def _info(a: Namespace) -> None:
@@ -459,6 +461,20 @@ def _info(a: Namespace) -> None:
     rows["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "none that this torch can use"
     for name, text in rows.items():
         print(f"{name:<17} {text}")
+    if a.check:
+        _check_backends()
+
+
+def _check_backends() -> None:
+    from stn.ops import check
+
+    wrong = []
+    for name, found in check().items():
+        state = f"{len(found.wrong)} wrong" if found.wrong else "all right"
+        print(f"{'check ' + name:<17} {found.cases} cases against the reference, {state}, off by {found.largest:.1e} at most")
+        wrong += [f"{name}: {case}" for case in found.wrong]
+    if wrong:
+        raise ValueError("\n".join(["backends: expected what the reference computes, got", *wrong]))
 
 
 COMMANDS = {
