@@ -1,6 +1,10 @@
+import json
+import sys
+
 import pytest
 import torch
 
+from benchmarks import gpu
 from stn import ops
 from stn.ops import cpu, dispatch
 from stn_recipes.cli import main
@@ -38,7 +42,7 @@ def test_nan_is_wrong(monkeypatch):
 
 @pytest.mark.parametrize("bad", [0, -1, 1.5, "ten"])
 def test_a_bad_number_of_cases(bad):
-    with pytest.raises(ValueError, match="^cases: "):
+    with pytest.raises(ValueError, match=r"^cases: "):
         ops.check(bad)
 
 
@@ -48,3 +52,17 @@ def test_on_the_command_line(capsys, monkeypatch):
     monkeypatch.setattr(ops, "check", lambda: {"cpu": ops.selfcheck.Checked(3, 0.5, ("a case, off by 0.5",))})
     assert main(["info", "--check"]) == 1
     assert "a case, off by 0.5" in capsys.readouterr().err
+
+
+def test_the_command_for_owners_of_a_gpu(monkeypatch, tmp_path, capsys):
+    file = tmp_path / "gpu.json"
+    options = ["--device", "cpu", "--seconds", "0.01", "--cases", "10", "--only", "28,28", "--json", str(file)]
+    monkeypatch.setattr(sys, "argv", ["gpu", *options])
+    gpu.main()
+    cases = json.loads(file.read_text())["cases"]
+    assert [row["case"] for row in cases] == ["256,1,28,28", "256,1,60,60 -> 28,28", "8,256,28,28", "1,1,28,28"]
+    assert all(times[name] > 0 for row in cases for times in row["steps"].values() for name in ("stn", "torch"))
+    monkeypatch.setattr(gpu, "check", lambda n: {"triton": ops.selfcheck.Checked(n, 0.5, ("a case, off by 0.5",))})
+    with pytest.raises(SystemExit, match=r"a backend is wrong, nothing is timed:\ntriton: a case, off by 0\.5"):
+        gpu.main()
+    assert json.loads(file.read_text())["cases"] == []

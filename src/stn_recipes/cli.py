@@ -471,7 +471,9 @@ def _check_backends() -> None:
     wrong = []
     for name, found in check().items():
         state = f"{len(found.wrong)} wrong" if found.wrong else "all right"
-        print(f"{'check ' + name:<17} {found.cases} cases against the reference, {state}, off by {found.largest:.1e} at most")
+        print(
+            f"{'check ' + name:<17} {found.cases} cases against the reference, {state}, off by {found.largest:.1e} at most"
+        )
         wrong += [f"{name}: {case}" for case in found.wrong]
     if wrong:
         raise ValueError("\n".join(["backends: expected what the reference computes, got", *wrong]))

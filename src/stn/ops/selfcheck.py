@@ -84,7 +84,9 @@ class _Problem:
             ours, truth = ours[:1], truth[:1]
         pairs = [(a.double().cpu(), b) for a, b in zip(ours, truth, strict=True)]
         largest = max(float((a - b).abs().max()) / max(1.0, float(b.abs().max())) for a, b in pairs)
-        what = f"{self.kind}, {self.mode}, {self.padding}, align_corners={self.align_corners}, {self.dtype} on {device}: "
+        what = (
+            f"{self.kind}, {self.mode}, {self.padding}, align_corners={self.align_corners}, {self.dtype} on {device}: "
+        )
         what += f"({self.batch}, {self.channels}, {self.image_size}) to {self.size}, off by {largest:.1e}"
         return what, largest, largest <= _TOLERANCE[self.dtype]  # NaN is not
 
