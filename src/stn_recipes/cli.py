@@ -363,7 +363,7 @@ def _print_runs(runs: Sequence[Run]) -> None:
         print(run.path)
         result, config = run.result, run.config
         if result is None:
-            print(row.format(config.transformer, "-", config.seed, "-", "-", "unfinished", "-", "-"))
+            print(row.format(config.family, "-", config.seed, "-", "-", "unfinished", "-", "-"))
             continue
         accuracies = (result.val_accuracy, result.test_accuracy, 1 - result.test_accuracy)
         shares = ("-" if share is None else f"{share:.2%}" for share in accuracies)
@@ -381,7 +381,7 @@ def _recipes(a: Namespace) -> None:
         return
     table = Table("recipe", "data", "distortion", "network", "transformer", "epochs", box=None)
     for name, c in RECIPES.items():
-        table.add_row(name, c.dataset, c.distortion or "-", c.network, c.transformer, str(c.epochs))
+        table.add_row(name, c.dataset, c.distortion or "-", c.network, c.family, str(c.epochs))
     Console().print(table)
 
 
