@@ -337,12 +337,15 @@ class AbstractConstrained(AbstractMatrixTransform):
             return torch.diag_embed(scale)
         return self._rotations.matrix(turn) * self._aspect(turn, frame) * scale[:, None, :]
 
-    def _aspect(self, like: Tensor, frame: Frame) -> Tensor:
-        """(d, d): what an entry of a matrix on pixels becomes in normalized coordinates."""
-        d = self.ndim
-        image_size, align_corners = check_frame(frame, d)
+    def _aspect(self, like: Tensor, frame: Frame) -> Tensor | float:
+        """(d, d), or 1 for all: what an entry of a matrix on pixels becomes in normalized coordinates."""
+        image_size, align_corners = check_frame(frame, self.ndim)
         if image_size is None:
-            return like.new_ones(d, d)
+            return 1.0
+        if not torch.compiler.is_compiling() and all(
+            n == image_size[0] > 1 for n in image_size
+        ):  # or sizes are no numbers
+            return 1.0
         half = extent(image_size, align_corners=align_corners)
         # An axis of one pixel has no length with align_corners: nothing turns into it.
         ratio = [[to / of if to and of else float(i == j) for j, to in enumerate(half)] for i, of in enumerate(half)]

@@ -9,6 +9,7 @@ import math
 import os
 import shlex
 import sys
+import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,9 @@ from .precision import choose
 RESUMABLE = (
     "control", "data_dir", "num_workers", "progress", "threads", "accelerator", "devices", "num_nodes", "strategy",
 )  # fmt: skip
+
+# TensorBoard's own switch for doing without TensorFlow, which it imports, for seconds, wherever it is installed.
+sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("tensorboard.compat.notf"))
 
 
 class Interrupted(KeyboardInterrupt):
