@@ -74,7 +74,7 @@ class _Parser(ArgumentParser):
 def _plainly(message: str, known: Sequence[str]) -> str:
     """A parser's message without the words of a programmer."""
     message = re.sub(r'Parser key "(\w+)":\s+', lambda m: f"--{m[1].replace('_', '-')}: ", message)
-    message = re.sub(r"\b(?:train|evaluate|predict|report|compare|models|recipes|warp)\.(\w+)", r"\1", message)
+    message = re.sub(r"\b(?:train|evaluate|predict|report|compare|publish|models|recipes|warp)\.(\w+)", r"\1", message)
     message = _OPTION.sub(lambda m: m[0].replace("_", "-"), message)
     one = re.search(r"Expected an? (.*?)\. Got value: (.*)", message, re.DOTALL)
     any_of = re.search(r"Does not validate .*?Subtypes: \[(.*?)\]\n.*Given value: (.*)", message, re.DOTALL)
@@ -371,6 +371,27 @@ def _print_runs(runs: Sequence[Run]) -> None:
         print(row.format(result.transformer, f"{result.parameters:,}", result.seed, result.epochs, *shares, minutes))
 
 
+def _publish_options(parser: _Parser, argv: Sequence[str]) -> None:
+    parser.add_argument("run", help="folder of the run")
+    parser.add_argument("--out", type=str | None, default=None, help="folder to write to")
+    parser.add_argument("--repo", type=str | None, default=None, metavar="USER/NAME", help="repository to write to")
+    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    parser.add_argument(
+        "--license", type=str | None, default=None, help="of the weights, as the Hub knows it, such as mit"
+    )
+
+
+def _publish(a: Namespace) -> None:
+    try:
+        from .publish import publish
+    except ImportError as error:
+        if error.name not in (None, "huggingface_hub"):
+            raise
+        raise ValueError("publish: huggingface_hub is missing; pip install 'spatial-transformers[hub]'") from error
+
+    print(publish(a.run, out=a.out, repo=a.repo, private=a.private, license=a.license))
+
+
 def _recipes_options(parser: _Parser, argv: Sequence[str]) -> None:
     parser.add_argument("name", nargs="?", default=None, help="recipe")
 
@@ -469,6 +490,9 @@ COMMANDS = {
     ),
     "report": Command("Write report.html and the figures of a run.", _report_options, _report),
     "compare": Command("Put runs side by side.", _compare_options, _compare),
+    "publish": Command(
+        "Write the network of a run with its card to a folder, or to the Hugging Face Hub.", _publish_options, _publish
+    ),
     "recipes": Command("List the recipes, or show the settings of one as YAML.", _recipes_options, _recipes),
     "models": Command("List the networks, or show the layers of one.", _models_options, _models),
     "warp": Command("Rotate, scale and shift an image: the classic sanity check.", _warp_options, _warp),

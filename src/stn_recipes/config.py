@@ -180,13 +180,13 @@ class TrainConfig:
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            return models.create(
-                self.network,
-                transform=self.transformer,
-                in_shape=in_shape,
-                num_classes=num_classes,
-                **self._options(models.create),
-            )
+            return models.create(self.network, in_shape=in_shape, num_classes=num_classes, **self.network_options())
+
+    def network_options(self) -> dict[str, Any]:
+        """What `stn.models.create` is told beside the name, the size of the images and the number of classes."""
+        from stn import models
+
+        return {"transform": self.transformer, **self._options(models.create)}
 
     def penalty(self) -> "Penalty | None":
         """The weighted sum that `penalties` names, or None."""

@@ -382,8 +382,7 @@ def _finish(
     log: EpochLog,
     test: Mapping[str, float],
 ) -> None:
-    weights = {name: tensor.contiguous().cpu() for name, tensor in task.model.state_dict().items()}
-    write_weights(run / "model.safetensors", weights)
+    write_weights(run / "model.safetensors", task.model.state_dict())
     last = Run(run).metrics()[-1]
     result = Result(
         recipe=config.recipe,
