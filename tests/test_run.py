@@ -437,6 +437,23 @@ def test_every_family_can_be_trained_by_name() -> None:
     assert set(get_args(Transformer)) == {*stn.transforms.TRANSFORMS, "none"}
 
 
+def test_a_family_is_trained_with_options_of_its_own(tmp_path: Path) -> None:
+    family = {"name": "similarity", "max_angle": 0.5}
+    out = str(tmp_path / "run")
+    run = load_run(train(replace(SMALL, transformer=family, epochs=1, limit_train=64, control=True, out=out)))
+    assert run.config.transformer == family
+    assert run.model.transformer is not None
+    assert run.model.transformer.transform.config() == stn.Similarity(max_angle=0.5).config()
+    assert run.result is not None
+    assert run.result.transformer == "similarity"
+    assert load_run(run.path / "control").model.transformer is None
+    assert resume(run.path, overrides={"transformer": family}) == run.path
+    with pytest.raises(ValueError, match=r"transformer: expected .*'max_angle': 0\.5.*, as the run"):
+        resume(run.path, overrides={"transformer": "similarity"})
+    with pytest.raises(ValueError, match=r"transformer: options: .*did you mean 'max_angle'\?"):
+        replace(SMALL, transformer={"name": "similarity", "max_angel": 0.5})
+
+
 def test_every_setting_of_a_network_and_of_a_data_set_reaches_it() -> None:
     """Options of the same name; a setting that nobody takes would be ignored in silence."""
     network, data = (set(inspect.signature(of).parameters) for of in (stn.models.create, ImageDataModule))

@@ -74,7 +74,7 @@ class _Parser(ArgumentParser):
 def _plainly(message: str, known: Sequence[str]) -> str:
     """A parser's message without the words of a programmer."""
     message = re.sub(r'Parser key "(\w+)":\s+', lambda m: f"--{m[1].replace('_', '-')}: ", message)
-    message = re.sub(r"\b(?:train|evaluate|predict|report|compare|models|recipes|warp)\.(\w+)", r"\1", message)
+    message = re.sub(r"\b(?:train|evaluate|predict|report|compare|publish|models|recipes|warp)\.(\w+)", r"\1", message)
     message = _OPTION.sub(lambda m: m[0].replace("_", "-"), message)
     one = re.search(r"Expected an? (.*?)\. Got value: (.*)", message, re.DOTALL)
     any_of = re.search(r"Does not validate .*?Subtypes: \[(.*?)\]\n.*Given value: (.*)", message, re.DOTALL)
@@ -363,12 +363,33 @@ def _print_runs(runs: Sequence[Run]) -> None:
         print(run.path)
         result, config = run.result, run.config
         if result is None:
-            print(row.format(config.transformer, "-", config.seed, "-", "-", "unfinished", "-", "-"))
+            print(row.format(config.family, "-", config.seed, "-", "-", "unfinished", "-", "-"))
             continue
         accuracies = (result.val_accuracy, result.test_accuracy, 1 - result.test_accuracy)
         shares = ("-" if share is None else f"{share:.2%}" for share in accuracies)
         minutes = f"{result.train_seconds / 60:.1f}"
         print(row.format(result.transformer, f"{result.parameters:,}", result.seed, result.epochs, *shares, minutes))
+
+
+def _publish_options(parser: _Parser, argv: Sequence[str]) -> None:
+    parser.add_argument("run", help="folder of the run")
+    parser.add_argument("--out", type=str | None, default=None, help="folder to write to")
+    parser.add_argument("--repo", type=str | None, default=None, metavar="USER/NAME", help="repository to write to")
+    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    parser.add_argument(
+        "--license", type=str | None, default=None, help="of the weights, as the Hub knows it, such as mit"
+    )
+
+
+def _publish(a: Namespace) -> None:
+    try:
+        from .publish import publish
+    except ImportError as error:
+        if error.name not in (None, "huggingface_hub"):
+            raise
+        raise ValueError("publish: huggingface_hub is missing; pip install 'spatial-transformers[hub]'") from error
+
+    print(publish(a.run, out=a.out, repo=a.repo, private=a.private, license=a.license))
 
 
 def _recipes_options(parser: _Parser, argv: Sequence[str]) -> None:
@@ -381,7 +402,7 @@ def _recipes(a: Namespace) -> None:
         return
     table = Table("recipe", "data", "distortion", "network", "transformer", "epochs", box=None)
     for name, c in RECIPES.items():
-        table.add_row(name, c.dataset, c.distortion or "-", c.network, c.transformer, str(c.epochs))
+        table.add_row(name, c.dataset, c.distortion or "-", c.network, c.family, str(c.epochs))
     Console().print(table)
 
 
@@ -487,6 +508,9 @@ COMMANDS = {
     ),
     "report": Command("Write report.html and the figures of a run.", _report_options, _report),
     "compare": Command("Put runs side by side.", _compare_options, _compare),
+    "publish": Command(
+        "Write the network of a run with its card to a folder, or to the Hugging Face Hub.", _publish_options, _publish
+    ),
     "recipes": Command("List the recipes, or show the settings of one as YAML.", _recipes_options, _recipes),
     "models": Command("List the networks, or show the layers of one.", _models_options, _models),
     "warp": Command("Rotate, scale and shift an image: the classic sanity check.", _warp_options, _warp),

@@ -19,11 +19,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import torch
 import yaml
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialize
 from torch import Tensor
 
 import stn
+from stn import weights
 from stn.models import TransformerClassifier
 
 from ..config import TrainConfig
@@ -237,7 +236,10 @@ def load_weights(model: TransformerClassifier, run: Path) -> None:
     """Put the weights of a run into `model`: model.safetensors, or checkpoints/last.ckpt of an unfinished run."""
     file = run / "model.safetensors"
     if file.exists():
-        state = _read_weights(file)
+        try:
+            state = weights.read_weights(file)
+        except ValueError as error:
+            raise DamagedError(str(error)) from error
     else:
         file = run / "checkpoints" / "last.ckpt"
         if not file.exists():
@@ -245,39 +247,15 @@ def load_weights(model: TransformerClassifier, run: Path) -> None:
                 f"{run}: expected model.safetensors or checkpoints/last.ckpt; the run has not finished an epoch"
             )
         state = {k.removeprefix("model."): v for k, v in read_checkpoint(file)["state_dict"].items()}
-    have, want = ({name: tuple(value.shape) for name, value in of.items()} for of in (state, model.state_dict()))
-    wrong = [name for name in {**want, **have} if have.get(name) != want.get(name)]
-    if wrong:
-        raise RunError(
-            f"{file}: holds the weights of another network than the settings say: {len(wrong)} tensors differ, first "
-            f"{wrong[0]} with shape {have.get(wrong[0])}, not {want.get(wrong[0])}"
-        )
-    model.load_state_dict(state)
-
-
-def write_weights(file: Path, weights: dict[str, Tensor]) -> None:
-    """Weights as safetensors, with their digest."""
-    write_bytes(file, serialize(weights, metadata={"digest": _digest_of(weights)}))
-
-
-def _read_weights(file: Path) -> dict[str, Tensor]:
     try:
-        with safe_open(file, framework="pt") as content:
-            weights = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 - not a mapping
-            digest = (content.metadata() or {}).get("digest")
-    except (SafetensorError, ValueError, UnicodeDecodeError) as error:
-        raise DamagedError(f"{file}: damaged, or not a safetensors file ({error})") from error
-    if digest is not None and digest != _digest_of(weights):
-        raise DamagedError(f"{file}: damaged, the weights are not those that were written")
-    return weights
+        weights.load_weights(model, state, file)
+    except ValueError as error:
+        raise RunError(str(error)) from error
 
 
-def _digest_of(weights: dict[str, Tensor]) -> str:
-    total = hashlib.sha256()
-    for name, tensor in sorted(weights.items()):
-        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        total.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return total.hexdigest()
+def write_weights(file: Path, state: dict[str, Tensor]) -> None:
+    """Weights as safetensors, with their digest."""
+    write_bytes(file, weights.serialize_weights(state))
 
 
 _LAST_LINE = "# digest of the lines above, which a change by hand deletes: "

@@ -183,7 +183,7 @@ def _run_folder(config: TrainConfig) -> Path:
         return Path(config.out)
     if not is_main_process():
         return Path(os.environ["STN_RUN_FOLDER"])
-    name = f"{config.recipe}-{config.transformer}-s{config.seed}"
+    name = f"{config.recipe}-{config.family}-s{config.seed}"
     folders = (Path("runs", name if n == 1 else f"{name}-{n}") for n in itertools.count(1))
     run = next(folder for folder in folders if not folder.exists())
     os.environ["STN_RUN_FOLDER"] = str(run)
@@ -360,7 +360,7 @@ def _begin(run: Path, config: TrainConfig, data: ImageDataModule, task: Classifi
         (run / name).unlink(missing_ok=True)
     write_record(run / "data.json", Facts.of(data))
     write_config(run, config)
-    what = "no transformer (control)" if config.transformer == "none" else f"{config.transformer} transformer"
+    what = "no transformer (control)" if config.transformer == "none" else f"{config.family} transformer"
     seen, held = len(data.train_data()), len(data.val_data() or ())
     print(
         f"{config.recipe}: {config.network}, {what}, {_size(task):,} parameters; {seen:,} images to train on, "
@@ -382,13 +382,12 @@ def _finish(
     log: EpochLog,
     test: Mapping[str, float],
 ) -> None:
-    weights = {name: tensor.contiguous().cpu() for name, tensor in task.model.state_dict().items()}
-    write_weights(run / "model.safetensors", weights)
+    write_weights(run / "model.safetensors", task.model.state_dict())
     last = Run(run).metrics()[-1]
     result = Result(
         recipe=config.recipe,
         network=config.network,
-        transformer=config.transformer,
+        transformer=config.family,
         seed=config.seed,
         parameters=_size(task),
         epochs=trainer.current_epoch,
