@@ -74,7 +74,8 @@ class _Parser(ArgumentParser):
 def _plainly(message: str, known: Sequence[str]) -> str:
     """A parser's message without the words of a programmer."""
     message = re.sub(r'Parser key "(\w+)":\s+', lambda m: f"--{m[1].replace('_', '-')}: ", message)
-    message = re.sub(r"\b(?:train|evaluate|predict|report|compare|publish|models|recipes|warp)\.(\w+)", r"\1", message)
+    commands = "|".join(COMMANDS)
+    message = re.sub(rf"\b(?:{commands})\.(\w+)", r"\1", message)
     message = _OPTION.sub(lambda m: m[0].replace("_", "-"), message)
     one = re.search(r"Expected an? (.*?)\. Got value: (.*)", message, re.DOTALL)
     any_of = re.search(r"Does not validate .*?Subtypes: \[(.*?)\]\n.*Given value: (.*)", message, re.DOTALL)
@@ -210,6 +211,7 @@ def _train_options(parser: _Parser, argv: Sequence[str]) -> None:
         "--control", action=yes_no, default=False, help="train the equal-parameter control too, into RUN/control"
     )
     parser.add_argument("--progress", action=yes_no, default=True, help="show a progress bar")
+    parser.add_argument("--report", action=yes_no, default=True, help="write RUN/report.html at the end")
     parser.set_defaults({**dataclasses.asdict(_defaults(name, run)), "recipe": name})
 
 
@@ -241,10 +243,28 @@ def _defaults(name: str | None, run: str | None) -> TrainConfig:
     return recipe(name or "digits")
 
 
-def _train(a: Namespace) -> None:
+def _given(a: Namespace) -> dict[str, Any]:
+    """The settings that the command line names."""
     given = {setting.name: a[setting.name] for setting in dataclasses.fields(TrainConfig) if setting.name in a}
     if given["recipe"] is None:
         del given["recipe"]
+    return given
+
+
+def config_of(words: Sequence[str]) -> TrainConfig:
+    """The settings that are meant by the words after `stn train`.
+
+    Raises:
+        ValueError: for values that no run can have.
+        SystemExit: for options that are not understood, which standard error says.
+    """
+    argv = ["train", *map(_with_underscores, words)]
+    a = _build(argv).parse_args(argv, defaults=False)["train"]
+    return dataclasses.replace(_defaults(a.get("recipe"), a.get("init_from")), **_given(a))
+
+
+def _train(a: Namespace) -> None:
+    given = _given(a)
     config = None
     if a.get("resume") is None:
         config = dataclasses.replace(_defaults(a.get("recipe"), a.get("init_from")), **given)
@@ -260,13 +280,55 @@ def _train(a: Namespace) -> None:
     run = train.resume(Path(a.resume), overrides=given) if config is None else train.train(config)
     if train.is_main_process():
         try:
-            page = write_report(run)
+            page = write_report(run) if a.get("report", True) else None
         except KeyboardInterrupt:
             raise train.Interrupted(f"trained; write the report with: stn report {shlex.quote(str(run))}") from None
         folders = [run, run / "control"] if (run / "control" / "result.json").exists() else [run]
         print()
         _print_runs([load_run(folder) for folder in folders])
-        print(f"Report: {page}")
+        if page is not None:
+            print(f"Report: {page}")
+
+
+def _sweep_options(parser: _Parser, argv: Sequence[str]) -> None:
+    parser.add_argument("recipes", nargs="+", help=f"any of {', '.join(RECIPES)}")
+    parser.add_argument("--out", required=True, help="folder of the runs, each in a folder of its own")
+    parser.add_argument("--seeds", default="0", help="such as 0,1,2")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time on this machine")
+    parser.add_argument(
+        "--ray", type=str | None, default=None, metavar="ADDRESS", help="run on a Ray cluster; auto finds the nearest"
+    )
+    yes_no = ActionYesNo(no_prefix="no_")
+    parser.add_argument("--report", action=yes_no, default=True, help="write the report of each run")
+    for name in _swept():
+        parser.add_argument(
+            f"--{name}", type=str | None, default=None, metavar="LIST", help="as of stn train, or several values"
+        )
+    parser.set_defaults({"threads": "1"})
+
+
+def _swept() -> list[str]:
+    """The options of `stn train` that a sweep takes lists of."""
+    apart = ("recipe", "seed", "schedule_start", "out", "control", "progress")
+    return [setting.name for setting in dataclasses.fields(TrainConfig) if setting.name not in apart]
+
+
+def _sweep(a: Namespace) -> None:
+    options = {"transformer": a.transformer, "seed": a.seeds}
+    options |= {name: a[name] for name in _swept() if name != "transformer"}
+    lists = {name: _list(text) for name, text in options.items() if text is not None}
+
+    from .run.sweep import Processes, Ray, product, sweep
+
+    planned = product(a.recipes, lists, config_of)
+    threads = max(run.config.threads or 1 for run in planned)
+    sweep(planned, Path(a.out), Processes(a.jobs) if a.ray is None else Ray(a.ray, threads), report=a.report)
+    print(f"Table: stn table {shlex.quote(a.out)}")
+
+
+def _list(text: str) -> list[str]:
+    """The values of a list with commas between them; those inside brackets are of a value."""
+    return [part.strip() for part in re.split(r",(?![^\[{(]*[\]})])", text)]
 
 
 def _evaluate_options(parser: _Parser, argv: Sequence[str]) -> None:
@@ -502,6 +564,9 @@ def _check_backends() -> None:
 
 COMMANDS = {
     "train": Command("Train a recipe, measure it on its test set and write its report.", _train_options, _train),
+    "sweep": Command(
+        "Train every recipe with every combination of options; go on with what is not finished.", _sweep_options, _sweep
+    ),
     "evaluate": Command("Measure a run on its test set once more.", _evaluate_options, _evaluate),
     "predict": Command(
         "Classify images with a run, and save what its transformer made of them.", _predict_options, _predict

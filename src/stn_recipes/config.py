@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 else:
     DataSet = Literal[DATASETS]
 
+# What a resumed run may change without changing its result.
+RESUMABLE = (
+    "control", "data_dir", "num_workers", "progress", "threads", "accelerator", "devices", "num_nodes", "strategy",
+)  # fmt: skip
+
 Transformer = Literal[
     "affine", "similarity", "rigid", "attention", "crop", "translation", "rotation", "projective", "corners", "tps",
     "bspline", "displacement", "velocity", "cpab", "polar", "none",

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
@@ -23,17 +24,18 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics import MeanMetric
+from torchmetrics import CatMetric, MeanMetric
 
 import stn
 from stn.models import TransformerClassifier
 
-from ..config import TrainConfig
+from ..config import RESUMABLE, TrainConfig
 from ..data.module import ImageDataModule
 from .callbacks import EpochLog, EpochSeed, Watch, WholeCheckpoints
 from .folder import (
     DamagedError,
     Facts,
+    Mistakes,
     Result,
     Run,
     RunError,
@@ -48,11 +50,6 @@ from .folder import (
     write_weights,
 )
 from .precision import choose
-
-# What a resumed run may change without changing its result.
-RESUMABLE = (
-    "control", "data_dir", "num_workers", "progress", "threads", "accelerator", "devices", "num_nodes", "strategy",
-)  # fmt: skip
 
 # TensorBoard's own switch for doing without TensorFlow, which it imports, for seconds, wherever it is installed.
 sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("tensorboard.compat.notf"))
@@ -80,6 +77,8 @@ class Classification(LightningModule):
         self.means = torch.nn.ModuleDict(
             {f"{stage}_{name}": MeanMetric() for stage in ("train", "val", "test") for name in ("loss", "accuracy")}
         )
+        self.mistakes = CatMetric()  # the places of the test images that are classified wrongly, -1 for the others
+        self.tested = 0  # images of this process
 
     def forward(self, images: Tensor) -> Tensor:
         return self.look(images)[0]
@@ -93,6 +92,10 @@ class Classification(LightningModule):
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self._measure("val", batch)
 
+    def on_test_start(self) -> None:
+        self.mistakes.reset()
+        self.tested = 0
+
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self._measure("test", batch)
 
@@ -100,8 +103,13 @@ class Classification(LightningModule):
         images, labels = batch
         logits, warp = self.look(images)
         loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
-        accuracy = (logits.argmax(1) == labels).float().mean()
-        for name, value in (("loss", loss.detach()), ("accuracy", accuracy)):
+        correct = logits.argmax(1) == labels
+        if stage == "test":
+            own = torch.arange(self.tested, self.tested + len(labels), device=labels.device)
+            places = own * self.trainer.world_size + self.trainer.global_rank  # as the sampler shares them out
+            self.mistakes.update(torch.where(correct, -1, places))
+            self.tested += len(labels)
+        for name, value in (("loss", loss.detach()), ("accuracy", correct.float().mean())):
             # Metrics that count themselves: Lightning's own mean over processes is off when their shares differ.
             mean = self.means[f"{stage}_{name}"]
             assert isinstance(mean, MeanMetric)
@@ -296,16 +304,21 @@ def _fit(run: Path, config: TrainConfig, checkpoint: Path | None) -> None:
     if checkpoint is None and config.init_from is not None:
         load_weights(task.model, Path(config.init_from))
     log = EpochLog()
+    lock = FileLock(run / "train.lock")
     try:
         trainer = _trainer(run, config, log, "val_accuracy" if data.val_data() else "train_accuracy")
         if is_main_process():  # not before now: what cannot start leaves nothing behind
+            run.mkdir(parents=True, exist_ok=True)
+            lock.acquire(blocking=False)
             _begin(run, config, data, task)
         try:
             trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
             if trainer.interrupted:
                 raise KeyboardInterrupt
             test = trainer.test(task, datamodule=data, verbose=False)[0]
+            wrong = tuple(sorted(int(place) for place in task.mistakes.compute().tolist() if place >= 0))
             if trainer.is_global_zero:
+                write_record(run / "mistakes.json", Mistakes(images=len(data.test_data()), wrong=wrong))
                 _finish(run, config, task, trainer, log, test)
         except KeyboardInterrupt:
             raise _interrupted(run) from None
@@ -315,6 +328,10 @@ def _fit(run: Path, config: TrainConfig, checkpoint: Path | None) -> None:
             raise
     except MisconfigurationException as error:
         raise ValueError(str(error)) from error
+    except Timeout:
+        raise RunError(f"{run}: another process is training this run") from None
+    finally:
+        lock.release()
 
 
 def _trainer(run: Path, config: TrainConfig, log: EpochLog, monitor: str) -> Trainer:
@@ -355,8 +372,11 @@ def _trainer(run: Path, config: TrainConfig, log: EpochLog, monitor: str) -> Tra
 
 
 def _begin(run: Path, config: TrainConfig, data: ImageDataModule, task: Classification) -> None:
-    run.mkdir(parents=True, exist_ok=True)
-    for name in ("result.json", "model.safetensors"):  # of a run that is extended; the checkpoint has it all
+    for name in (
+        "result.json",
+        "mistakes.json",
+        "model.safetensors",
+    ):  # of a run that is extended; the checkpoint has it all
         (run / name).unlink(missing_ok=True)
     write_record(run / "data.json", Facts.of(data))
     write_config(run, config)
