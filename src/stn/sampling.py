@@ -66,8 +66,8 @@ def sample(
         align_corners: False: -1 and 1 are the outer edges of the border pixels; True: their centres. Of positions in
             pixels it only says about what a reflection turns.
         units: "pixel" for positions in pixels: integers are pixel centres, the first is 0. They are read as they are,
-            halfway between two pixels too, in float64 where they come so. Exact, by the reference alone, which is about six times slower
-            than `conventions.pixel_to_normalized` and a grid that may be rounded.
+            halfway between two pixels too, in float64 where they come so. On the native backend, and elsewhere, or
+            in float64 of another image, on the reference, which is several times slower.
         order: "ij" for positions that are array indices, ([slice,] row, column).
 
     Returns:

@@ -55,19 +55,23 @@ def warp(image: Tensor, coordinates: Coordinates, reading: Reading) -> Tensor:
         if not torch.compiler.is_compiling():
             _known[what] = backend
     kind, size, values, _ = coordinates
-    if kind not in backend.KINDS:
-        if kind == "pixels":  # as a normalized grid they would be rounded
+    if kind == "pixels":  # as a normalized grid, or in another type, they would be rounded
+        if kind not in backend.KINDS or values.dtype != coordinate_dtype(image):
             return _by_reference(image, coordinates, reading)
+    elif kind not in backend.KINDS:
         grid = positions(coordinates, reading.align_corners, coordinate_dtype(image))
         coordinates = Coordinates("grid", size, grid)
-    elif values.dtype != coordinate_dtype(image) and kind not in ("basis", "pixels"):
+    elif values.dtype != coordinate_dtype(image) and kind != "basis":
         coordinates = Coordinates(kind, size, values.to(coordinate_dtype(image)))
     return autograd.warp(backend, image, coordinates, reading)
 
 
 def _by_reference(image: Tensor, coordinates: Coordinates, reading: Reading) -> Tensor:
     if _asked_for() not in (None, reference.NAME):
-        raise ValueError(f"backend: expected {reference.NAME!r} for positions in pixels, got {_asked_for()!r}")
+        raise ValueError(
+            f"backend: expected {reference.NAME!r} for positions in pixels of {coordinates.values.dtype} and an image of "
+            f"{image.dtype}, got {_asked_for()!r}"
+        )
     return autograd.warp(reference, image, coordinates, reading)
 
 
