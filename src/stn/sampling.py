@@ -19,6 +19,7 @@ from ._checks import (
     coordinate_dtype,
     describe,
 )
+from ._tracing import is_portable
 from .antialias import sample_antialiased
 from .conventions import pixel_to_normalized
 from .coordinates import MATRICES, Coordinates, Frame, check_grid, check_matrices, map_points, positions
@@ -292,7 +293,16 @@ def read_warp(
     of_output = points.new_tensor(extent(size, align_corners=of_lattice))
     # Pixels of the input for a pixel of the output; an axis of one pixel with align_corners has no length.
     scale = of_input[:, None] / torch.where(of_output == 0, torch.inf, of_output)
-    steps = derivative(lambda p: mapping(p), points) * scale
+    if coordinates.kind == "affine":
+        steps = coordinates.values[:, None, :, :d] * scale
+    elif is_portable():
+        raise ValueError(
+            "antialias: expected False, or an affine transform, in a program that is exported: the derivative of others would keep the "
+            "batch of the example"
+        )
+    else:
+        steps = derivative(lambda p: mapping(p), points) * scale
+    steps = steps.expand(*points.shape, d)
     grid = mapping(points).reshape(-1, *size, d).expand(batch, *size, d)
     steps = steps.reshape(-1, *size, d, d).expand(batch, *size, d, d)
     image = image.expand(batch, *image.shape[1:])

@@ -24,10 +24,11 @@ import torch
 from torch import Tensor
 
 from .._checks import check_choice, coordinate_dtype
+from .._tracing import constant_when_compiled, is_portable
 from ..coordinates import Coordinates, positions
 from ..kernels import Kernel
 from ..reading import Reading
-from . import _torch, aten, autograd, cpu, reference
+from . import aten, autograd, cpu, reference
 from .backend import Backend, Case
 from .triton import launch as triton
 
@@ -37,7 +38,7 @@ BACKENDS: tuple[Backend, ...] = (cpu, triton, aten, reference)
 _wanted: ContextVar[str | None] = ContextVar("stn_backend", default=None)
 
 
-@_torch.constant_when_compiled  # compilers do not know context variables
+@constant_when_compiled
 def _asked_for() -> str | None:
     return _wanted.get()
 
@@ -48,7 +49,15 @@ _known: dict[tuple[Any, ...], Backend] = {}
 
 def warp(image: Tensor, coordinates: Coordinates, reading: Reading) -> Tensor:
     """Reads image (B, C, *in) at the coordinates of equal batch: (B, C, *size), in its type and memory format."""
-    what = (image.ndim - 2, reading.kernel, reading.padding, image.device.type, image.dtype, _asked_for())
+    what = (
+        image.ndim - 2,
+        reading.kernel,
+        reading.padding,
+        image.device.type,
+        image.dtype,
+        _asked_for(),
+        is_portable(),
+    )
     backend = _known.get(what)
     if backend is None:
         backend = _choose(Case(*what))
@@ -126,7 +135,8 @@ def _choose(case: Case) -> Backend:
     reasons = []
     for backend in BACKENDS:
         if case.asked_for in (None, backend.NAME):
-            reason = backend.refuses(case)
+            reason = "programs that run without stn cannot call it" if case.portable and backend.OPAQUE else None
+            reason = reason or backend.refuses(case)
             if reason is None:
                 return backend
             reasons.append(f"{backend.NAME!r}: {reason}")
