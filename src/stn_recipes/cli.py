@@ -189,7 +189,7 @@ class _Pair:
 
 
 def _train_options(parser: _Parser, argv: Sequence[str]) -> None:
-    name, run = _named(argv)
+    name, run, preset = _named(argv)
     parser.add_argument("recipe", nargs="?", default=name, help=f"one of {', '.join(RECIPES)}; digits if not given")
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file of settings; options given after it win")
     parser.add_argument(
@@ -211,18 +211,20 @@ def _train_options(parser: _Parser, argv: Sequence[str]) -> None:
     )
     parser.add_argument("--progress", action=yes_no, default=True, help="show a progress bar")
     parser.add_argument("--report", action=yes_no, default=True, help="write RUN/report.html at the end")
-    parser.set_defaults({**dataclasses.asdict(_defaults(name, run)), "recipe": name})
+    parser.set_defaults({**dataclasses.asdict(_defaults(name, run, preset)), "recipe": name})
 
 
-def _named(argv: Sequence[str]) -> tuple[str | None, str | None]:
-    """The recipe that the command line or its YAML file names, and the run to start from."""
+def _named(argv: Sequence[str]) -> tuple[str | None, str | None, str | None]:
+    """The recipe that the command line or its YAML file names, the run to start from, and the preset."""
     name = argv[1] if len(argv) > 1 and not argv[1].startswith("-") else None
-    run = None
+    run = preset = None
     for i, word in enumerate(argv):
         option, _, value = word.partition("=")
         value = value or (argv[i + 1] if i + 1 < len(argv) else "")
         if option == "--init_from":
             run = value
+        if option == "--preset":
+            preset = value
         if option == "--config":
             try:
                 content = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
@@ -230,16 +232,16 @@ def _named(argv: Sequence[str]) -> tuple[str | None, str | None]:
                 continue  # the parser will say it
             if name is None and isinstance(content, dict):
                 name = content.get("recipe")
-    return name, run
+    return name, run, preset
 
 
-def _defaults(name: str | None, run: str | None) -> TrainConfig:
+def _defaults(name: str | None, run: str | None, preset: str | None) -> TrainConfig:
     """The settings that `train` starts from: those of a recipe, or of the run whose weights it starts from."""
     if name is None and run is not None:
         from .run.folder import read_config
 
         return dataclasses.replace(read_config(Path(run)), out=None, control=False, schedule_start=0)
-    return recipe(name or "digits")
+    return recipe(name or "digits", preset)
 
 
 def _given(a: Namespace) -> dict[str, Any]:
@@ -259,14 +261,14 @@ def config_of(words: Sequence[str]) -> TrainConfig:
     """
     argv = ["train", *map(_with_underscores, words)]
     a = _build(argv).parse_args(argv, defaults=False)["train"]
-    return dataclasses.replace(_defaults(a.get("recipe"), a.get("init_from")), **_given(a))
+    return dataclasses.replace(_defaults(a.get("recipe"), a.get("init_from"), a.get("preset")), **_given(a))
 
 
 def _train(a: Namespace) -> None:
     given = _given(a)
     config = None
     if a.get("resume") is None:
-        config = dataclasses.replace(_defaults(a.get("recipe"), a.get("init_from")), **given)
+        config = dataclasses.replace(_defaults(a.get("recipe"), a.get("init_from"), a.get("preset")), **given)
 
     from .run.folder import load_run, read_config
 
