@@ -74,7 +74,9 @@ class _Parser(ArgumentParser):
 def _plainly(message: str, known: Sequence[str]) -> str:
     """A parser's message without the words of a programmer."""
     message = re.sub(r'Parser key "(\w+)":\s+', lambda m: f"--{m[1].replace('_', '-')}: ", message)
-    message = re.sub(r"\b(?:train|sweep|evaluate|predict|report|compare|models|recipes|warp)\.(\w+)", r"\1", message)
+    message = re.sub(
+        r"\b(?:train|sweep|evaluate|predict|report|compare|table|models|recipes|warp)\.(\w+)", r"\1", message
+    )
     message = _OPTION.sub(lambda m: m[0].replace("_", "-"), message)
     one = re.search(r"Expected an? (.*?)\. Got value: (.*)", message, re.DOTALL)
     any_of = re.search(r"Does not validate .*?Subtypes: \[(.*?)\]\n.*Given value: (.*)", message, re.DOTALL)
@@ -418,6 +420,34 @@ def _compare(a: Namespace) -> None:
         _print_runs(runs)
 
 
+def _table_options(parser: _Parser, argv: Sequence[str]) -> None:
+    parser.add_argument("folder", help="folder of runs, such as that of a sweep")
+    parser.add_argument(
+        "--rows", type=str | None, default=None, metavar="SETTINGS",
+        help="that tell the rows apart, such as recipe,epochs; the recipe and whatever else differs if not given",
+    )  # fmt: skip
+    parser.add_argument(
+        "--columns",
+        default="transformer",
+        metavar="SETTINGS",
+        help="that tell the columns apart; transformer if not given",
+    )
+    parser.add_argument("--paper", action="store_true", help="the published figure beside ours")
+    parser.add_argument("--data_dir", type=str | None, default=None, help="where the data lies now")
+
+
+def _table(a: Namespace) -> None:
+    from .report.table import as_text, read_table
+    from .report.table_page import write_table
+
+    rows, columns = ([name.replace("-", "_") for name in _list(text or "") if name] for text in (a.rows, a.columns))
+    table = read_table(Path(a.folder), rows, columns)
+    print(as_text(table, paper=a.paper))
+    print(
+        f"Page: {write_table(table, Path(a.folder), paper=a.paper, data_dir=a.data_dir)}, beside table.md and table.csv"
+    )
+
+
 def _print_runs(runs: Sequence[Run]) -> None:
     """Runs side by side: each path on a line of its own, whole, and its figures below it."""
     row = "  {:<13}{:>12}{:>6}{:>8}{:>9}{:>11}{:>9}{:>8}"
@@ -535,6 +565,9 @@ COMMANDS = {
     ),
     "report": Command("Write report.html and the figures of a run.", _report_options, _report),
     "compare": Command("Put runs side by side.", _compare_options, _compare),
+    "table": Command(
+        "Runs as a table: mean and deviation over seeds beside controls and published figures.", _table_options, _table
+    ),
     "recipes": Command("List the recipes, or show the settings of one as YAML.", _recipes_options, _recipes),
     "models": Command("List the networks, or show the layers of one.", _models_options, _models),
     "warp": Command("Rotate, scale and shift an image: the classic sanity check.", _warp_options, _warp),
