@@ -181,7 +181,7 @@ def test_names():
     for names, expected in (
         (native.MODES, ("nearest", "bilinear", "bicubic")),
         (native.PADDINGS, ("zeros", "border", "reflection", "circular", "constant")),
-        (native.COORDINATES, KINDS),
+        (native.COORDINATES, (*KINDS, "pixels")),
     ):
         assert tuple(names) == expected
         assert len(set(names.values())) == len(names)
