@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -19,7 +20,6 @@ from torch import Tensor, nn
 
 import stn
 from stn_recipes import cli
-from stn_recipes.config import TrainConfig
 from stn_recipes.recipes import recipe
 from stn_recipes.run.folder import load_run
 from stn_recipes.run.train import train
@@ -193,12 +193,11 @@ def test_the_command_on_the_card_says_every_setting():
     config = replace(recipe("digits"), transformer=FAMILY, penalties={"fold": 1.0}, clip=None, antialias=True, lr=0.02)
     words = command(replace(config, image_size=(32, 48), data_dir="/home/me"), control=True)
     assert "/home/me" not in words
-    parser = cli._build(argv := [cli._with_underscores(w) for w in __import__("shlex").split(words)[1:]])
+    parser = cli._build(argv := [cli._with_underscores(word) for word in shlex.split(words)[1:]])
     given = parser.parse_args(argv, defaults=False)["train"]
     names = ("transformer", "penalties", "clip", "antialias", "lr", "control")
     assert {n: given[n] for n in names} == {**{n: getattr(config, n) for n in names}, "control": True}
     assert given["image_size"] == (32, 48)
-    assert isinstance(config, TrainConfig)
 
 
 class Hub(BaseHTTPRequestHandler):
