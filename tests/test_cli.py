@@ -7,7 +7,7 @@ import math
 import re
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -276,7 +276,7 @@ def test_runs_side_by_side_fit_80_columns_and_keep_their_paths_whole(
     assert "123,456,789" in out
     assert "unfinished" in out
     code, out, _ = run(capsys, "compare", *paths, "--json")
-    assert [len(row) for row in json.loads(out)] == [17, 1]
+    assert [len(row) for row in json.loads(out)] == [len(fields(folder.Result)) + 1, 1]  # the path, too
 
 
 def stn_process(*arguments: str, **options: object) -> subprocess.Popen[str]:

@@ -74,7 +74,8 @@ class _Parser(ArgumentParser):
 def _plainly(message: str, known: Sequence[str]) -> str:
     """A parser's message without the words of a programmer."""
     message = re.sub(r'Parser key "(\w+)":\s+', lambda m: f"--{m[1].replace('_', '-')}: ", message)
-    message = re.sub(r"\b(?:train|evaluate|predict|report|compare|publish|models|recipes|warp)\.(\w+)", r"\1", message)
+    commands = "|".join(COMMANDS)
+    message = re.sub(rf"\b(?:{commands})\.(\w+)", r"\1", message)
     message = _OPTION.sub(lambda m: m[0].replace("_", "-"), message)
     one = re.search(r"Expected an? (.*?)\. Got value: (.*)", message, re.DOTALL)
     any_of = re.search(r"Does not validate .*?Subtypes: \[(.*?)\]\n.*Given value: (.*)", message, re.DOTALL)
@@ -189,7 +190,7 @@ class _Pair:
 
 
 def _train_options(parser: _Parser, argv: Sequence[str]) -> None:
-    name, run = _named(argv)
+    name, run, preset = _named(argv)
     parser.add_argument("recipe", nargs="?", default=name, help=f"one of {', '.join(RECIPES)}; digits if not given")
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file of settings; options given after it win")
     parser.add_argument(
@@ -210,18 +211,21 @@ def _train_options(parser: _Parser, argv: Sequence[str]) -> None:
         "--control", action=yes_no, default=False, help="train the equal-parameter control too, into RUN/control"
     )
     parser.add_argument("--progress", action=yes_no, default=True, help="show a progress bar")
-    parser.set_defaults({**dataclasses.asdict(_defaults(name, run)), "recipe": name})
+    parser.add_argument("--report", action=yes_no, default=True, help="write RUN/report.html at the end")
+    parser.set_defaults({**dataclasses.asdict(_defaults(name, run, preset)), "recipe": name})
 
 
-def _named(argv: Sequence[str]) -> tuple[str | None, str | None]:
-    """The recipe that the command line or its YAML file names, and the run to start from."""
+def _named(argv: Sequence[str]) -> tuple[str | None, str | None, str | None]:
+    """The recipe that the command line or its YAML file names, the run to start from, and the preset."""
     name = argv[1] if len(argv) > 1 and not argv[1].startswith("-") else None
-    run = None
+    run = preset = None
     for i, word in enumerate(argv):
         option, _, value = word.partition("=")
         value = value or (argv[i + 1] if i + 1 < len(argv) else "")
         if option == "--init_from":
             run = value
+        if option == "--preset":
+            preset = value
         if option == "--config":
             try:
                 content = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
@@ -229,25 +233,43 @@ def _named(argv: Sequence[str]) -> tuple[str | None, str | None]:
                 continue  # the parser will say it
             if name is None and isinstance(content, dict):
                 name = content.get("recipe")
-    return name, run
+    return name, run, preset
 
 
-def _defaults(name: str | None, run: str | None) -> TrainConfig:
+def _defaults(name: str | None, run: str | None, preset: str | None) -> TrainConfig:
     """The settings that `train` starts from: those of a recipe, or of the run whose weights it starts from."""
     if name is None and run is not None:
         from .run.folder import read_config
 
         return dataclasses.replace(read_config(Path(run)), out=None, control=False, schedule_start=0)
-    return recipe(name or "digits")
+    return recipe(name or "digits", preset)
 
 
-def _train(a: Namespace) -> None:
+def _given(a: Namespace) -> dict[str, Any]:
+    """The settings that the command line names."""
     given = {setting.name: a[setting.name] for setting in dataclasses.fields(TrainConfig) if setting.name in a}
     if given["recipe"] is None:
         del given["recipe"]
+    return given
+
+
+def config_of(words: Sequence[str]) -> TrainConfig:
+    """The settings that are meant by the words after `stn train`.
+
+    Raises:
+        ValueError: for values that no run can have.
+        SystemExit: for options that are not understood, which standard error says.
+    """
+    argv = ["train", *map(_with_underscores, words)]
+    a = _build(argv).parse_args(argv, defaults=False)["train"]
+    return dataclasses.replace(_defaults(a.get("recipe"), a.get("init_from"), a.get("preset")), **_given(a))
+
+
+def _train(a: Namespace) -> None:
+    given = _given(a)
     config = None
     if a.get("resume") is None:
-        config = dataclasses.replace(_defaults(a.get("recipe"), a.get("init_from")), **given)
+        config = dataclasses.replace(_defaults(a.get("recipe"), a.get("init_from"), a.get("preset")), **given)
 
     from .run.folder import load_run, read_config
 
@@ -260,13 +282,55 @@ def _train(a: Namespace) -> None:
     run = train.resume(Path(a.resume), overrides=given) if config is None else train.train(config)
     if train.is_main_process():
         try:
-            page = write_report(run)
+            page = write_report(run) if a.get("report", True) else None
         except KeyboardInterrupt:
             raise train.Interrupted(f"trained; write the report with: stn report {shlex.quote(str(run))}") from None
         folders = [run, run / "control"] if (run / "control" / "result.json").exists() else [run]
         print()
         _print_runs([load_run(folder) for folder in folders])
-        print(f"Report: {page}")
+        if page is not None:
+            print(f"Report: {page}")
+
+
+def _sweep_options(parser: _Parser, argv: Sequence[str]) -> None:
+    parser.add_argument("recipes", nargs="+", help=f"any of {', '.join(RECIPES)}")
+    parser.add_argument("--out", required=True, help="folder of the runs, each in a folder of its own")
+    parser.add_argument("--seeds", default="0", help="such as 0,1,2")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time on this machine")
+    parser.add_argument(
+        "--ray", type=str | None, default=None, metavar="ADDRESS", help="run on a Ray cluster; auto finds the nearest"
+    )
+    yes_no = ActionYesNo(no_prefix="no_")
+    parser.add_argument("--report", action=yes_no, default=True, help="write the report of each run")
+    for name in _swept():
+        parser.add_argument(
+            f"--{name}", type=str | None, default=None, metavar="LIST", help="as of stn train, or several values"
+        )
+    parser.set_defaults({"threads": "1"})
+
+
+def _swept() -> list[str]:
+    """The options of `stn train` that a sweep takes lists of."""
+    apart = ("recipe", "seed", "schedule_start", "out", "control", "progress")
+    return [setting.name for setting in dataclasses.fields(TrainConfig) if setting.name not in apart]
+
+
+def _sweep(a: Namespace) -> None:
+    options = {"transformer": a.transformer, "seed": a.seeds}
+    options |= {name: a[name] for name in _swept() if name != "transformer"}
+    lists = {name: _list(text) for name, text in options.items() if text is not None}
+
+    from .run.sweep import Processes, Ray, product, sweep
+
+    planned = product(a.recipes, lists, config_of)
+    threads = max(run.config.threads or 1 for run in planned)
+    sweep(planned, Path(a.out), Processes(a.jobs) if a.ray is None else Ray(a.ray, threads), report=a.report)
+    print(f"Table: stn table {shlex.quote(a.out)}")
+
+
+def _list(text: str) -> list[str]:
+    """The values of a list with commas between them; those inside brackets are of a value."""
+    return [part.strip() for part in re.split(r",(?![^\[{(]*[\]})])", text)]
 
 
 def _evaluate_options(parser: _Parser, argv: Sequence[str]) -> None:
@@ -353,6 +417,34 @@ def _compare(a: Namespace) -> None:
         print(json.dumps([{"run": str(run.path), **result} for run, result in zip(runs, results, strict=True)]))
     else:
         _print_runs(runs)
+
+
+def _table_options(parser: _Parser, argv: Sequence[str]) -> None:
+    parser.add_argument("folder", help="folder of runs, such as that of a sweep")
+    parser.add_argument(
+        "--rows", type=str | None, default=None, metavar="SETTINGS",
+        help="that tell the rows apart, such as recipe,epochs; the recipe and whatever else differs if not given",
+    )  # fmt: skip
+    parser.add_argument(
+        "--columns",
+        default="transformer",
+        metavar="SETTINGS",
+        help="that tell the columns apart; transformer if not given",
+    )
+    parser.add_argument("--paper", action="store_true", help="the published figure beside ours")
+    parser.add_argument("--data_dir", type=str | None, default=None, help="where the data lies now")
+
+
+def _table(a: Namespace) -> None:
+    from .report.table import as_text, read_table
+    from .report.table_page import write_table
+
+    rows, columns = ([name.replace("-", "_") for name in _list(text or "") if name] for text in (a.rows, a.columns))
+    table = read_table(Path(a.folder), rows, columns)
+    print(as_text(table, paper=a.paper))
+    print(
+        f"Page: {write_table(table, Path(a.folder), paper=a.paper, data_dir=a.data_dir)}, beside table.md and table.csv"
+    )
 
 
 def _print_runs(runs: Sequence[Run]) -> None:
@@ -460,7 +552,9 @@ def _warp(a: Namespace) -> None:
 
 
 def _info_options(parser: _Parser, argv: Sequence[str]) -> None:
-    pass
+    parser.add_argument(
+        "--check", action="store_true", help="compare every backend with the reference on a hundred small cases"
+    )
 
 
 def _info(a: Namespace) -> None:
@@ -480,10 +574,29 @@ def _info(a: Namespace) -> None:
     rows["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "none that this torch can use"
     for name, text in rows.items():
         print(f"{name:<17} {text}")
+    if a.check:
+        _check_backends()
+
+
+def _check_backends() -> None:
+    from stn.ops import check
+
+    wrong = []
+    for name, found in check().items():
+        state = f"{len(found.wrong)} wrong" if found.wrong else "all right"
+        print(
+            f"{'check ' + name:<17} {found.cases} cases against the reference, {state}, off by {found.largest:.1e} at most"
+        )
+        wrong += [f"{name}: {case}" for case in found.wrong]
+    if wrong:
+        raise ValueError("\n".join(["backends: expected what the reference computes, got", *wrong]))
 
 
 COMMANDS = {
     "train": Command("Train a recipe, measure it on its test set and write its report.", _train_options, _train),
+    "sweep": Command(
+        "Train every recipe with every combination of options; go on with what is not finished.", _sweep_options, _sweep
+    ),
     "evaluate": Command("Measure a run on its test set once more.", _evaluate_options, _evaluate),
     "predict": Command(
         "Classify images with a run, and save what its transformer made of them.", _predict_options, _predict
@@ -492,6 +605,9 @@ COMMANDS = {
     "compare": Command("Put runs side by side.", _compare_options, _compare),
     "publish": Command(
         "Write the network of a run with its card to a folder, or to the Hugging Face Hub.", _publish_options, _publish
+    ),
+    "table": Command(
+        "Runs as a table: mean and deviation over seeds beside controls and published figures.", _table_options, _table
     ),
     "recipes": Command("List the recipes, or show the settings of one as YAML.", _recipes_options, _recipes),
     "models": Command("List the networks, or show the layers of one.", _models_options, _models),

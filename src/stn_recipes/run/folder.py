@@ -80,6 +80,14 @@ class Result:
     metrics_digest: str | None = None  # of the tables of epochs, of all resumed parts
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mistakes:
+    """Which test images a finished run classifies wrongly: mistakes.json."""
+
+    images: int  # of the test set
+    wrong: tuple[int, ...]  # their places in it
+
+
 class Run:
     """A run's folder, read when asked.
 
@@ -98,6 +106,12 @@ class Run:
     def result(self) -> Result | None:
         file = self.path / "result.json"
         return _read_record(file, Result) if file.exists() else None
+
+    @cached_property
+    def mistakes(self) -> Mistakes | None:
+        """None for an unfinished run, and for one of a version that did not keep them."""
+        file = self.path / "mistakes.json"
+        return _read_record(file, Mistakes) if self.result and file.exists() else None
 
     @cached_property
     def facts(self) -> Facts:
@@ -271,13 +285,14 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def write_record(file: Path, record: Facts | Result) -> None:
+def write_record(file: Path, record: Facts | Result | Mistakes) -> None:
     """A record as JSON, with a digest of it."""
     content = dataclasses.asdict(record)
-    write_text(file, json.dumps(content | {"digest": _digest(json.dumps(content))}, indent=1))
+    indent = None if isinstance(record, Mistakes) else 1
+    write_text(file, json.dumps(content | {"digest": _digest(json.dumps(content))}, indent=indent))
 
 
-_Record = TypeVar("_Record", Facts, Result)
+_Record = TypeVar("_Record", Facts, Result, Mistakes)
 
 
 def _read_record(file: Path, kind: type[_Record]) -> _Record:

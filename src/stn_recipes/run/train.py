@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
@@ -23,17 +24,18 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics import MeanMetric
+from torchmetrics import CatMetric, MeanMetric
 
 import stn
 from stn.models import TransformerClassifier
 
-from ..config import TrainConfig
+from ..config import RESUMABLE, TrainConfig
 from ..data.module import ImageDataModule
-from .callbacks import EpochLog, EpochSeed, Watch, WholeCheckpoints
+from .callbacks import Averaging, EpochLog, EpochSeed, Watch, WholeCheckpoints
 from .folder import (
     DamagedError,
     Facts,
+    Mistakes,
     Result,
     Run,
     RunError,
@@ -48,11 +50,6 @@ from .folder import (
     write_weights,
 )
 from .precision import choose
-
-# What a resumed run may change without changing its result.
-RESUMABLE = (
-    "control", "data_dir", "num_workers", "progress", "threads", "accelerator", "devices", "num_nodes", "strategy",
-)  # fmt: skip
 
 # TensorBoard's own switch for doing without TensorFlow, which it imports, for seconds, wherever it is installed.
 sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("tensorboard.compat.notf"))
@@ -80,6 +77,8 @@ class Classification(LightningModule):
         self.means = torch.nn.ModuleDict(
             {f"{stage}_{name}": MeanMetric() for stage in ("train", "val", "test") for name in ("loss", "accuracy")}
         )
+        self.mistakes = CatMetric()  # the places of the test images that are classified wrongly, -1 for the others
+        self.tested = 0  # images of this process
 
     def forward(self, images: Tensor) -> Tensor:
         return self.look(images)[0]
@@ -88,20 +87,38 @@ class Classification(LightningModule):
         return self.model.look(images.contiguous(memory_format=self.memory_format))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        return self._measure("train", batch, self.config.label_smoothing)
+        return self._measure("train", batch, label_smoothing=self.config.label_smoothing, mixup=self.config.mixup)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self._measure("val", batch)
 
+    def on_test_start(self) -> None:
+        self.mistakes.reset()
+        self.tested = 0
+
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self._measure("test", batch)
 
-    def _measure(self, stage: str, batch: tuple[Tensor, Tensor], label_smoothing: float = 0.0) -> Tensor:
+    def _measure(
+        self, stage: str, batch: tuple[Tensor, Tensor], *, label_smoothing: float = 0.0, mixup: float = 0.0
+    ) -> Tensor:
         images, labels = batch
+        share, others = 1.0, torch.arange(len(labels), device=labels.device)
+        if mixup:
+            drawn = float(torch.distributions.Beta(mixup, mixup).sample())
+            share, others = max(drawn, 1 - drawn), torch.randperm(len(labels)).to(labels.device)
+            images = share * images + (1 - share) * images[others]
         logits, warp = self.look(images)
-        loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
-        accuracy = (logits.argmax(1) == labels).float().mean()
-        for name, value in (("loss", loss.detach()), ("accuracy", accuracy)):
+        loss = share * F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+        if mixup:
+            loss = loss + (1 - share) * F.cross_entropy(logits, labels[others], label_smoothing=label_smoothing)
+        correct = logits.argmax(1) == labels
+        if stage == "test":
+            own = torch.arange(self.tested, self.tested + len(labels), device=labels.device)
+            places = own * self.trainer.world_size + self.trainer.global_rank  # as the sampler shares them out
+            self.mistakes.update(torch.where(correct, -1, places))
+            self.tested += len(labels)
+        for name, value in (("loss", loss.detach()), ("accuracy", correct.float().mean())):
             # Metrics that count themselves: Lightning's own mean over processes is off when their shares differ.
             mean = self.means[f"{stage}_{name}"]
             assert isinstance(mean, MeanMetric)
@@ -121,11 +138,12 @@ class Classification(LightningModule):
             groups.append({**group, "params": plain, "weight_decay": 0.0})
         optimizer: torch.optim.Optimizer
         if c.optimizer == "sgd":
-            optimizer = torch.optim.SGD(groups, lr=c.lr, momentum=0.9, nesterov=True)
+            optimizer = torch.optim.SGD(groups, lr=c.lr, momentum=c.momentum, nesterov=c.momentum > 0)
         else:
             optimizer = torch.optim.AdamW(groups, lr=c.lr)
         steps = int(self.trainer.estimated_stepping_batches)
-        steps -= steps // c.epochs * c.schedule_start
+        warmup = round(steps // c.epochs * c.warmup)
+        steps -= steps // c.epochs * c.schedule_start + warmup
         scheduler: torch.optim.lr_scheduler.LRScheduler
         if c.schedule == "onecycle":
             scheduler = torch.optim.lr_scheduler.OneCycleLR(
@@ -139,8 +157,14 @@ class Classification(LightningModule):
             )
         elif c.schedule == "cosine":
             scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+        elif c.schedule == "step":
+            scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [steps // 3, steps * 2 // 3])
         else:
             scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+        if warmup:
+            rise = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1 / warmup, total_iters=warmup)
+            scheduler = torch.optim.lr_scheduler.SequentialLR(optimizer, [rise, scheduler], milestones=[warmup])
+        self.first_rates = scheduler.get_last_lr()
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -149,11 +173,9 @@ class Classification(LightningModule):
             self.schedule_begins = True
 
     def on_train_start(self) -> None:
-        if (
-            self.schedule_begins
-        ):  # the optimizer's state, which was loaded, has the rate that the last schedule ended at
-            for group in self.trainer.optimizers[0].param_groups:
-                group["lr"] = group["initial_lr"]
+        if self.schedule_begins:  # the optimizer's state, which was loaded, has the rates that the last one ended at
+            for group, rate in zip(self.trainer.optimizers[0].param_groups, self.first_rates, strict=True):
+                group["lr"] = rate
 
 
 def train(config: TrainConfig) -> Path:
@@ -224,7 +246,7 @@ def resume(run: Path, *, overrides: Mapping[str, Any] | None = None) -> Path:
 def _extended(run: Path, config: TrainConfig, done: int, epochs: int) -> TrainConfig:
     if is_main_process():
         what = f"{run}: from {done} to {epochs} epochs"
-        if config.schedule == "constant":
+        if config.schedule == "constant" and not config.warmup:
             print(f"{what}; the learning rate is constant, so this is the same as one run of {epochs}")
         else:
             print(
@@ -296,16 +318,21 @@ def _fit(run: Path, config: TrainConfig, checkpoint: Path | None) -> None:
     if checkpoint is None and config.init_from is not None:
         load_weights(task.model, Path(config.init_from))
     log = EpochLog()
+    lock = FileLock(run / "train.lock")
     try:
         trainer = _trainer(run, config, log, "val_accuracy" if data.val_data() else "train_accuracy")
         if is_main_process():  # not before now: what cannot start leaves nothing behind
+            run.mkdir(parents=True, exist_ok=True)
+            lock.acquire(blocking=False)
             _begin(run, config, data, task)
         try:
             trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
             if trainer.interrupted:
                 raise KeyboardInterrupt
             test = trainer.test(task, datamodule=data, verbose=False)[0]
+            wrong = tuple(sorted(int(place) for place in task.mistakes.compute().tolist() if place >= 0))
             if trainer.is_global_zero:
+                write_record(run / "mistakes.json", Mistakes(images=len(data.test_data()), wrong=wrong))
                 _finish(run, config, task, trainer, log, test)
         except KeyboardInterrupt:
             raise _interrupted(run) from None
@@ -315,16 +342,22 @@ def _fit(run: Path, config: TrainConfig, checkpoint: Path | None) -> None:
             raise
     except MisconfigurationException as error:
         raise ValueError(str(error)) from error
+    except Timeout:
+        raise RunError(f"{run}: another process is training this run") from None
+    finally:
+        lock.release()
 
 
 def _trainer(run: Path, config: TrainConfig, log: EpochLog, monitor: str) -> Trainer:
     options: dict[str, Any] = {
         "dirpath": run / "checkpoints", "enable_version_counter": False, "save_on_train_epoch_end": True
     }  # fmt: skip
+    averaging = None if config.ema is None else Averaging(config.ema)
     callbacks: list[Callback] = [
         EpochSeed(),
+        *([] if averaging is None else [averaging]),
         log,
-        Watch(run / "filmstrip.npz"),
+        Watch(run / "filmstrip.npz", averaging),
         ModelCheckpoint(filename="best", monitor=monitor, mode="max", save_top_k=1, **options),
     ]
     if config.early_stop is not None:
@@ -355,8 +388,11 @@ def _trainer(run: Path, config: TrainConfig, log: EpochLog, monitor: str) -> Tra
 
 
 def _begin(run: Path, config: TrainConfig, data: ImageDataModule, task: Classification) -> None:
-    run.mkdir(parents=True, exist_ok=True)
-    for name in ("result.json", "model.safetensors"):  # of a run that is extended; the checkpoint has it all
+    for name in (
+        "result.json",
+        "mistakes.json",
+        "model.safetensors",
+    ):  # of a run that is extended; the checkpoint has it all
         (run / name).unlink(missing_ok=True)
     write_record(run / "data.json", Facts.of(data))
     write_config(run, config)
