@@ -203,8 +203,8 @@ def main() -> None:
             run(a.out, a.only, a.data_dir, a.jobs)
         except SweepError as error:
             raise SystemExit(str(error)) from error
-        except KeyboardInterrupt:
-            raise SystemExit("stopped; the same command goes on") from None
+        except KeyboardInterrupt as stop:
+            raise SystemExit(str(stop)) from None
 
 
 if __name__ == "__main__":

@@ -267,8 +267,10 @@ def sweep(
                     if row.state == "finished" and finished is not None:
                         finished(row.run, row.folder)
                 board.look()
-        except BaseException:
+        except BaseException as error:
             engine.stop()
+            if isinstance(error, KeyboardInterrupt):
+                raise KeyboardInterrupt("stopped; the same command goes on") from None
             raise
     failed = [row for row in rows if row.state == "failed"]
     if failed:
