@@ -13,11 +13,11 @@ demo: $(or $(wildcard $(DEV)),$(TRAIN))
 
 # Lint, type-check and run the tests, with a sample of the slow ones.
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 # Every slow test as well.
 test-all: lint
-	$(BIN)/python -m pytest --slow
+	$(BIN)/python -m pytest --slow --numprocesses auto --dist loadfile
 
 # Hard conditions: fuzz, kill -9, byte flips, full disks, memory. About an hour on two quiet cores.
 torture: $(DEV)

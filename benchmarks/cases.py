@@ -66,13 +66,13 @@ def thetas(batch: int, d: int) -> Tensor:
     return matrix
 
 
-def build(case: Case) -> tuple[Tensor, Tensor, Warp, Warp]:
+def build(case: Case, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Warp, Warp]:
     """image, theta (or grid), our warp, and torch's."""
     batch, size, d = case.shape[0], case.out, len(case.shape) - 2
     image = torch.rand(case.shape, generator=torch.Generator().manual_seed(1)).to(case.dtype)
     if case.channels_last:
         image = image.contiguous(memory_format=torch.channels_last if d == 2 else torch.channels_last_3d)
-    theta, mode = thetas(batch, d), case.mode
+    image, theta, mode = image.to(device), thetas(batch, d).to(device), case.mode
     shape = [batch, case.shape[1], *size]
 
     def read(image: Tensor, grid: Tensor) -> Tensor:
@@ -84,11 +84,11 @@ def build(case: Case) -> tuple[Tensor, Tensor, Warp, Warp]:
     def ours(image: Tensor, theta: Tensor) -> Tensor:
         return stn.warp(image, theta, size, mode=mode, padding_mode=case.padding_mode)  # type: ignore[arg-type]
 
-    plain = F.affine_grid(torch.eye(d, d + 1)[None], [1, 1, *size], align_corners=False).reshape(-1, d)
+    plain = F.affine_grid(torch.eye(d, d + 1)[None], [1, 1, *size], align_corners=False).reshape(-1, d).to(device)
     if case.kind == "affine":
         return image, theta, ours, lambda i, t: read(i, F.affine_grid(t, shape, align_corners=False))
     if case.kind == "projective":
-        theta = torch.cat([theta, torch.tensor([0.05, 0.05, 1.0]).expand(batch, 1, 3)], dim=1)
+        theta = torch.cat([theta, theta.new_tensor([0.05, 0.05, 1.0]).expand(batch, 1, 3)], dim=1)
         homogeneous = torch.cat([plain, torch.ones_like(plain[:, :1])], dim=1)
 
         def projective(image: Tensor, theta: Tensor) -> Tensor:
@@ -98,12 +98,12 @@ def build(case: Case) -> tuple[Tensor, Tensor, Warp, Warp]:
         return image, theta, ours, projective
     if case.kind == "tps":
         transform = stn.transforms.ThinPlateSpline((5, 5))
-        theta = 0.05 * torch.randn(batch, transform.num_params, generator=torch.Generator().manual_seed(0))
+        theta = (0.05 * torch.randn(batch, transform.num_params, generator=torch.Generator().manual_seed(0))).to(device)
         identity = transform.coefficients(torch.zeros(1, transform.num_params))
         solve = torch.stack(
             [transform.coefficients(row[None])[0, :, 0] - identity[0, :, 0] for row in torch.eye(50)[::2]]
         )
-        product = (transform.basis(size) @ solve.T).float()  # (N, 25): what a careful user would keep
+        product = (transform.basis(size) @ solve.T).float().to(device)  # (N, 25): what a careful user would keep
 
         def spline(image: Tensor, theta: Tensor) -> Tensor:
             return read(image, (plain + product @ theta.reshape(batch, -1, 2)).reshape(batch, *size, 2))

@@ -7,7 +7,7 @@ import math
 import re
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,24 @@ def test_help(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
     code, out, _ = run(capsys, *words)
     assert code == 0
     assert "usage: stn" in out
+
+
+def test_a_family_with_options_in_a_file_and_on_the_command_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("quick.yaml").write_text("transformer: {name: similarity, max_angle: 0.5}\nepochs: 1\nlimit_train: 32\n")
+    quick = ["train", "digits", "--config", "quick.yaml", "--threads", "1", "--batch-size", "16"]
+    code, out, _ = run(capsys, *quick)
+    assert code == 0
+    assert "compact, similarity transformer" in out
+    kept = yaml.safe_load(Path("runs/digits-similarity-s0/config.yaml").read_text())
+    assert kept["transformer"] == {"name": "similarity", "max_angle": 0.5}
+    assert "similarity transformer" in Path("runs/digits-similarity-s0/report.html").read_text()
+    assert "similarity" in run(capsys, "compare", "runs/digits-similarity-s0")[1]
+    code, _, err = run(capsys, *quick, "--transformer", '{"name": "similarity", "max_angel": 0.5}')
+    assert code == 1
+    assert "transformer: options: 'similarity' has no option 'max_angel'" in err
 
 
 def test_train_help_shows_the_recipes_own_defaults(capsys: pytest.CaptureFixture[str]) -> None:
@@ -258,7 +276,7 @@ def test_runs_side_by_side_fit_80_columns_and_keep_their_paths_whole(
     assert "123,456,789" in out
     assert "unfinished" in out
     code, out, _ = run(capsys, "compare", *paths, "--json")
-    assert [len(row) for row in json.loads(out)] == [17, 1]
+    assert [len(row) for row in json.loads(out)] == [len(fields(folder.Result)) + 1, 1]  # the path, too
 
 
 def stn_process(*arguments: str, **options: object) -> subprocess.Popen[str]:

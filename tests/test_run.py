@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+import tensorboard.compat
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -70,6 +71,11 @@ def test_a_run_holds_what_it_promises(trained: Path) -> None:
     identity = stn.Affine().identity()
     assert torch.equal(theta[0], identity.expand_as(theta[0]))
     assert not torch.equal(theta[3], theta[0])
+
+
+def test_tensorboard_does_without_tensorflow(trained: Path) -> None:
+    assert list(trained.glob("logs/tensorboard/events.*"))
+    assert tensorboard.compat.tf.__version__ == "stub"
 
 
 def test_penalties_theta_and_antialiasing_reach_the_network() -> None:
@@ -429,6 +435,23 @@ def test_every_recipe_builds_its_network_and_its_control() -> None:
 
 def test_every_family_can_be_trained_by_name() -> None:
     assert set(get_args(Transformer)) == {*stn.transforms.TRANSFORMS, "none"}
+
+
+def test_a_family_is_trained_with_options_of_its_own(tmp_path: Path) -> None:
+    family = {"name": "similarity", "max_angle": 0.5}
+    out = str(tmp_path / "run")
+    run = load_run(train(replace(SMALL, transformer=family, epochs=1, limit_train=64, control=True, out=out)))
+    assert run.config.transformer == family
+    assert run.model.transformer is not None
+    assert run.model.transformer.transform.config() == stn.Similarity(max_angle=0.5).config()
+    assert run.result is not None
+    assert run.result.transformer == "similarity"
+    assert load_run(run.path / "control").model.transformer is None
+    assert resume(run.path, overrides={"transformer": family}) == run.path
+    with pytest.raises(ValueError, match=r"transformer: expected .*'max_angle': 0\.5.*, as the run"):
+        resume(run.path, overrides={"transformer": "similarity"})
+    with pytest.raises(ValueError, match=r"transformer: options: .*did you mean 'max_angle'\?"):
+        replace(SMALL, transformer={"name": "similarity", "max_angel": 0.5})
 
 
 def test_every_setting_of_a_network_and_of_a_data_set_reaches_it() -> None:

@@ -23,7 +23,7 @@ from records import reference_at, warp_at
 from torch.autograd import forward_ad, gradcheck
 
 import stn
-from stn.geometry import affine_positions
+from stn.geometry import affine_positions, projective_positions
 from stn.ops import dispatch, use_backend, which_backend
 from stn.ops.backend import Case
 from stn.ops.triton import kernels
@@ -40,8 +40,8 @@ DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 MODES = ("bilinear", "nearest", "bicubic")
 PADDINGS = ("zeros", "border", "reflection", "circular", "constant")
 KINDS = ("grid", "affine", "projective", "basis")
-IN = {2: (4, 5), 3: (3, 4, 2)}
-OUT = {2: (3, 4), 3: (2, 2, 3)}
+IN = {1: (7,), 2: (4, 5), 3: (3, 4, 2)}
+OUT = {1: (6,), 2: (3, 4), 3: (2, 2, 3)}
 
 
 @pytest.fixture(autouse=True)
@@ -103,7 +103,7 @@ def problem(kind, mode="bilinear", padding_mode="zeros", align_corners=False, d=
         if kind == "affine":
             coords = stn.transforms.affine_grid(coords, out_size, align_corners=align_corners)
         elif kind == "projective":
-            coords = stn.transforms.projective_grid(coords, out_size, align_corners=align_corners)
+            coords = projective_positions(coords, out_size, align_corners)
         elif kind == "basis":
             coords = (basis @ coords.double()).to(coords.dtype).unflatten(1, out_size)
         tail = (mode, padding_mode, None if fill is None else fill.to(DEVICE), align_corners)
@@ -142,6 +142,7 @@ def some_of_the_product():
         yield mode, padding_mode, bool(number % 2), 2, KINDS[number % 4]
     for number, (kind, padding_mode) in enumerate(zip((*KINDS, "affine"), PADDINGS, strict=True)):
         yield "bilinear", padding_mode, bool(number % 2), 3, kind
+        yield "bilinear", padding_mode, not number % 2, 1, kind
     yield "nearest", "reflection", True, 3, "projective"
 
 
@@ -155,7 +156,7 @@ def test_agrees_with_the_reference(mode, padding_mode, align_corners, d, kind):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("d", [2, 3])
+@pytest.mark.parametrize("d", [1, 2, 3])
 @pytest.mark.parametrize("padding_mode", PADDINGS)
 @pytest.mark.parametrize("mode", MODES)
 def test_agrees_with_the_reference_over_the_product(mode, padding_mode, d, kind):

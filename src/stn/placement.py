@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ._checks import check_choice, check_count, describe
+from ._tracing import as_one_step, is_symbolic
 from .coordinates import Frame
 from .transformer import AbstractTransformer, ReadOptions, Warp, check_localizer
-from .transforms.base import AbstractTransform
+from .transforms.config import TransformLike
 
 Localizers = nn.Module | Sequence[nn.Module]
 Combine = Literal["stack", "concat", "list"]
@@ -56,7 +57,7 @@ class ParallelTransformers(AbstractTransformer):
     def __init__(
         self,
         localizer: Localizers,
-        transform: AbstractTransform | None = None,
+        transform: TransformLike | None = None,
         size: tuple[int, ...] | None = None,
         *,
         count: int | None = None,
@@ -83,6 +84,8 @@ class ParallelTransformers(AbstractTransformer):
         return tuple(self._warp(image, theta, self.transform, self.size) for theta in self.theta(image).unbind(1))
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
+        if is_symbolic(image):
+            return as_one_step(self, image)
         outputs = [warp.output for warp in self.warp(image)]
         if self.combine == "list":
             return outputs
@@ -132,7 +135,7 @@ class IterativeTransformer(AbstractTransformer):
     def __init__(
         self,
         localizer: Localizers,
-        transform: AbstractTransform | None = None,
+        transform: TransformLike | None = None,
         size: tuple[int, ...] | None = None,
         *,
         iterations: int | None = None,
@@ -169,7 +172,7 @@ class IterativeTransformer(AbstractTransformer):
         return self.steps(image)[-1]
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.warp(image).output
+        return as_one_step(self, image) if is_symbolic(image) else self.warp(image).output
 
     def extra_repr(self) -> str:
         return f"iterations={self.iterations}, {super().extra_repr()}"

@@ -74,9 +74,8 @@ class _Parser(ArgumentParser):
 def _plainly(message: str, known: Sequence[str]) -> str:
     """A parser's message without the words of a programmer."""
     message = re.sub(r'Parser key "(\w+)":\s+', lambda m: f"--{m[1].replace('_', '-')}: ", message)
-    message = re.sub(
-        r"\b(?:train|sweep|evaluate|predict|report|compare|table|models|recipes|warp)\.(\w+)", r"\1", message
-    )
+    commands = "|".join(COMMANDS)
+    message = re.sub(rf"\b(?:{commands})\.(\w+)", r"\1", message)
     message = _OPTION.sub(lambda m: m[0].replace("_", "-"), message)
     one = re.search(r"Expected an? (.*?)\. Got value: (.*)", message, re.DOTALL)
     any_of = re.search(r"Does not validate .*?Subtypes: \[(.*?)\]\n.*Given value: (.*)", message, re.DOTALL)
@@ -462,12 +461,33 @@ def _print_runs(runs: Sequence[Run]) -> None:
         print(run.path)
         result, config = run.result, run.config
         if result is None:
-            print(row.format(config.transformer, "-", config.seed, "-", "-", "unfinished", "-", "-"))
+            print(row.format(config.family, "-", config.seed, "-", "-", "unfinished", "-", "-"))
             continue
         accuracies = (result.val_accuracy, result.test_accuracy, 1 - result.test_accuracy)
         shares = ("-" if share is None else f"{share:.2%}" for share in accuracies)
         minutes = f"{result.train_seconds / 60:.1f}"
         print(row.format(result.transformer, f"{result.parameters:,}", result.seed, result.epochs, *shares, minutes))
+
+
+def _publish_options(parser: _Parser, argv: Sequence[str]) -> None:
+    parser.add_argument("run", help="folder of the run")
+    parser.add_argument("--out", type=str | None, default=None, help="folder to write to")
+    parser.add_argument("--repo", type=str | None, default=None, metavar="USER/NAME", help="repository to write to")
+    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    parser.add_argument(
+        "--license", type=str | None, default=None, help="of the weights, as the Hub knows it, such as mit"
+    )
+
+
+def _publish(a: Namespace) -> None:
+    try:
+        from .publish import publish
+    except ImportError as error:
+        if error.name not in (None, "huggingface_hub"):
+            raise
+        raise ValueError("publish: huggingface_hub is missing; pip install 'spatial-transformers[hub]'") from error
+
+    print(publish(a.run, out=a.out, repo=a.repo, private=a.private, license=a.license))
 
 
 def _recipes_options(parser: _Parser, argv: Sequence[str]) -> None:
@@ -480,7 +500,7 @@ def _recipes(a: Namespace) -> None:
         return
     table = Table("recipe", "data", "distortion", "network", "transformer", "epochs", box=None)
     for name, c in RECIPES.items():
-        table.add_row(name, c.dataset, c.distortion or "-", c.network, c.transformer, str(c.epochs))
+        table.add_row(name, c.dataset, c.distortion or "-", c.network, c.family, str(c.epochs))
     Console().print(table)
 
 
@@ -538,7 +558,9 @@ def _warp(a: Namespace) -> None:
 
 
 def _info_options(parser: _Parser, argv: Sequence[str]) -> None:
-    pass
+    parser.add_argument(
+        "--check", action="store_true", help="compare every backend with the reference on a hundred small cases"
+    )
 
 
 def _info(a: Namespace) -> None:
@@ -558,6 +580,22 @@ def _info(a: Namespace) -> None:
     rows["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "none that this torch can use"
     for name, text in rows.items():
         print(f"{name:<17} {text}")
+    if a.check:
+        _check_backends()
+
+
+def _check_backends() -> None:
+    from stn.ops import check
+
+    wrong = []
+    for name, found in check().items():
+        state = f"{len(found.wrong)} wrong" if found.wrong else "all right"
+        print(
+            f"{'check ' + name:<17} {found.cases} cases against the reference, {state}, off by {found.largest:.1e} at most"
+        )
+        wrong += [f"{name}: {case}" for case in found.wrong]
+    if wrong:
+        raise ValueError("\n".join(["backends: expected what the reference computes, got", *wrong]))
 
 
 COMMANDS = {
@@ -571,6 +609,9 @@ COMMANDS = {
     ),
     "report": Command("Write report.html and the figures of a run.", _report_options, _report),
     "compare": Command("Put runs side by side.", _compare_options, _compare),
+    "publish": Command(
+        "Write the network of a run with its card to a folder, or to the Hugging Face Hub.", _publish_options, _publish
+    ),
     "table": Command(
         "Runs as a table: mean and deviation over seeds beside controls and published figures.", _table_options, _table
     ),

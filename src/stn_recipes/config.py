@@ -47,7 +47,8 @@ class TrainConfig:
         val_fraction: share of the training set that is held out for validation.
         limit_train: train on the first so many images only (for a quick try).
         network: a name that `stn models` lists.
-        transformer: the family of warps, or none for the equal-parameter control.
+        transformer: the family of warps, or none for the equal-parameter control; with options as a mapping,
+            '{"name": "similarity", "max_angle": 0.5}'.
         padding_mode: what the transformer sees outside the image.
         widen: false leaves a control as wide as the classifier behind the transformer, with fewer parameters.
         pool: average-pool the transformer's output by this factor.
@@ -98,7 +99,7 @@ class TrainConfig:
     val_fraction: float = 0.1
     limit_train: int | None = None
     network: str = "compact"
-    transformer: Transformer = "affine"
+    transformer: Transformer | dict[str, Any] = "affine"
     padding_mode: Literal["zeros", "border", "reflection", "circular"] = "border"
     pool: int = 1
     widen: bool = True
@@ -167,8 +168,20 @@ class TrainConfig:
             raise ValueError(f"warmup: expected {most}, got {self.warmup!r}")
         if self.penalties:
             self.penalty()  # refuses unknown names and weights below 0
+        if not isinstance(self.transformer, str):
+            from stn.transforms import from_config
+
+            try:
+                from_config(self.transformer)
+            except ValueError as error:
+                raise ValueError(f"transformer: {error}") from None
         if self.devices == 0:
             raise ValueError("devices: expected at least 1, got 0")
+
+    @property
+    def family(self) -> str:
+        """The name of the family of warps, "none" for a control."""
+        return self.transformer if isinstance(self.transformer, str) else self.transformer["name"]
 
     def make_data(self, class_names: tuple[str, ...] | None = None) -> "ImageDataModule":
         """The data set that is meant; the labels of your own images by `class_names`, if given."""
@@ -188,13 +201,13 @@ class TrainConfig:
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            return models.create(
-                self.network,
-                transform=self.transformer,
-                in_shape=in_shape,
-                num_classes=num_classes,
-                **self._options(models.create),
-            )
+            return models.create(self.network, in_shape=in_shape, num_classes=num_classes, **self.network_options())
+
+    def network_options(self) -> dict[str, Any]:
+        """What `stn.models.create` is told beside the name, the size of the images and the number of classes."""
+        from stn import models
+
+        return {"transform": self.transformer, **self._options(models.create)}
 
     def penalty(self) -> "Penalty | None":
         """The weighted sum that `penalties` names, or None."""

@@ -52,7 +52,9 @@ def warp(backend: Backend, image: Tensor, coordinates: Coordinates, reading: Rea
             return backend.forward(image, coordinates, reading)
         return _operators[backend.NAME](image, coordinates, reading)
     if grads and (image.requires_grad or values.requires_grad):
-        out = _EagerWarp.apply(image, values, basis, fill, (backend, coordinates, reading))
+        left_behind = _torch.is_wrapped(image) or _torch.is_wrapped(values)
+        apply = _EagerWarp.apply if left_behind else _apply_eager
+        out = apply(image, values, basis, fill, (backend, coordinates, reading))
     else:
         out = backend.forward(image, coordinates, reading)
     return out
@@ -153,6 +155,9 @@ class _EagerWarp(torch.autograd.Function):
         return (*_saved_backward(ctx, grad), None, None, None)
 
 
+_apply_eager = _torch.plain_apply(_EagerWarp)
+
+
 class _Operator:
     """An opaque backend as a registered op, `stn::warp_NAME`, with its fake and its backward, `stn::warp_NAME_backward`."""
 
@@ -168,7 +173,7 @@ class _Operator:
             padding: str,
             align_corners: bool,
         ) -> Tensor:
-            coordinates, reading = _records(values, basis, fill, kind, size, kernel, padding, align_corners)
+            coordinates, reading = records(values, basis, fill, kind, size, kernel, padding, align_corners)
             return backend.forward(*_in_memory(image, coordinates, reading))
 
         def backward(
@@ -185,7 +190,7 @@ class _Operator:
             for_image: bool,
             for_values: bool,
         ) -> tuple[Tensor, Tensor]:
-            coordinates, reading = _records(values, basis, fill, kind, size, kernel, padding, align_corners)
+            coordinates, reading = records(values, basis, fill, kind, size, kernel, padding, align_corners)
             image, coordinates, reading = _in_memory(image, coordinates, reading)
             grad = _torch.materialized(grad)
             grads = backend.backward(grad, image, coordinates, reading, for_image, for_values)
@@ -227,7 +232,7 @@ def _loose(coordinates: Coordinates, reading: Reading) -> tuple[Any, ...]:
     return (values, basis, reading.fill, kind, list(size), reading.kernel, reading.padding, reading.align_corners)
 
 
-def _records(
+def records(
     values: Tensor,
     basis: Tensor | None,
     fill: Tensor | None,
@@ -260,6 +265,11 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 _operators: dict[str, _Operator] = {}
+
+
+def operators() -> list[Any]:
+    """The registered ops, each a function of an image and of what `records` takes."""
+    return [getattr(torch.ops.stn, f"warp_{name}").default for name in _operators]
 
 
 def register(backend: Backend) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from .._checks import coordinate_dtype
 from ..coordinates import Coordinates
 from ..reading import Reading
-from . import layout
+from . import layout, signals
 from .backend import Case
 
 
@@ -31,7 +31,7 @@ def _load() -> tuple[Any, str | None]:
 
 NAME = "cpu"
 OPAQUE = True
-KINDS = ("affine", "projective", "basis", "grid")
+KINDS = ("affine", "projective", "basis", "grid", "pixels")
 _native, _reason = _load()
 # What the native code calls things.
 _MODES: dict[Any, int] = _native.MODES if _native else {}
@@ -51,12 +51,14 @@ def refuses(case: Case) -> str | None:
         return f"has no {case.kernel} for the CPU"
     if case.padding not in _PADDINGS:
         return f"has no {case.padding} padding"
-    if case.ndim == 1:
-        return "has no kernels for signals"
+    if case.ndim == 1 and case.dtype == torch.uint8:
+        return "has no kernels for signals of bytes"
     return None if case.dtype in _TYPES else f"has no kernels for {case.dtype}"
 
 
 def forward(image: Tensor, coordinates: Coordinates, reading: Reading) -> Tensor:
+    if image.ndim == 3:
+        return signals.forward(forward, image, coordinates, reading)
     if not image.is_contiguous() and _is_better_plane_by_plane(image, reading):
         return layout.as_image(forward(image.contiguous(), coordinates, reading), image)
     out = layout.empty_like(image, coordinates.size, image.dtype)
@@ -68,6 +70,8 @@ def forward(image: Tensor, coordinates: Coordinates, reading: Reading) -> Tensor
 def backward(
     grad: Tensor, image: Tensor, coordinates: Coordinates, reading: Reading, for_image: bool, for_values: bool
 ) -> tuple[Tensor | None, Tensor | None]:
+    if image.ndim == 3:
+        return signals.backward(backward, grad, image, coordinates, reading, for_image, for_values)
     if not image.is_contiguous() and _is_better_plane_by_plane(image, reading):
         image = image.contiguous()
     if not grad.is_contiguous() and _native.pixel_stride(grad) < 0:
@@ -85,7 +89,9 @@ def backward(
             _run(_GRAD_IMAGE, sums, prepared, reading, grad, sums)
             grad_image.copy_(sums)
     if for_values:
-        grad_values = torch.empty_like(prepared.values, memory_format=torch.contiguous_format)
+        values = prepared.values
+        dense = values.is_contiguous()
+        grad_values = torch.empty_like(values) if dense else torch.empty(values.shape, dtype=values.dtype)
         if empty or reading.kernel == "nearest":
             grad_values.zero_()
         else:
@@ -128,7 +134,7 @@ def _is_better_plane_by_plane(image: Tensor, reading: Reading) -> bool:
 def _prepared(coordinates: Coordinates) -> Coordinates:
     """As the kernels take them: dense, but for a grid; a basis and its coefficients in float64."""
     kind, size, values, basis = coordinates
-    if basis is None and (kind == "grid" or values.is_contiguous()):
+    if basis is None and (kind in ("grid", "pixels") or values.is_contiguous()):
         return coordinates
     if basis is not None:
         values, basis = values.to(torch.float64), basis.to(torch.float64)

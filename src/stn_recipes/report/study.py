@@ -71,7 +71,7 @@ class Study:
         """What the run trained, in words."""
         if self.config.transformer == "none":
             return "control without a transformer"
-        return f"{self.config.transformer} transformer"
+        return f"{self.config.family} transformer"
 
     @property
     def finished(self) -> datetime.datetime | None:

@@ -10,6 +10,7 @@ import os
 import pickle
 import platform
 import zipfile
+from collections.abc import Iterable
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -18,11 +19,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import torch
 import yaml
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialize
 from torch import Tensor
 
 import stn
+from stn import weights
 from stn.models import TransformerClassifier
 
 from ..config import TrainConfig
@@ -77,6 +77,7 @@ class Result:
     command: str = ""
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
     finished: str | None = None  # ISO 8601
+    metrics_digest: str | None = None  # of the tables of epochs, of all resumed parts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,7 +122,15 @@ class Run:
 
     @cached_property
     def model(self) -> TransformerClassifier:
-        model = self.config.make_model(self.facts.input_shape, len(self.facts.class_names))
+        facts = self.facts
+        try:
+            model = self.config.make_model(facts.input_shape, len(facts.class_names))
+        except (ValueError, TypeError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise RunError(
+                f"{self.path}: no such network can be made for images of the shape {facts.input_shape} that data.json "
+                f"gives ({reason})"
+            ) from error
         load_weights(model, self.path)
         return model.eval()
 
@@ -132,16 +141,19 @@ class Run:
         return data
 
     def metrics(self) -> list[dict[str, float]]:
-        """One record for each epoch, of all resumed parts: epoch (from 1), train_loss, val_accuracy, ..."""
+        """One record for each epoch, of all resumed parts: epoch (from 1), train_loss, val_accuracy, ...
+
+        Raises:
+            DamagedError: where a file is no such table or, of a finished run, not what was written.
+        """
+        files = metrics_files(self.path)
+        kept = self.result and self.result.metrics_digest
+        if kept and kept != digest_of_files(files):
+            names = ", ".join(map(str, files)) or f"{self.path / 'logs' / 'csv'}: no metrics.csv"
+            raise DamagedError(f"{names}: damaged, not the metrics that were written")
         merged: dict[int, dict[str, float]] = {}
-        files = (self.path / "logs" / "csv").glob("version_*/metrics.csv")
-        for file in sorted(files, key=lambda f: int(f.parent.name.removeprefix("version_"))):
-            with file.open(newline="") as rows:
-                part: dict[int, dict[str, float]] = {}
-                for row in csv.DictReader(rows):
-                    values = {k: float(v) for k, v in row.items() if k and v not in (None, "")}
-                    if "test_accuracy" not in values and "epoch" in values:
-                        part.setdefault(int(values["epoch"]) + 1, {}).update(values)
+        for file in files:
+            part = _read_metrics(file)
             # An epoch that was begun before a stop and done again after it counts as done again.
             merged = {e: m for e, m in merged.items() if e < min(part, default=0) or not part} | part
         return [{**m, "epoch": e} for e, m in sorted(merged.items()) if "train_loss" in m]
@@ -159,6 +171,29 @@ class Run:
                 return torch.from_numpy(kept["images"]), torch.from_numpy(kept["theta"]), kept["epochs"]
         except (zipfile.BadZipFile, OSError, ValueError, KeyError, TypeError, EOFError, NotImplementedError) as error:
             raise DamagedError(f"{file}: damaged ({error})") from error
+
+
+def metrics_files(run: Path) -> list[Path]:
+    """The tables of epochs of a run, in the order in which its parts were trained."""
+    files = (run / "logs" / "csv").glob("version_*/metrics.csv")
+    return sorted(files, key=lambda file: int(file.parent.name.removeprefix("version_")))
+
+
+def digest_of_files(files: Iterable[Path]) -> str:
+    """What tells whether any of them changed."""
+    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
+def _read_metrics(file: Path) -> dict[int, dict[str, float]]:
+    epochs: dict[int, dict[str, float]] = {}
+    try:
+        for row in csv.DictReader(file.read_text(encoding="utf-8").splitlines()):
+            values = {k: float(v) for k, v in row.items() if k and v not in (None, "")}
+            if "test_accuracy" not in values and "epoch" in values:
+                epochs.setdefault(int(values["epoch"]) + 1, {}).update(values)
+    except (ValueError, TypeError, OverflowError, csv.Error) as error:
+        raise DamagedError(f"{file}: damaged, or not a table of epochs ({error})") from error
+    return epochs
 
 
 def load_run(path: str | Path) -> Run:
@@ -215,7 +250,10 @@ def load_weights(model: TransformerClassifier, run: Path) -> None:
     """Put the weights of a run into `model`: model.safetensors, or checkpoints/last.ckpt of an unfinished run."""
     file = run / "model.safetensors"
     if file.exists():
-        state = _read_weights(file)
+        try:
+            state = weights.read_weights(file)
+        except ValueError as error:
+            raise DamagedError(str(error)) from error
     else:
         file = run / "checkpoints" / "last.ckpt"
         if not file.exists():
@@ -223,39 +261,15 @@ def load_weights(model: TransformerClassifier, run: Path) -> None:
                 f"{run}: expected model.safetensors or checkpoints/last.ckpt; the run has not finished an epoch"
             )
         state = {k.removeprefix("model."): v for k, v in read_checkpoint(file)["state_dict"].items()}
-    have, want = ({name: tuple(value.shape) for name, value in of.items()} for of in (state, model.state_dict()))
-    wrong = [name for name in {**want, **have} if have.get(name) != want.get(name)]
-    if wrong:
-        raise RunError(
-            f"{file}: holds the weights of another network than the settings say: {len(wrong)} tensors differ, first "
-            f"{wrong[0]} with shape {have.get(wrong[0])}, not {want.get(wrong[0])}"
-        )
-    model.load_state_dict(state)
-
-
-def write_weights(file: Path, weights: dict[str, Tensor]) -> None:
-    """Weights as safetensors, with their digest."""
-    write_bytes(file, serialize(weights, metadata={"digest": _digest_of(weights)}))
-
-
-def _read_weights(file: Path) -> dict[str, Tensor]:
     try:
-        with safe_open(file, framework="pt") as content:
-            weights = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 - not a mapping
-            digest = (content.metadata() or {}).get("digest")
-    except (SafetensorError, ValueError, UnicodeDecodeError) as error:
-        raise DamagedError(f"{file}: damaged, or not a safetensors file ({error})") from error
-    if digest is not None and digest != _digest_of(weights):
-        raise DamagedError(f"{file}: damaged, the weights are not those that were written")
-    return weights
+        weights.load_weights(model, state, file)
+    except ValueError as error:
+        raise RunError(str(error)) from error
 
 
-def _digest_of(weights: dict[str, Tensor]) -> str:
-    total = hashlib.sha256()
-    for name, tensor in sorted(weights.items()):
-        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        total.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return total.hexdigest()
+def write_weights(file: Path, state: dict[str, Tensor]) -> None:
+    """Weights as safetensors, with their digest."""
+    write_bytes(file, weights.serialize_weights(state))
 
 
 _LAST_LINE = "# digest of the lines above, which a change by hand deletes: "

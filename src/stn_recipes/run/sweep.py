@@ -68,7 +68,7 @@ def product(
         words = (recipe, *(f"--{name.replace('_', '-')}={value}" for name, value in given.items()))
         config = config_of(words)
         name = "-".join(
-            [recipe, config.transformer, f"s{config.seed}", *(f"{option}={given[option]}" for option in several)]
+            [recipe, config.family, f"s{config.seed}", *(f"{option}={given[option]}" for option in several)]
         )
         name = re.sub(r"[^\w.,=+-]+", "_", name)
         if name in runs:

@@ -9,6 +9,7 @@ import math
 import os
 import shlex
 import sys
+import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,9 @@ from .folder import (
     Result,
     Run,
     RunError,
+    digest_of_files,
     load_weights,
+    metrics_files,
     read_checkpoint,
     read_config,
     versions,
@@ -47,6 +50,9 @@ from .folder import (
     write_weights,
 )
 from .precision import choose
+
+# TensorBoard's own switch for doing without TensorFlow, which it imports, for seconds, wherever it is installed.
+sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("tensorboard.compat.notf"))
 
 
 class Interrupted(KeyboardInterrupt):
@@ -199,7 +205,7 @@ def _run_folder(config: TrainConfig) -> Path:
         return Path(config.out)
     if not is_main_process():
         return Path(os.environ["STN_RUN_FOLDER"])
-    name = f"{config.recipe}-{config.transformer}-s{config.seed}"
+    name = f"{config.recipe}-{config.family}-s{config.seed}"
     folders = (Path("runs", name if n == 1 else f"{name}-{n}") for n in itertools.count(1))
     run = next(folder for folder in folders if not folder.exists())
     os.environ["STN_RUN_FOLDER"] = str(run)
@@ -390,7 +396,7 @@ def _begin(run: Path, config: TrainConfig, data: ImageDataModule, task: Classifi
         (run / name).unlink(missing_ok=True)
     write_record(run / "data.json", Facts.of(data))
     write_config(run, config)
-    what = "no transformer (control)" if config.transformer == "none" else f"{config.transformer} transformer"
+    what = "no transformer (control)" if config.transformer == "none" else f"{config.family} transformer"
     seen, held = len(data.train_data()), len(data.val_data() or ())
     print(
         f"{config.recipe}: {config.network}, {what}, {_size(task):,} parameters; {seen:,} images to train on, "
@@ -412,13 +418,12 @@ def _finish(
     log: EpochLog,
     test: Mapping[str, float],
 ) -> None:
-    weights = {name: tensor.contiguous().cpu() for name, tensor in task.model.state_dict().items()}
-    write_weights(run / "model.safetensors", weights)
+    write_weights(run / "model.safetensors", task.model.state_dict())
     last = Run(run).metrics()[-1]
     result = Result(
         recipe=config.recipe,
         network=config.network,
-        transformer=config.transformer,
+        transformer=config.family,
         seed=config.seed,
         parameters=_size(task),
         epochs=trainer.current_epoch,
@@ -434,6 +439,7 @@ def _finish(
         else f"stn train --config {run / 'config.yaml'}",
         versions=versions(),
         finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        metrics_digest=digest_of_files(metrics_files(run)),
     )
     write_record(run / "result.json", result)
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ...coordinates import Coordinates
 from ...reading import Reading
-from .. import layout, reference
+from .. import layout, reference, signals
 from ..backend import Case
 from . import kernels
 
@@ -49,8 +49,6 @@ def refuses(case: Case) -> str | None:
         return f"runs on CUDA devices, not on {case.device}"
     if case.kernel not in _TAPS or case.padding not in _PADDINGS:
         return f"has no {case.kernel} with {case.padding} padding"
-    if case.ndim == 1:
-        return "has no kernels for signals"
     return None if case.dtype.is_floating_point and case.dtype.itemsize > 1 else f"reads no {case.dtype}"
 
 
@@ -61,6 +59,8 @@ def _interpreted() -> bool:
 
 
 def forward(image: Tensor, coordinates: Coordinates, reading: Reading) -> Tensor:
+    if image.ndim == 3:
+        return signals.forward(forward, image, coordinates, reading)
     out = layout.empty_like(image, coordinates.size, image.dtype)
     if out.numel():
         programs, arguments, options = _arguments(image, coordinates, reading, backward=False)
@@ -72,6 +72,8 @@ def forward(image: Tensor, coordinates: Coordinates, reading: Reading) -> Tensor
 def backward(
     grad: Tensor, image: Tensor, coordinates: Coordinates, reading: Reading, for_image: bool, for_values: bool
 ) -> tuple[Tensor | None, Tensor | None]:
+    if image.ndim == 3:
+        return signals.backward(backward, grad, image, coordinates, reading, for_image, for_values)
     values = coordinates.values
     grad_image = layout.empty_like(image, tuple(image.shape[2:]), values.dtype).zero_() if for_image else None
     grad_values = torch.zeros_like(values, memory_format=torch.contiguous_format) if for_values else None

@@ -1,0 +1,61 @@
+"""Weights in a file: safetensors, which holds numbers and nothing that runs, with a digest by which damage is noticed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+
+def serialize_weights(weights: Mapping[str, Tensor]) -> bytes:
+    """Weights by name as the content of a file; those that share memory are written twice."""
+    apart = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()
+    }
+    return save(apart, metadata={"format": "pt", "digest": _digest(apart)})
+
+
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """The weights of a file.
+
+    Raises:
+        ValueError: for a file that is damaged or of another kind, by its name.
+    """
+    try:
+        with safe_open(file, framework="pt") as content:
+            weights = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 - not a mapping
+            digest = (content.metadata() or {}).get("digest")
+    except (SafetensorError, ValueError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file}: damaged, or not a safetensors file ({error})") from error
+    if digest is not None and digest != _digest(weights):
+        raise ValueError(f"{file}: damaged, the weights are not those that were written")
+    return weights
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], file: Path) -> None:
+    """Put weights that were read from `file` into a model.
+
+    Raises:
+        ValueError: where a name or a shape is not the model's, in the name of the file.
+    """
+    have, want = ({name: tuple(value.shape) for name, value in of.items()} for of in (weights, model.state_dict()))
+    wrong = [name for name in {**want, **have} if have.get(name) != want.get(name)]
+    if wrong:
+        raise ValueError(
+            f"{file}: holds the weights of another network than the settings say: {len(wrong)} tensors differ, first "
+            f"{wrong[0]} with shape {have.get(wrong[0])}, not {want.get(wrong[0])}"
+        )
+    model.load_state_dict(dict(weights))
+
+
+def _digest(weights: Mapping[str, Tensor]) -> str:
+    total = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        total.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
