@@ -61,10 +61,10 @@ def done(folder: Path, config: TrainConfig, wrong: tuple[int, ...], images: int 
     folder.mkdir(parents=True, exist_ok=True)
     write_config(folder, config)
     accuracy = 1 - len(wrong) / images
-    same = {name: getattr(config, name) for name in ("recipe", "network", "transformer", "seed", "epochs")}
+    same = {name: getattr(config, name) for name in ("recipe", "network", "seed", "epochs")}
     result = Result(
         parameters=1000, test_accuracy=accuracy, test_loss=0.1, val_accuracy=accuracy, train_accuracy=1.0,
-        train_seconds=60.0, **same,
+        train_seconds=60.0, transformer=config.family, **same,
     )  # fmt: skip
     write_record(folder / "result.json", result)
     write_record(folder / "mistakes.json", Mistakes(images=images, wrong=wrong))
@@ -80,6 +80,9 @@ def test_the_product_has_readable_names() -> None:
     assert (config.recipe, config.transformer, config.seed, config.lr, config.epochs) == ("mnist", "none", 1, 0.05, 3)
     assert config_of(runs[-1].words) == config
     assert product(["digits"], {}, config_of)[0].name == "digits-affine-s0"
+    bounded = _list('rotation,{"name": "similarity", "max_angle": 0.5}')
+    names = [run.name for run in product(["digits"], {"transformer": bounded}, config_of)]
+    assert names == ["digits-rotation-s0", "digits-_name_similarity_,_max_angle_0.5-s0"]
 
 
 def test_a_list_is_cut_at_its_commas_but_not_inside_brackets() -> None:

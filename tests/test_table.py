@@ -95,6 +95,19 @@ def test_runs_of_different_settings_are_rows_of_their_own(tmp_path: Path) -> Non
     assert [cell.control is not None for cell in turned.cells] == [True, True, False, False]
 
 
+def test_families_with_options(tmp_path: Path) -> None:
+    for angle in (0.5, 1.0):
+        bounded = {"name": "similarity", "max_angle": angle}
+        done(tmp_path / f"{angle}", replace(R, transformer=bounded), (1,))
+    done(tmp_path / "none", replace(R, transformer="none"), (1, 2))
+    table = read_table(tmp_path)
+    assert [cell.control is not None for cell in table.cells] == [False, True, True]
+    assert matrix(table)[0][2:] == [
+        '{"max_angle": 0.5, "name": "similarity"}',
+        '{"max_angle": 1.0, "name": "similarity"}',
+    ]
+
+
 def test_what_does_not_change_a_result_makes_no_row(tmp_path: Path) -> None:
     for seed, workers in ((0, 0), (1, 2)):
         done(tmp_path / f"s{seed}", replace(R, seed=seed, num_workers=workers, threads=1, data_dir=f"{seed}"), (1,))

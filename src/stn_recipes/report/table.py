@@ -225,7 +225,7 @@ def _varying(runs: Sequence[Run]) -> list[str]:
     """The settings that differ between runs of the same recipe and family."""
     groups: dict[Key, list[TrainConfig]] = defaultdict(list)
     for run in runs:
-        groups[run.config.recipe, run.config.transformer].append(run.config)
+        groups[_key(run.config, ("recipe", "transformer"))].append(run.config)
     found = {name for configs in groups.values() for name in _differences(configs)}
     return [name for name in _SETTINGS if name in found]
 
