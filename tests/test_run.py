@@ -418,8 +418,14 @@ def test_localizer_has_its_own_rate_and_biases_no_decay() -> None:
 
 
 def test_every_recipe_builds_its_network_and_its_control() -> None:
-    shapes = {"digits": (1, 28, 28), "mnist": (1, 28, 28), "cifar10": (3, 32, 32), "images": (3, 64, 64)}
-    sizes = {"rts": 42, "p": 42, "tc": 60}
+    shapes = {
+        "digits": (1, 28, 28),
+        "mnist": (1, 28, 28),
+        "mnist_addition": (2, 28, 28),
+        "cifar10": (3, 32, 32),
+        "images": (3, 64, 64),
+    }
+    sizes = {"rts": 42, "rts_each": 42, "p": 42, "tc": 60}
     for name in RECIPES:
         config = recipe(name)
         assert config.recipe == name
