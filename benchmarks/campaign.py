@@ -53,6 +53,7 @@ CAMPAIGN = (
     *(Cells(recipe, ("affine", "none"), schedule="short", options=SHORT) for recipe in ("mnist_r", "mnist_rts")),
     *(Cells(f"mnist_{name}", TABLE_1) for name in ("r", "rts", "p", "e")),
     Cells("mnist_tc", ("affine", "none")),
+    Cells("mnist_addition", TABLE_1),
 )
 
 
