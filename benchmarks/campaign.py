@@ -53,6 +53,7 @@ CAMPAIGN = (
     *(Cells(recipe, ("affine", "none"), schedule="short", options=SHORT) for recipe in ("mnist_r", "mnist_rts")),
     *(Cells(f"mnist_{name}", TABLE_1) for name in ("r", "rts", "p", "e")),
     Cells("mnist_tc", ("affine", "none")),
+    Cells("mnist_addition", TABLE_1),
 )
 
 
@@ -203,8 +204,8 @@ def main() -> None:
             run(a.out, a.only, a.data_dir, a.jobs)
         except SweepError as error:
             raise SystemExit(str(error)) from error
-        except KeyboardInterrupt:
-            raise SystemExit("stopped; the same command goes on") from None
+        except KeyboardInterrupt as stop:
+            raise SystemExit(str(stop)) from None
 
 
 if __name__ == "__main__":

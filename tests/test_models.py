@@ -163,15 +163,16 @@ def test_theta_is_fed_to_the_last_layer(name):
     model, plain = models.create(name, feed_theta=True, dropout=0.0).eval(), models.create(name, dropout=0.0).eval()
     image = torch.rand(2, *shape_of(name))
     if models.NETWORKS[name].width is not None:  # the others are as wide as 400k parameters allow
-        assert count(model) == count(plain) + 6 * 10
+        assert count(model) == count(plain) + 6 * 10 * models.NETWORKS[name].transformers
     last = model.classifier.last
     logits = model(image)
     with torch.no_grad():
-        last.weight[:, -6:] = 0
+        fed = 6 * models.NETWORKS[name].transformers
+        last.weight[:, -fed:] = 0
         without = model(image)
-        last.weight[:, -6:] = 1
+        last.weight[:, -fed:] = 1
     # all entries of the identity's theta sum to 2
-    torch.testing.assert_close(model(image), without + 2, rtol=0, atol=1e-4)
+    torch.testing.assert_close(model(image), without + fed // 3, rtol=0, atol=1e-4)
     assert logits.shape == (2, 10)
 
 

@@ -418,8 +418,14 @@ def test_localizer_has_its_own_rate_and_biases_no_decay() -> None:
 
 
 def test_every_recipe_builds_its_network_and_its_control() -> None:
-    shapes = {"digits": (1, 28, 28), "mnist": (1, 28, 28), "cifar10": (3, 32, 32), "images": (3, 64, 64)}
-    sizes = {"rts": 42, "p": 42, "tc": 60}
+    shapes = {
+        "digits": (1, 28, 28),
+        "mnist": (1, 28, 28),
+        "mnist_addition": (2, 28, 28),
+        "cifar10": (3, 32, 32),
+        "images": (3, 64, 64),
+    }
+    sizes = {"rts": 42, "rts_each": 42, "p": 42, "tc": 60}
     for name in RECIPES:
         config = recipe(name)
         assert config.recipe == name
@@ -458,7 +464,8 @@ def test_every_setting_of_a_network_and_of_a_data_set_reaches_it() -> None:
     """Options of the same name; a setting that nobody takes would be ignored in silence."""
     network, data = (set(inspect.signature(of).parameters) for of in (stn.models.create, ImageDataModule))
     elsewhere = {
-        "recipe", "network", "transformer", "penalties", "epochs", "optimizer", "lr", "schedule", "weight_decay",
+        "recipe", "preset", "network", "transformer", "penalties", "epochs", "optimizer", "momentum", "lr", "schedule", "warmup",
+        "weight_decay", "mixup", "ema",
         "localizer_lr_scale", "clip", "label_smoothing", "early_stop", "init_from", "schedule_start", "out", "control",
         "accelerator", "devices", "num_nodes", "strategy", "precision", "channels_last", "threads", "progress",
     }  # fmt: skip

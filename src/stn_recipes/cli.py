@@ -296,7 +296,7 @@ def _sweep_options(parser: _Parser, argv: Sequence[str]) -> None:
     parser.add_argument("recipes", nargs="+", help=f"any of {', '.join(RECIPES)}")
     parser.add_argument("--out", required=True, help="folder of the runs, each in a folder of its own")
     parser.add_argument("--seeds", default="0", help="such as 0,1,2")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time on this machine")
+    parser.add_argument("--jobs", type=int | None, default=None, help="runs at a time on this machine; 1 if not given")
     parser.add_argument(
         "--ray", type=str | None, default=None, metavar="ADDRESS", help="run on a Ray cluster; auto finds the nearest"
     )
@@ -320,11 +320,17 @@ def _sweep(a: Namespace) -> None:
     options |= {name: a[name] for name in _swept() if name != "transformer"}
     lists = {name: _list(text) for name, text in options.items() if text is not None}
 
+    if a.jobs is not None and a.jobs < 1:
+        raise ValueError(f"jobs: expected at least 1, got {a.jobs}")
+    if a.jobs is not None and a.ray is not None:
+        raise ValueError(f"jobs: of this machine, not of a Ray cluster, which has its own; got {a.jobs} with --ray")
+
     from .run.sweep import Processes, Ray, product, sweep
 
     planned = product(a.recipes, lists, config_of)
     threads = max(run.config.threads or 1 for run in planned)
-    sweep(planned, Path(a.out), Processes(a.jobs) if a.ray is None else Ray(a.ray, threads), report=a.report)
+    engine = Processes(a.jobs or 1) if a.ray is None else Ray(a.ray, threads)
+    sweep(planned, Path(a.out), engine, report=a.report)
     print(f"Table: stn table {shlex.quote(a.out)}")
 
 

@@ -38,10 +38,11 @@ class TrainConfig:
     Args:
         recipe: the recipe that the defaults came from.
         preset: the recipe's own settings, or paper, the protocol of its paper.
-        dataset: digits, mnist, fashion_mnist, cifar10 or images (a folder of class folders).
+        dataset: digits, mnist, mnist_addition, fashion_mnist, cifar10 or images (a folder of class folders).
         data_dir: where the official files lie, or the folder of images; downloaded to the cache if not given.
-        distortion: the paper's: r, rts, p, e, t or tc; fresh for every training sample, fixed for the test set.
+        distortion: the paper's: r, rts, p, e, t, tc or rts_each (each channel its own); fresh for every training sample, fixed for the test set.
         augment: of the training images only: flip_shift or affine.
+        grow: epochs over which the distortion of the training images grows, from none; 0 for all of it at once.
         image_size: height and width that your own images are resized to.
         on_bad_image: an unreadable image in your folder stops the run, or is named and skipped.
         val_fraction: share of the training set that is held out for validation.
@@ -92,8 +93,9 @@ class TrainConfig:
     preset: Literal["paper"] | None = None
     dataset: DataSet = "digits"
     data_dir: str | None = None
-    distortion: Literal["r", "rts", "p", "e", "t", "tc"] | None = None
+    distortion: Literal["r", "rts", "p", "e", "t", "tc", "rts_each"] | None = None
     augment: Literal["flip_shift", "affine"] | None = None
+    grow: int = 0
     image_size: tuple[int, int] = (64, 64)
     on_bad_image: Literal["stop", "skip"] = "stop"
     val_fraction: float = 0.1
@@ -148,6 +150,7 @@ class TrainConfig:
             "num_workers": 0,
             "lr": 0.0,
             "warmup": 0.0,
+            "grow": 0,
             "mixup": 0.0,
             "schedule_start": 0,
         }

@@ -89,6 +89,8 @@ def predict(
     """
     loaded = load_run(run)
     channels, height, width = loaded.facts.input_shape
+    if channels == 2:
+        raise ValueError(f"run: expected one that was trained on images with 1 or 3 channels, got {run} with 2")
     mean, std = (torch.tensor(values).reshape(1, -1, 1, 1) for values in (loaded.facts.mean, loaded.facts.std))
     folder = Path(out) if out is not None else loaded.path / "predictions"
     rows: list[dict[str, Any]] = []

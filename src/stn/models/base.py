@@ -22,6 +22,7 @@ class TransformerClassifier(nn.Module):
         transformer: None for a control.
         classifier: image -> logits.
         pool: factor of the average pool.
+        others: transformers beside the first, whose outputs the classifier sees behind its output, in channels.
         feed_theta: the classifier's last layer sees theta beside the hidden features, so that what was undone is not
             lost. The classifier is then an `nn.Sequential` that ends with an `nn.Linear`, which is replaced by a wider
             one.
@@ -37,17 +38,22 @@ class TransformerClassifier(nn.Module):
         transformer: SpatialTransformer | None,
         classifier: nn.Module,
         pool: int = 1,
+        others: Sequence[SpatialTransformer] = (),
         *,
         feed_theta: bool = False,
     ) -> None:
         super().__init__()
+        if others and transformer is None:
+            raise ValueError(f"others: expected none without a transformer, got {len(others)}")
         check_flag("feed_theta", feed_theta)
         if feed_theta:
             if transformer is None:
                 raise ValueError("feed_theta: expected False without a transformer, got True")
-            classifier = _FedClassifier(classifier, transformer.transform.num_params)
+            params = sum(one.transform.num_params for one in (transformer, *others))
+            classifier = _FedClassifier(classifier, params)
         self.feed_theta = feed_theta
         self.transformer = transformer
+        self.others = nn.ModuleList(others)
         self.pool = nn.AvgPool2d(pool) if pool > 1 else nn.Identity()
         self.classifier = classifier
 
@@ -55,12 +61,14 @@ class TransformerClassifier(nn.Module):
         return self.look(image)[0]
 
     def look(self, image: Tensor) -> tuple[Tensor, Warp | None]:
-        """The logits, and what the transformer did to the image (None in a control)."""
+        """The logits, and what the transformer (the first of several) did to the image; None in a control."""
         if self.transformer is None:
             return self.classifier(self.pool(image)), None
-        warp = self.transformer.warp(image)
-        theta = [warp.theta] if self.feed_theta else []
-        return self.classifier(self.pool(warp.output), *theta), warp
+        warps: list[Warp] = [self.transformer.warp(image), *(one.warp(image) for one in self.others)]  # type: ignore[operator]
+        output, theta = warps[0].output, warps[0].theta
+        if self.others:
+            output, theta = torch.cat([w.output for w in warps], 1), torch.cat([w.theta for w in warps], 1)
+        return self.classifier(self.pool(output), *([theta] if self.feed_theta else [])), warps[0]
 
 
 class _FedClassifier(nn.Module):
@@ -97,6 +105,7 @@ class Network:
     parameters: int | None  # as published for the default input and 10 classes
     budget: int = 0  # parameters
     only_control: bool = False
+    transformers: int = 1  # side by side; the classifier's in_shape has the channels of them all
 
 
 def check_shape(in_shape: Shape) -> Shape:

@@ -13,10 +13,10 @@ from ..reading import PADDING_MODES, PaddingMode
 from ..transformer import SpatialTransformer
 from ..transforms import AbstractTransform, Affine
 from ..transforms.config import TransformLike, check_transform
-from . import any_size, paper, tutorial
+from . import addition, any_size, paper, tutorial
 from .base import Network, Shape, TransformerClassifier, check_shape
 
-NETWORKS: dict[str, Network] = {**tutorial.NETWORKS, **paper.NETWORKS, **any_size.NETWORKS}
+NETWORKS: dict[str, Network] = {**tutorial.NETWORKS, **paper.NETWORKS, **any_size.NETWORKS, **addition.NETWORKS}
 
 
 def names() -> list[str]:
@@ -77,13 +77,16 @@ def create(
     family = None if transform is None or transform == "none" else check_transform(transform)
 
     def build(transform: AbstractTransform, width: int) -> TransformerClassifier:
-        transformer = SpatialTransformer(
-            network.localizer(shape, transform), transform, padding_mode=padding_mode, antialias=antialias,
-            gradient=gradient, theta_grad_scale=theta_grad_scale,
+        transformer, *others = (
+            SpatialTransformer(
+                network.localizer(shape, transform), transform, padding_mode=padding_mode, antialias=antialias,
+                gradient=gradient, theta_grad_scale=theta_grad_scale,
+            )
+            for _ in range(network.transformers)
         )  # fmt: skip
-        seen = (shape[0], shape[1] // pool, shape[2] // pool)
+        seen = (network.transformers * shape[0], shape[1] // pool, shape[2] // pool)
         classifier = network.classifier(seen, num_classes, width, probability)
-        return TransformerClassifier(transformer, classifier, pool, feed_theta=feed_theta)
+        return TransformerClassifier(transformer, classifier, pool, others, feed_theta=feed_theta)
 
     def build_control(width: int) -> TransformerClassifier:
         return TransformerClassifier(None, network.control(shape, num_classes, width, probability))

@@ -93,16 +93,18 @@ def draw_outline(ax: Axes, outline: Tensor) -> None:
 
 
 def to_pixels(argument: str, images: Any, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    """Images (N, C, H, W) as (N, H, W, C) in [0, 1]."""
-    if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape:
+    """Images (N, C, H, W) as (N, H, W, 1 or 3) in [0, 1]; two channels are shown in red and green."""
+    if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] not in (1, 2, 3) or 0 in images.shape:
         raise ValueError(
-            f"{argument}: expected (N, C, H, W) with 1 or 3 channels, N at least 1, got {describe(images)}"
+            f"{argument}: expected (N, C, H, W) with 1 to 3 channels, N at least 1, got {describe(images)}"
         )
     for name, value in (("mean", mean), ("std", std)):
         if len(value) not in (1, images.shape[1]):
             raise ValueError(f"{name}: expected one number or {images.shape[1]}, one for each channel, got {value!r}")
     shown = images.detach().cpu().float() * torch.tensor(std).reshape(1, -1, 1, 1)
     shown = shown + torch.tensor(mean).reshape(1, -1, 1, 1)
+    if shown.shape[1] == 2:
+        shown = torch.cat([shown, torch.zeros_like(shown[:, :1])], 1)
     pixels: np.ndarray = shown.nan_to_num(0.0).clamp(0, 1).permute(0, 2, 3, 1).numpy()
     return pixels
 

@@ -6,4 +6,11 @@ of the seed, so runs repeat exactly at any number of workers or ranks, and a res
 would have seen.
 """
 
-DATASETS = ("digits", "mnist", "fashion_mnist", "cifar10", "images")  # the files of this folder that hold one
+DATASETS = (
+    "digits",
+    "mnist",
+    "mnist_addition",
+    "fashion_mnist",
+    "cifar10",
+    "images",
+)  # the files of this folder that hold one

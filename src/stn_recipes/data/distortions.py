@@ -34,6 +34,7 @@ __all__ = [
     "Distortion",
     "RandomElastic",
     "RandomFlipShift",
+    "RandomOfEach",
     "RandomPlacement",
     "RandomProjective",
     "RandomSimilarity",
@@ -102,12 +103,14 @@ class Distortion(ABC):
     """Images and their rows of random numbers -> distorted images.
 
     `num_random` uniforms are used per image; `output_size((H, W))` is the size of the result; `needs_source` says
-    whether the images of the whole set are needed (to cut clutter from them).
+    whether the images of the whole set are needed (to cut clutter from them). `neutral` are the `num_random` numbers that
+    only put the image into the middle, from where a distortion can grow; None where there are no such numbers.
     """
 
     name: str
     num_random: int
     needs_source: bool = False
+    neutral: np.ndarray | None = None
 
     def output_size(
         self,
@@ -195,6 +198,8 @@ class RandomSimilarity(Distortion):
         self.canvas = canvas
         check_choice("padding_mode", padding_mode, _PADDING_MODES)
         self.padding_mode = padding_mode
+        low, high = scale
+        self.neutral = np.array([0.5, (1 - low) / (high - low) if low < high else 0.5, 0.5, 0.5])
 
     def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
         return _scaled(size, self.canvas)
@@ -256,6 +261,7 @@ class RandomProjective(Distortion):
         self.scale = scale
         self.sigma = sigma
         self.canvas = canvas
+        self.neutral = np.array([(1 - scale[0]) / (scale[1] - scale[0]), *[0.5] * 8])
 
     def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
         return _scaled(size, self.canvas)
@@ -337,6 +343,7 @@ class RandomElastic(Distortion):
         self.sigma = sigma
         self.lattice = lattice
         self.num_random = 1 + 2 * lattice**2
+        self.neutral = np.array([(1 - scale[0]) / (scale[1] - scale[0]), *[0.5] * (2 * lattice**2)])
 
     def grid(
         self,
@@ -462,9 +469,34 @@ class RandomFlipShift(Distortion):
         return moved
 
 
+class RandomOfEach(Distortion):
+    """Each of two channels distorted on its own: "rts_each". Random numbers: those of one channel, then of the other."""
+
+    def __init__(self, name: str, inner: Distortion, *, channels: int = 2):
+        self.name = name
+        self.inner = inner
+        self.channels = channels
+        self.num_random = channels * inner.num_random
+        self.neutral = None if inner.neutral is None else np.tile(inner.neutral, channels)
+
+    def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        return self.inner.output_size(size)
+
+    def _apply(self, images: Tensor, random: np.ndarray, source: Tensor | None, index: Tensor | None) -> Tensor:
+        if images.shape[1] != self.channels:
+            raise ValueError(f"images: expected {self.channels} channels for {self.name!r}, got {images.shape[1]}")
+        parts = zip(images.split(1, 1), np.split(random, self.channels, axis=1), strict=True)
+        return torch.cat([self.inner(image, np.ascontiguousarray(part)) for image, part in parts], 1)
+
+
+def _rts(name: str = "rts", **options: Any) -> Distortion:
+    return RandomSimilarity(name, **{"degrees": 45.0, "scale": (0.7, 1.2), "shift": "inside", "canvas": 1.5, **options})
+
+
 _MAKERS: dict[str, Callable[..., Distortion]] = {
     "r": partial(RandomSimilarity, "r", degrees=90.0),
-    "rts": partial(RandomSimilarity, "rts", degrees=45.0, scale=(0.7, 1.2), shift="inside", canvas=1.5),
+    "rts": _rts,
+    "rts_each": lambda **options: RandomOfEach("rts_each", _rts(**options)),
     "p": partial(RandomProjective, "p"),
     "e": partial(RandomElastic, "e"),
     "t": partial(RandomPlacement, "t"),
@@ -482,6 +514,7 @@ def get(name: str, **options: Any) -> Distortion:
     |---|---|---|
     | r | rotation within +-90 degrees | 28x28 |
     | rts | rotation within +-45 degrees, scale 0.7 to 1.2, random place | 42x42 |
+    | rts_each | the same for each of two channels on its own | 42x42 |
     | p | scale 0.75 to 1, corners moved by N(0, 5 px) | 42x42 |
     | e | scale 0.75 to 1, 4x4 spline lattice moved by N(0, 1.5 px) | 28x28 |
     | t | random place | 60x60 |

@@ -27,7 +27,7 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
     """Normalized, augmented and distorted images of one set, a whole batch at a time.
 
     `stream` ("train", "val" or "test") keeps the random numbers of the sets apart. A `fixed` set always uses those of
-    epoch 0 and is never augmented. Applied in order: `augment`, `distortion`, (x - mean) / std with one mean and std
+    epoch 0 and is never augmented. With `grow` the distortion grows over so many epochs, from none in the first. Applied in order: `augment`, `distortion`, (x - mean) / std with one mean and std
     per channel.
 
     `__getitems__` takes the (epoch, index) pairs of an `EpochSampler` and returns the collated batch, so a
@@ -51,9 +51,14 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
         seed: int = 0,
         stream: str = "train",
         fixed: bool = False,
+        grow: int = 0,
     ):
         check_integer("seed", seed, 0)
         check_choice("stream", stream, ("train", "val", "test"))
+        check_integer("grow", grow, 0)
+        if grow and (distortion is None or distortion.neutral is None):
+            which = "no distortion" if distortion is None else repr(distortion.name)
+            raise ValueError(f"grow: expected 0 for {which}, which cannot grow from none, got {grow}")
         channels = data.images.shape[1]
         for argument, value in (("mean", mean), ("std", std)):
             if value is not None and len(value) != channels:
@@ -66,6 +71,7 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
         self.seed = seed
         self.stream = stream
         self.fixed = fixed
+        self.grow = grow
         self._mean = torch.tensor(tuple(mean or (0.0,) * channels)).view(-1, 1, 1)
         self._std = torch.tensor(tuple(std or (1.0,) * channels)).view(-1, 1, 1)
         self._tables: dict[str, tuple[int, np.ndarray]] = {}
@@ -109,6 +115,8 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
             images = self.augment(images, random, source=self.data.images, index=index)
         if self.distortion is not None:
             random = self._random(self.stream, self.distortion.num_random, epoch, places)
+            if epoch < self.grow:
+                random = self.distortion.neutral + epoch / self.grow * (random - self.distortion.neutral)
             images = self.distortion(images, random, source=self.data.images, index=index)
         return images.sub_(self._mean).div_(self._std), self.data.labels[index]
 
@@ -200,7 +208,7 @@ class ImageDataModule(LightningDataModule):
     name of `stn_recipes.distortions` for all three sets: drawn afresh every epoch for training, once and for all for
     validation and test. `augment` is one for training alone, applied before it. The validation set is `val_fraction`
     of the training images, chosen by `seed`; 0 means none. `limit_train` keeps the first n of the remaining, for
-    quick trials. The test set is not read before it is asked for. With `class_names`, those of a trained network, the
+    quick trials. The distortion of the training images grows over the first `grow` epochs, from none. The test set is not read before it is asked for. With `class_names`, those of a trained network, the
     class folders of "images" get their labels by name; a folder of another name is refused.
 
     After `setup`: `class_names`, `num_classes`, `input_shape` (C, H, W) as the network sees it, `mean` and `std` per
@@ -232,6 +240,7 @@ class ImageDataModule(LightningDataModule):
         image_size: tuple[int, int] | None = None,
         on_bad_image: str = "stop",
         limit_train: int | None = None,
+        grow: int = 0,
         class_names: tuple[str, ...] | None = None,
     ):
         super().__init__()
@@ -263,6 +272,7 @@ class ImageDataModule(LightningDataModule):
         self.image_size = (size[0], size[1])
         self.on_bad_image = on_bad_image
         self.limit_train = limit_train
+        self.grow = grow
         self.known_classes = class_names
         self._train: ImageDataset | None = None
         self._val: ImageDataset | None = None
@@ -303,8 +313,9 @@ class ImageDataModule(LightningDataModule):
             )
             self.input_shape = plain.image_shape
             self._train = ImageDataset(
-                chosen, distortion=self.distortion, augment=self.augment, mean=self.mean, std=self.std, seed=self.seed
-            )
+                chosen, distortion=self.distortion, augment=self.augment, mean=self.mean, std=self.std, seed=self.seed,
+                grow=self.grow,
+            )  # fmt: skip
             self._val = self._fixed(data.take(order[:held_out]), "val") if held_out else None
         if stage == "test":
             self.test_data()

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 # Second word of every seed (seed, stream, epoch). numpy pads a seed with zeros, so all of them have three words.
-STREAMS = {"train": 0, "val": 1, "test": 2, "augment": 3, "shuffle": 4, "test_split": 5, "val_split": 6}
+STREAMS = {"train": 0, "val": 1, "test": 2, "augment": 3, "shuffle": 4, "test_split": 5, "val_split": 6, "pairs": 7}
 
 
 def generator(seed: int, stream: str, epoch: int = 0) -> np.random.Generator:

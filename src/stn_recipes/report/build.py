@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 DISTORTIONS = {
     "r": "rotated by up to 90°",
     "rts": "rotated, scaled and shifted",
+    "rts_each": "each channel rotated, scaled and shifted on its own",
     "p": "in perspective",
     "e": "elastically distorted",
     "t": "shifted",

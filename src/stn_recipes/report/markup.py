@@ -9,6 +9,7 @@ import zlib
 from typing import TYPE_CHECKING
 
 import matplotlib
+import torch
 from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
@@ -33,7 +34,12 @@ def view(height: int, width: int, margin: float) -> str:
 
 
 def uri(image: Tensor) -> str:
-    """An image (C, H, W) in [0, 1] as a data URI: small ones exactly, larger ones as JPEG of the size they are seen."""
+    """An image (C, H, W) in [0, 1] as a data URI: small ones exactly, larger ones as JPEG of the size they are seen.
+
+    Two channels are shown in red and green.
+    """
+    if len(image) == 2:
+        image = torch.cat([image, torch.zeros_like(image[:1])])
     pixels = image.nan_to_num(0.0).clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
     picture = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
     exact = max(picture.size) <= 48 or (picture.mode == "L" and max(picture.size) <= PAGE_SIDE)

@@ -161,12 +161,11 @@ def read_table(folder: Path, rows: Sequence[str] = (), columns: Sequence[str] = 
         raise RunError(f"{folder}: expected finished runs, found {len(runs)} unfinished ones")
     if not rows:
         rows = [name for name in ("recipe", *_varying(runs)) if name not in columns]
-    groups: dict[tuple[Key, Key], dict[int, Run]] = defaultdict(dict)
+    groups: dict[tuple[Key, Key], list[Run]] = defaultdict(list)
     for run in finished:
-        key = _key(run.config, rows), _key(run.config, columns)
-        groups[key].setdefault(run.config.seed, run)
+        groups[_key(run.config, rows), _key(run.config, columns)].append(run)
     for (row, column), of in groups.items():
-        differ = _differences([run.config for run in of.values()])
+        differ = _differences([run.config for run in of])
         if differ:
             raise ValueError(
                 f"rows: expected settings that tell the runs apart, but those of {_words((*row, *column))} differ in "
@@ -179,12 +178,11 @@ def read_table(folder: Path, rows: Sequence[str] = (), columns: Sequence[str] = 
     }
 
     def cell(row: Key, column: Key, control: Cell | None) -> Cell:
-        found = [run for _, run in sorted(groups[row, column].items())]
+        by_seed = {run.config.seed: run for run in reversed(groups[row, column])}  # the same run twice counts once
+        found = [by_seed[seed] for seed in sorted(by_seed)]
         return Cell(row, column, found, waiting[row, column], tried[found[0].config.recipe], control)
 
-    controls = {
-        key: cell(*key, None) for key, of in groups.items() if next(iter(of.values())).config.transformer == "none"
-    }
+    controls = {key: cell(*key, None) for key, of in groups.items() if of[0].config.transformer == "none"}
     cells = []
     for row, column in groups:
         plain = [
@@ -227,7 +225,7 @@ def _varying(runs: Sequence[Run]) -> list[str]:
     """The settings that differ between runs of the same recipe and family."""
     groups: dict[Key, list[TrainConfig]] = defaultdict(list)
     for run in runs:
-        groups[run.config.recipe, run.config.transformer].append(run.config)
+        groups[_key(run.config, ("recipe", "transformer"))].append(run.config)
     found = {name for configs in groups.values() for name in _differences(configs)}
     return [name for name in _SETTINGS if name in found]
 

@@ -68,9 +68,14 @@ def product(
         words = (recipe, *(f"--{name.replace('_', '-')}={value}" for name, value in given.items()))
         config = config_of(words)
         name = "-".join(
-            [recipe, config.family, f"s{config.seed}", *(f"{option}={given[option]}" for option in several)]
+            [
+                recipe,
+                given.get("transformer", config.family),
+                f"s{config.seed}",
+                *(f"{option}={given[option]}" for option in several),
+            ]
         )
-        name = re.sub(r"[^\w.,=+-]+", "_", name)
+        name = re.sub(r"[^\w.,=+-]+", "_", name).replace("_-", "-")
         if name in runs:
             raise ValueError(f"expected every run once, got {name} twice")
         runs[name] = Planned(name, words, config)
@@ -267,8 +272,10 @@ def sweep(
                     if row.state == "finished" and finished is not None:
                         finished(row.run, row.folder)
                 board.look()
-        except BaseException:
+        except BaseException as error:
             engine.stop()
+            if isinstance(error, KeyboardInterrupt):
+                raise KeyboardInterrupt("stopped; the same command goes on") from None
             raise
     failed = [row for row in rows if row.state == "failed"]
     if failed:
