@@ -58,13 +58,13 @@ def test_the_page_computes_what_torch_computes(tmp_path: Path) -> None:
     got = torch.tensor(json.loads(html.unescape(found[1]))["probabilities"])
     with torch.no_grad():
         want = Deployed(load_run(run))(page.samples(run, 6)[:, None] / 255)[0]
-    assert want.std(0).max() > 1e-3  # the images are told apart
-    torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
+    assert want.std(0).max() > 1e-4  # the images are told apart
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-6)
 
 
 def test_without_npm_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ValueError, match="^npm: expected on the PATH"):
+    with pytest.raises(ValueError, match=r"^npm: expected on the PATH"):
         page.fetch(tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
 

@@ -88,7 +88,7 @@ def pt2(
     file: str | os.PathLike[str],
     example: Example | None = None,
     *,
-    tolerance: float = 1e-5,
+    tolerance: float = 1e-4,
     metadata: Mapping[str, Any] | None = None,
 ) -> float:
     """Write `program(model, example)` to a `.pt2` file, which `torch.export.load` reads where there is no `stn`.
@@ -130,7 +130,7 @@ def onnx(
     example: Example | None = None,
     *,
     opset: int = 20,
-    tolerance: float = 1e-5,
+    tolerance: float = 1e-4,
     output_names: Sequence[str] | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> float:
