@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any, TypeVar
@@ -54,3 +55,14 @@ def as_one_step(module: nn.Module, *inputs: Any) -> Any:
     """The call of a module in a graph of `torch.fx`, which does not look into it."""
     tracer = inputs[0].tracer
     return tracer.create_proxy("call_module", tracer.path_of_module(module), inputs, {})
+
+
+def of_one_size(image: Tensor) -> Tensor:
+    """The image (B, C, *size), which in a program of `torch.jit.trace` has to have the size that it has here: what a family makes of its
+    size are constants there."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        size = [int(n) for n in image.shape[2:]]
+    for axis, n in enumerate(size, 2):
+        image = image.split_with_sizes([n], axis)[0]  # which is an error for any other sum
+    return image

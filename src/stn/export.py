@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from ._checks import check_choice, check_number, describe
+from ._checks import check_number, describe
 from ._files import atomic_path
 from ._tracing import exporting
 from .ops import autograd, dispatch
@@ -88,7 +88,7 @@ def pt2(
     file: str | os.PathLike[str],
     example: Example | None = None,
     *,
-    tolerance: float = 1e-5,
+    tolerance: float = 1e-4,
     metadata: Mapping[str, Any] | None = None,
 ) -> float:
     """Write `program(model, example)` to a `.pt2` file, which `torch.export.load` reads where there is no `stn`.
@@ -130,7 +130,7 @@ def onnx(
     example: Example | None = None,
     *,
     opset: int = 20,
-    tolerance: float = 1e-5,
+    tolerance: float = 1e-4,
     output_names: Sequence[str] | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> float:
@@ -155,7 +155,7 @@ def onnx(
             from the model by more than the tolerance; nothing is left behind then.
     """
     path = _check_file(file, ".onnx", tolerance)
-    check_choice("opset", opset, OPSETS)  # type: ignore[arg-type]
+    check_number("opset", opset, f"one of {', '.join(map(str, OPSETS))}", lambda v: v in OPSETS)
     for name in ("onnx", "onnxscript", "onnxruntime"):
         if importlib.util.find_spec(name) is None:
             raise ValueError(f'{name}: expected to be installed; pip install "spatial-transformers[export]"')

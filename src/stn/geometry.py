@@ -30,7 +30,8 @@ def lattice(
     n: int, *, align_corners: bool = False, dtype: torch.dtype | None = None, device: torch.device | str | None = None
 ) -> Tensor:
     """The normalized coordinates (n,) of the pixel centres along an axis of `n` pixels; one pixel lies at 0."""
-    if isinstance(n, bool) or not isinstance(n, (int, torch.SymInt)) or n < 0:
+    traced = isinstance(n, Tensor) and torch.jit.is_tracing()
+    if not traced and (isinstance(n, bool) or not isinstance(n, (int, torch.SymInt)) or n < 0):
         raise ValueError(f"n: expected an int of at least 0, got {describe(n)}")
     # Integers over an integer: exactly symmetric, and within one rounding of the true value.
     steps = torch.arange(1 - n, max(n, 1 - n), 2, dtype=dtype or torch.float32, device=device)

@@ -19,11 +19,12 @@ from ._checks import (
     coordinate_dtype,
     describe,
 )
-from ._tracing import is_portable
+from ._tracing import is_portable, of_one_size
 from .antialias import sample_antialiased
 from .conventions import pixel_to_normalized
 from .coordinates import MATRICES, Coordinates, Frame, check_grid, check_matrices, map_points, positions
 from .geometry import derivative, differences, extent, lattice_points
+from .ops import _torch
 from .ops import dispatch as ops
 from .reading import Fill, Mode, PaddingMode, Reading, check_reading, fit_fill
 from .transforms.base import AbstractTransform
@@ -273,6 +274,8 @@ def read_warp(
     lattice_align_corners: bool | None = None,
 ) -> Tensor:
     """`warp` for what has been checked, but for theta, the batches and the fill."""
+    if transform is not None and _torch.tracing():
+        image = of_one_size(image)
     of_lattice = reading.align_corners if lattice_align_corners is None else lattice_align_corners
     coordinates = where_to_read(image, theta, size, transform, of_lattice)
     if not antialias:

@@ -170,6 +170,13 @@ class AbstractTransformer(nn.Module, ABC):
     def localization_networks(self) -> Iterable[nn.Module]:
         """The networks that say theta; `stn.parameter_groups` gives them a learning rate of their own."""
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        # What torch.jit.script asks first; what it would say by itself is about a line of ours that it cannot read.
+        raise ValueError(
+            "script: expected torch.export, stn.export or torch.jit.trace for a model with a spatial transformer, which is no TorchScript, "
+            "got torch.jit.script"
+        )
+
     def _predict(self, localizer: nn.Module, image: Tensor, count: int = 1) -> Tensor:
         """What a localizer says, (B, count * num_params)."""
         self._check_image(image)

@@ -392,6 +392,30 @@ def _predict(a: Namespace) -> None:
         print(f"    {row['rectified'] or '(no transformer)'}")
 
 
+def _export_options(parser: _Parser, argv: Sequence[str]) -> None:
+    parser.add_argument("run", help="folder of the run")
+    parser.add_argument(
+        "--to",
+        choices=["onnx", "pt2"],
+        required=True,
+        help="ONNX, or a program for torch.export.load that needs no stn",
+    )
+    parser.add_argument(
+        "--out", type=str | None, default=None, help="file; RUN/model.onnx or RUN/model.pt2 if not given"
+    )
+
+
+def _export(a: Namespace) -> None:
+    from .run.folder import read_config
+
+    read_config(Path(a.run))  # what is no run is said before the exporters load
+
+    from .export import export
+
+    file, difference = export(a.run, a.to, a.out)
+    print(f"{file}: differs from the run by at most {difference:.1e}")
+
+
 def _report_options(parser: _Parser, argv: Sequence[str]) -> None:
     parser.add_argument("run", help="folder of the run")
     parser.add_argument(
@@ -607,6 +631,7 @@ COMMANDS = {
     "predict": Command(
         "Classify images with a run, and save what its transformer made of them.", _predict_options, _predict
     ),
+    "export": Command("Write the network of a run as one file for where there is no stn.", _export_options, _export),
     "report": Command("Write report.html and the figures of a run.", _report_options, _report),
     "compare": Command("Put runs side by side.", _compare_options, _compare),
     "publish": Command(
