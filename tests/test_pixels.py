@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from records import warp_at
 
 import stn
 from stn import conventions
@@ -66,12 +67,43 @@ def test_agrees_with_the_grid_of_the_house(align_corners, padding_mode, size, un
     )
 
 
-def test_pixels_run_on_the_reference_and_say_so():
-    image, at = torch.rand(1, 1, 4, 4), torch.rand(1, 2, 2, 2)
+native = pytest.mark.skipif(stn.ops.backends()["cpu"] != "available", reason="no native backend")
+
+
+@native
+@pytest.mark.parametrize("mode", ["bilinear", "nearest", "bicubic"])
+@pytest.mark.parametrize("padding_mode", ["zeros", "border", "reflection", "circular", "constant"])
+@pytest.mark.parametrize("size", [(9,), (6, 9), (4, 6, 9)])
+def test_the_native_backend_agrees_with_the_reference(size, padding_mode, mode):
+    """Between pixels, on their centres and halfway, far outside, and where a position is not finite."""
+    d = len(size)
+    fill = torch.tensor([0.5], dtype=torch.float64) if padding_mode == "constant" else None
+    image = torch.randn(2, 3, *size, dtype=torch.float64)
+    pixels = 12 * torch.rand(2, *[5] * d, d, dtype=torch.float64) - 2
+    pixels[0] = (2 * pixels[0]).round() / 2
+    pixels[1].view(-1)[:3] = torch.tensor([1e9, -1e9, torch.nan], dtype=torch.float64)
+    for align_corners in (False, True):
+        results = []
+        for backend in ("cpu", "reference"):
+            i, p = (t.clone().requires_grad_() for t in (image, pixels))
+            with stn.ops.use_backend(backend):
+                out = warp_at("pixels", i, p, p.shape[1:-1], (mode, padding_mode, fill, align_corners))
+            gradients = torch.autograd.grad(out.nan_to_num().sin().sum(), (i, p))
+            results.append((out.detach(), *gradients))
+        for ours, truth in zip(*results, strict=True):
+            torch.testing.assert_close(ours, truth, rtol=0, atol=1e-9, equal_nan=True)
+        assert results[0][0].isnan().any()
+
+
+@native
+def test_who_runs_positions_in_pixels():
+    image, pixels = torch.rand(1, 1, 4, 4), torch.rand(1, 2, 2, 2)
     with stn.ops.use_backend("reference"):
-        stn.sample(image, at, units="pixel")
-    with stn.ops.use_backend("aten"), pytest.raises(ValueError, match=r"backend: expected 'reference' .*got 'aten'"):
-        stn.sample(image, at, units="pixel")
+        truth = stn.sample(image, pixels.double(), units="pixel")
+    torch.testing.assert_close(stn.sample(image, pixels, units="pixel"), truth)
+    for backend, positions in (("aten", pixels), ("cpu", pixels.double())):  # which would round them
+        with stn.ops.use_backend(backend), pytest.raises(ValueError, match=f"'reference' .*got '{backend}'"):
+            stn.sample(image, positions, units="pixel")
 
 
 def test_labels_and_bytes_are_read_too():

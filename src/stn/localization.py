@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ._checks import check_count, check_float_tensor, check_number, check_size, describe
+from ._tracing import as_one_step, is_symbolic
 from .transformer import AbstractTransformer
 from .transforms.base import AbstractTransform, exact
 from .transforms.config import TransformLike, check_transform
@@ -197,6 +198,8 @@ class ConvLocalizer(nn.Module):
         self.head = nn.Sequential(*head, identity_head(width, transform, start=start))
 
     def forward(self, image: Tensor) -> Tensor:
+        if is_symbolic(image):
+            return as_one_step(self, image)
         size = tuple(image.shape[2:]) if isinstance(image, Tensor) else ()
         if len(size) != self.ndim or image.shape[1] != self.in_channels or self.image_size not in (None, size):
             sizes = ", ".join(map(str, self.image_size or ("any",) * self.ndim))
@@ -253,6 +256,8 @@ class FCLocalizer(nn.Module):
         self.head = nn.Sequential(*layers, identity_head(in_features, transform, start=start))
 
     def forward(self, image: Tensor) -> Tensor:
+        if is_symbolic(image):
+            return as_one_step(self, image)
         if not isinstance(image, Tensor) or image.ndim < 2 or image.shape[1:].numel() != self.in_features:
             raise ValueError(f"image: expected {self.in_features} numbers each, got {describe(image)}")
         theta: Tensor = self.head(image)
@@ -312,6 +317,8 @@ class RecurrentLocalizer(nn.Module):
             raise ValueError(f"start: expected ({transform.num_params},), one for every step, got {describe(start)}")
 
     def forward(self, image: Tensor) -> Tensor:
+        if is_symbolic(image):
+            return as_one_step(self, image)
         features = self.encoder(image)
         wanted = (image.shape[0], self.in_features)
         if not isinstance(features, Tensor) or tuple(features.shape) != wanted:

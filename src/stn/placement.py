@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ._checks import check_choice, check_count, describe
+from ._tracing import as_one_step, is_symbolic
 from .coordinates import Frame
 from .transformer import AbstractTransformer, ReadOptions, Warp, check_localizer
 from .transforms.config import TransformLike
@@ -83,6 +84,8 @@ class ParallelTransformers(AbstractTransformer):
         return tuple(self._warp(image, theta, self.transform, self.size) for theta in self.theta(image).unbind(1))
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
+        if is_symbolic(image):
+            return as_one_step(self, image)
         outputs = [warp.output for warp in self.warp(image)]
         if self.combine == "list":
             return outputs
@@ -169,7 +172,7 @@ class IterativeTransformer(AbstractTransformer):
         return self.steps(image)[-1]
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.warp(image).output
+        return as_one_step(self, image) if is_symbolic(image) else self.warp(image).output
 
     def extra_repr(self) -> str:
         return f"iterations={self.iterations}, {super().extra_repr()}"

@@ -19,6 +19,7 @@ from ._checks import (
     coordinate_dtype,
     describe,
 )
+from ._tracing import is_portable
 from .antialias import sample_antialiased
 from .conventions import pixel_to_normalized
 from .coordinates import MATRICES, Coordinates, Frame, check_grid, check_matrices, map_points, positions
@@ -66,8 +67,8 @@ def sample(
         align_corners: False: -1 and 1 are the outer edges of the border pixels; True: their centres. Of positions in
             pixels it only says about what a reflection turns.
         units: "pixel" for positions in pixels: integers are pixel centres, the first is 0. They are read as they are,
-            halfway between two pixels too, in float64 where they come so. Exact, by the reference alone, which is about six times slower
-            than `conventions.pixel_to_normalized` and a grid that may be rounded.
+            halfway between two pixels too, in float64 where they come so. On the native backend, and elsewhere, or
+            in float64 of another image, on the reference, which is several times slower.
         order: "ij" for positions that are array indices, ([slice,] row, column).
 
     Returns:
@@ -292,7 +293,16 @@ def read_warp(
     of_output = points.new_tensor(extent(size, align_corners=of_lattice))
     # Pixels of the input for a pixel of the output; an axis of one pixel with align_corners has no length.
     scale = of_input[:, None] / torch.where(of_output == 0, torch.inf, of_output)
-    steps = derivative(lambda p: mapping(p), points) * scale
+    if coordinates.kind == "affine":
+        steps = coordinates.values[:, None, :, :d] * scale
+    elif is_portable():
+        raise ValueError(
+            "antialias: expected False, or an affine transform, in a program that is exported: the derivative of others would keep the "
+            "batch of the example"
+        )
+    else:
+        steps = derivative(lambda p: mapping(p), points) * scale
+    steps = steps.expand(*points.shape, d)
     grid = mapping(points).reshape(-1, *size, d).expand(batch, *size, d)
     steps = steps.reshape(-1, *size, d, d).expand(batch, *size, d, d)
     image = image.expand(batch, *image.shape[1:])

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ._checks import check_choice, check_flag, check_image, check_number, check_size, coordinate_dtype, describe
+from ._tracing import as_one_step, is_symbolic
 from .conventions import normalized_to_pixel
 from .coordinates import Frame
 from .geometry import lattice_points
@@ -267,7 +268,7 @@ class SpatialTransformer(AbstractTransformer):
         return self._predict(self.localizer, image)
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.warp(image).output
+        return as_one_step(self, image) if is_symbolic(image) else self.warp(image).output
 
     def warp(self, image: Tensor, theta: Tensor | None = None) -> Warp:
         """As `forward`, with theta and what it takes to map points and draw the sampled frame.

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import warnings
-from types import FrameType
+from types import FrameType, ModuleType
 
 
 def main() -> int:
@@ -15,6 +15,8 @@ def main() -> int:
     for stream in (sys.stdout, sys.stderr):  # a file or a job log shows every line when it is written
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     warnings.showwarning = _warn
+    # TensorBoard's own way of doing without TensorFlow, which it would load where there is one: seconds for nothing.
+    sys.modules.setdefault("tensorboard.compat.notf", ModuleType("notf"))
     try:
         from .cli import main as run
 

@@ -190,7 +190,7 @@ class _Pair:
 
 
 def _train_options(parser: _Parser, argv: Sequence[str]) -> None:
-    name, run = _named(argv)
+    name, run, preset = _named(argv)
     parser.add_argument("recipe", nargs="?", default=name, help=f"one of {', '.join(RECIPES)}; digits if not given")
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file of settings; options given after it win")
     parser.add_argument(
@@ -212,18 +212,20 @@ def _train_options(parser: _Parser, argv: Sequence[str]) -> None:
     )
     parser.add_argument("--progress", action=yes_no, default=True, help="show a progress bar")
     parser.add_argument("--report", action=yes_no, default=True, help="write RUN/report.html at the end")
-    parser.set_defaults({**dataclasses.asdict(_defaults(name, run)), "recipe": name})
+    parser.set_defaults({**dataclasses.asdict(_defaults(name, run, preset)), "recipe": name})
 
 
-def _named(argv: Sequence[str]) -> tuple[str | None, str | None]:
-    """The recipe that the command line or its YAML file names, and the run to start from."""
+def _named(argv: Sequence[str]) -> tuple[str | None, str | None, str | None]:
+    """The recipe that the command line or its YAML file names, the run to start from, and the preset."""
     name = argv[1] if len(argv) > 1 and not argv[1].startswith("-") else None
-    run = None
+    run = preset = None
     for i, word in enumerate(argv):
         option, _, value = word.partition("=")
         value = value or (argv[i + 1] if i + 1 < len(argv) else "")
         if option == "--init_from":
             run = value
+        if option == "--preset":
+            preset = value
         if option == "--config":
             try:
                 content = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
@@ -231,16 +233,16 @@ def _named(argv: Sequence[str]) -> tuple[str | None, str | None]:
                 continue  # the parser will say it
             if name is None and isinstance(content, dict):
                 name = content.get("recipe")
-    return name, run
+    return name, run, preset
 
 
-def _defaults(name: str | None, run: str | None) -> TrainConfig:
+def _defaults(name: str | None, run: str | None, preset: str | None) -> TrainConfig:
     """The settings that `train` starts from: those of a recipe, or of the run whose weights it starts from."""
     if name is None and run is not None:
         from .run.folder import read_config
 
         return dataclasses.replace(read_config(Path(run)), out=None, control=False, schedule_start=0)
-    return recipe(name or "digits")
+    return recipe(name or "digits", preset)
 
 
 def _given(a: Namespace) -> dict[str, Any]:
@@ -260,14 +262,14 @@ def config_of(words: Sequence[str]) -> TrainConfig:
     """
     argv = ["train", *map(_with_underscores, words)]
     a = _build(argv).parse_args(argv, defaults=False)["train"]
-    return dataclasses.replace(_defaults(a.get("recipe"), a.get("init_from")), **_given(a))
+    return dataclasses.replace(_defaults(a.get("recipe"), a.get("init_from"), a.get("preset")), **_given(a))
 
 
 def _train(a: Namespace) -> None:
     given = _given(a)
     config = None
     if a.get("resume") is None:
-        config = dataclasses.replace(_defaults(a.get("recipe"), a.get("init_from")), **given)
+        config = dataclasses.replace(_defaults(a.get("recipe"), a.get("init_from"), a.get("preset")), **given)
 
     from .run.folder import load_run, read_config
 
@@ -415,6 +417,34 @@ def _compare(a: Namespace) -> None:
         print(json.dumps([{"run": str(run.path), **result} for run, result in zip(runs, results, strict=True)]))
     else:
         _print_runs(runs)
+
+
+def _table_options(parser: _Parser, argv: Sequence[str]) -> None:
+    parser.add_argument("folder", help="folder of runs, such as that of a sweep")
+    parser.add_argument(
+        "--rows", type=str | None, default=None, metavar="SETTINGS",
+        help="that tell the rows apart, such as recipe,epochs; the recipe and whatever else differs if not given",
+    )  # fmt: skip
+    parser.add_argument(
+        "--columns",
+        default="transformer",
+        metavar="SETTINGS",
+        help="that tell the columns apart; transformer if not given",
+    )
+    parser.add_argument("--paper", action="store_true", help="the published figure beside ours")
+    parser.add_argument("--data_dir", type=str | None, default=None, help="where the data lies now")
+
+
+def _table(a: Namespace) -> None:
+    from .report.table import as_text, read_table
+    from .report.table_page import write_table
+
+    rows, columns = ([name.replace("-", "_") for name in _list(text or "") if name] for text in (a.rows, a.columns))
+    table = read_table(Path(a.folder), rows, columns)
+    print(as_text(table, paper=a.paper))
+    print(
+        f"Page: {write_table(table, Path(a.folder), paper=a.paper, data_dir=a.data_dir)}, beside table.md and table.csv"
+    )
 
 
 def _print_runs(runs: Sequence[Run]) -> None:
@@ -575,6 +605,9 @@ COMMANDS = {
     "compare": Command("Put runs side by side.", _compare_options, _compare),
     "publish": Command(
         "Write the network of a run with its card to a folder, or to the Hugging Face Hub.", _publish_options, _publish
+    ),
+    "table": Command(
+        "Runs as a table: mean and deviation over seeds beside controls and published figures.", _table_options, _table
     ),
     "recipes": Command("List the recipes, or show the settings of one as YAML.", _recipes_options, _recipes),
     "models": Command("List the networks, or show the layers of one.", _models_options, _models),

@@ -37,6 +37,7 @@ class TrainConfig:
 
     Args:
         recipe: the recipe that the defaults came from.
+        preset: the recipe's own settings, or paper, the protocol of its paper.
         dataset: digits, mnist, fashion_mnist, cifar10 or images (a folder of class folders).
         data_dir: where the official files lie, or the folder of images; downloaded to the cache if not given.
         distortion: the paper's: r, rts, p, e, t or tc; fresh for every training sample, fixed for the test set.
@@ -59,13 +60,17 @@ class TrainConfig:
         penalties: weights of stn.penalties in the loss by name, such as '{"fold": 1.0, "scale": 0.1}'.
         epochs: passes over the training set.
         batch_size: images per step and device.
-        optimizer: sgd (Nesterov momentum 0.9) or adamw.
+        optimizer: sgd or adamw.
+        momentum: of sgd, Nesterov's; 0 for none.
         lr: peak learning rate.
-        schedule: onecycle (up, then down to nothing), cosine (down only) or constant.
+        schedule: onecycle (up, then down to nothing), cosine (down only), step (a tenth after each third) or constant.
+        warmup: epochs of a rate that rises from nothing before the schedule; onecycle has its own.
         weight_decay: of weight matrices and kernels; biases and norms have none.
         localizer_lr_scale: the localizer's learning rate, relative to lr.
         clip: largest norm of the gradient; null for no clipping.
         label_smoothing: of the cross-entropy.
+        mixup: train on mixtures of two images and their labels, in shares drawn from Beta(mixup, mixup); 0 for none.
+        ema: average the weights over the steps, each with this decay, such as 0.999; the average is the result.
         early_stop: stop after so many epochs without a better validation accuracy.
         seed: of weights, order, distortions and splits.
         init_from: start from the weights of this run; the schedule, the optimizer and the epochs begin anew.
@@ -84,6 +89,7 @@ class TrainConfig:
     """
 
     recipe: str = "digits"
+    preset: Literal["paper"] | None = None
     dataset: DataSet = "digits"
     data_dir: str | None = None
     distortion: Literal["r", "rts", "p", "e", "t", "tc"] | None = None
@@ -106,12 +112,16 @@ class TrainConfig:
     epochs: int = 20
     batch_size: int = 128
     optimizer: Literal["sgd", "adamw"] = "sgd"
+    momentum: float = 0.9
     lr: float = 0.1
-    schedule: Literal["onecycle", "cosine", "constant"] = "onecycle"
+    schedule: Literal["onecycle", "cosine", "step", "constant"] = "onecycle"
+    warmup: float = 0.0
     weight_decay: float = 0.0
     localizer_lr_scale: float = 0.1
     clip: float | None = 1.0
     label_smoothing: float = 0.0
+    mixup: float = 0.0
+    ema: float | None = None
     early_stop: int | None = None
     seed: int = 0
     init_from: str | None = None
@@ -137,6 +147,8 @@ class TrainConfig:
             "seed": 0,
             "num_workers": 0,
             "lr": 0.0,
+            "warmup": 0.0,
+            "mixup": 0.0,
             "schedule_start": 0,
         }
         at_least |= {"weight_decay": 0.0, "localizer_lr_scale": 0.0, "theta_grad_scale": 0.0}
@@ -147,9 +159,13 @@ class TrainConfig:
                 continue
             if not (isinstance(value, (int, float)) and least <= value < float("inf")):
                 raise ValueError(f"{name}: expected a finite number of at least {least}, got {value!r}")
-        for name in ("val_fraction", "label_smoothing"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected a number in [0, 1), got {getattr(self, name)!r}")
+        for name in ("val_fraction", "label_smoothing", "momentum", "ema"):
+            value = getattr(self, name)
+            if not (name == "ema" and value is None) and not 0 <= value < 1:
+                raise ValueError(f"{name}: expected a number in [0, 1), got {value!r}")
+        if self.warmup and (self.schedule == "onecycle" or self.warmup >= self.epochs):
+            most = "0 with schedule='onecycle'" if self.schedule == "onecycle" else f"less than {self.epochs} epochs"
+            raise ValueError(f"warmup: expected {most}, got {self.warmup!r}")
         if self.penalties:
             self.penalty()  # refuses unknown names and weights below 0
         if not isinstance(self.transformer, str):

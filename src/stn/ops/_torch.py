@@ -1,9 +1,9 @@
-"""Every name of torch's that is not public, and what replaces it when it goes. All of them were there in torch 2.11 to 2.13."""
+"""Every name of torch's that is not public, but for the mark in `stn._tracing`, and what replaces it when it goes. All of them were
+there in torch 2.11 to 2.13."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -20,18 +20,6 @@ tracing = torch._C._get_tracing_state
 
 # Whether a tensor belongs to a transform of `torch.func`. Without it: `torch.func.debug_unwrap(t) is not t`.
 is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
-
-
-_F = TypeVar("_F", bound=Callable[..., object])
-
-
-def constant_when_compiled(function: _F) -> _F:
-    """Compilers take what the function returns as a constant and do not look into it.
-
-    It is `torch.compiler.assume_constant_result`, which imports the compiler at once, and that takes seconds.
-    """
-    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
-    return function
 
 
 def plain_apply(function: type[torch.autograd.Function]) -> Callable[..., Tensor]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .._tracing import is_portable
 from ..coordinates import Coordinates
 from ..reading import Reading
 from . import _torch, layout, reference
@@ -17,6 +18,7 @@ KINDS = ("grid",)
 _MODES = {"bilinear": 0, "nearest": 1, "bicubic": 2}
 _PADDINGS = {"zeros": 0, "border": 1, "reflection": 2}
 _FAR = 1e30  # stays finite in float32 as a sum of four, times any size
+_FAR_ELSEWHERE = 2.0**16  # stays an int32 in pixels: other runtimes turn what is beyond into any pixel
 _MARGIN = 2  # pixels of background around the image: beyond the first every tap is repeated, and none is the image's
 
 
@@ -104,7 +106,8 @@ def _tame(grid: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
     # Where a position is NaN or infinite torch reads some pixel, depending on mode, padding and device, and its backward
     # writes out of bounds (torch 2.13, float64). So none gets there.
     finite = grid.detach().isfinite().all(-1)
-    return torch.where(finite[..., None], grid, 0.0).clamp(-_FAR, _FAR), finite[:, None]
+    far = _FAR_ELSEWHERE if is_portable() else _FAR
+    return torch.where(finite[..., None], grid, 0.0).clamp(-far, far), finite[:, None]
 
 
 def _in_margin(image: Tensor, background: Tensor, align_corners: bool) -> tuple[Tensor, Tensor]:

@@ -173,7 +173,7 @@ class _Operator:
             padding: str,
             align_corners: bool,
         ) -> Tensor:
-            coordinates, reading = _records(values, basis, fill, kind, size, kernel, padding, align_corners)
+            coordinates, reading = records(values, basis, fill, kind, size, kernel, padding, align_corners)
             return backend.forward(*_in_memory(image, coordinates, reading))
 
         def backward(
@@ -190,7 +190,7 @@ class _Operator:
             for_image: bool,
             for_values: bool,
         ) -> tuple[Tensor, Tensor]:
-            coordinates, reading = _records(values, basis, fill, kind, size, kernel, padding, align_corners)
+            coordinates, reading = records(values, basis, fill, kind, size, kernel, padding, align_corners)
             image, coordinates, reading = _in_memory(image, coordinates, reading)
             grad = _torch.materialized(grad)
             grads = backend.backward(grad, image, coordinates, reading, for_image, for_values)
@@ -232,7 +232,7 @@ def _loose(coordinates: Coordinates, reading: Reading) -> tuple[Any, ...]:
     return (values, basis, reading.fill, kind, list(size), reading.kernel, reading.padding, reading.align_corners)
 
 
-def _records(
+def records(
     values: Tensor,
     basis: Tensor | None,
     fill: Tensor | None,
@@ -265,6 +265,11 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 _operators: dict[str, _Operator] = {}
+
+
+def operators() -> list[Any]:
+    """The registered ops, each a function of an image and of what `records` takes."""
+    return [getattr(torch.ops.stn, f"warp_{name}").default for name in _operators]
 
 
 def register(backend: Backend) -> None:

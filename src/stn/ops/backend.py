@@ -21,6 +21,7 @@ class Case(NamedTuple):
     device: str  # its type
     dtype: torch.dtype  # of the image
     asked_for: str | None = None  # by `use_backend`
+    portable: bool = False  # for a program that runs without `stn`
 
     def describe(self) -> str:
         return f"{self.kernel}, {self.padding} in {self.ndim}D for {self.dtype} on {self.device}"

@@ -31,7 +31,7 @@ def _load() -> tuple[Any, str | None]:
 
 NAME = "cpu"
 OPAQUE = True
-KINDS = ("affine", "projective", "basis", "grid")
+KINDS = ("affine", "projective", "basis", "grid", "pixels")
 _native, _reason = _load()
 # What the native code calls things.
 _MODES: dict[Any, int] = _native.MODES if _native else {}
@@ -134,7 +134,7 @@ def _is_better_plane_by_plane(image: Tensor, reading: Reading) -> bool:
 def _prepared(coordinates: Coordinates) -> Coordinates:
     """As the kernels take them: dense, but for a grid; a basis and its coefficients in float64."""
     kind, size, values, basis = coordinates
-    if basis is None and (kind == "grid" or values.is_contiguous()):
+    if basis is None and (kind in ("grid", "pixels") or values.is_contiguous()):
         return coordinates
     if basis is not None:
         values, basis = values.to(torch.float64), basis.to(torch.float64)

@@ -24,10 +24,11 @@ import torch
 from torch import Tensor
 
 from .._checks import check_choice, coordinate_dtype
+from .._tracing import constant_when_compiled, is_portable
 from ..coordinates import Coordinates, positions
 from ..kernels import Kernel
 from ..reading import Reading
-from . import _torch, aten, autograd, cpu, reference
+from . import aten, autograd, cpu, reference
 from .backend import Backend, Case
 from .triton import launch as triton
 
@@ -37,7 +38,7 @@ BACKENDS: tuple[Backend, ...] = (cpu, triton, aten, reference)
 _wanted: ContextVar[str | None] = ContextVar("stn_backend", default=None)
 
 
-@_torch.constant_when_compiled  # compilers do not know context variables
+@constant_when_compiled
 def _asked_for() -> str | None:
     return _wanted.get()
 
@@ -48,26 +49,38 @@ _known: dict[tuple[Any, ...], Backend] = {}
 
 def warp(image: Tensor, coordinates: Coordinates, reading: Reading) -> Tensor:
     """Reads image (B, C, *in) at the coordinates of equal batch: (B, C, *size), in its type and memory format."""
-    what = (image.ndim - 2, reading.kernel, reading.padding, image.device.type, image.dtype, _asked_for())
+    what = (
+        image.ndim - 2,
+        reading.kernel,
+        reading.padding,
+        image.device.type,
+        image.dtype,
+        _asked_for(),
+        is_portable(),
+    )
     backend = _known.get(what)
     if backend is None:
         backend = _choose(Case(*what))
         if not torch.compiler.is_compiling():
             _known[what] = backend
     kind, size, values, _ = coordinates
-    if kind not in backend.KINDS:
-        if kind == "pixels":  # as a normalized grid they would be rounded
+    if kind == "pixels":  # as a normalized grid, or in another type, they would be rounded
+        if kind not in backend.KINDS or values.dtype != coordinate_dtype(image):
             return _by_reference(image, coordinates, reading)
+    elif kind not in backend.KINDS:
         grid = positions(coordinates, reading.align_corners, coordinate_dtype(image))
         coordinates = Coordinates("grid", size, grid)
-    elif values.dtype != coordinate_dtype(image) and kind not in ("basis", "pixels"):
+    elif values.dtype != coordinate_dtype(image) and kind != "basis":
         coordinates = Coordinates(kind, size, values.to(coordinate_dtype(image)))
     return autograd.warp(backend, image, coordinates, reading)
 
 
 def _by_reference(image: Tensor, coordinates: Coordinates, reading: Reading) -> Tensor:
     if _asked_for() not in (None, reference.NAME):
-        raise ValueError(f"backend: expected {reference.NAME!r} for positions in pixels, got {_asked_for()!r}")
+        raise ValueError(
+            f"backend: expected {reference.NAME!r} for positions in pixels of {coordinates.values.dtype} and an image of "
+            f"{image.dtype}, got {_asked_for()!r}"
+        )
     return autograd.warp(reference, image, coordinates, reading)
 
 
@@ -122,7 +135,8 @@ def _choose(case: Case) -> Backend:
     reasons = []
     for backend in BACKENDS:
         if case.asked_for in (None, backend.NAME):
-            reason = backend.refuses(case)
+            reason = "programs that run without stn cannot call it" if case.portable and backend.OPAQUE else None
+            reason = reason or backend.refuses(case)
             if reason is None:
                 return backend
             reasons.append(f"{backend.NAME!r}: {reason}")

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from .._checks import coordinate_dtype
+from .._tracing import is_portable
 from ..coordinates import Coordinates, Kind, positions
 from ..kernels import Kernel
 from ..reading import Reading
@@ -138,6 +139,8 @@ def _weight(taps: tuple[_Tap, ...]) -> Tensor:
 
 
 def _has_derivatives(grid: Tensor) -> bool:
+    if is_portable():  # for which a program has no use where it goes
+        return False
     if _torch.transforming() or _torch.in_forward_mode():
         return True
     return grid.requires_grad and torch.is_grad_enabled()

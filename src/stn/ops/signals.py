@@ -32,7 +32,8 @@ class _Backward(Protocol):
 
 
 def forward(of_images: _Forward, image: Tensor, coordinates: Coordinates, reading: Reading) -> Tensor:
-    return of_images(_rows(image, reading), _in_plane(coordinates), reading).squeeze(2)
+    rows = _rows(image, reading)
+    return of_images(rows, _in_plane(coordinates, rows), reading).squeeze(2)
 
 
 def backward(
@@ -48,7 +49,7 @@ def backward(
     if for_image and image.element_size() < 4:  # each row's share would be rounded before they are summed
         rows = rows.float()
     grad_image, grad_values = of_images(
-        grad.unsqueeze(2).to(rows.dtype), rows, _in_plane(coordinates), reading, for_image, for_values
+        grad.unsqueeze(2).to(rows.dtype), rows, _in_plane(coordinates, rows), reading, for_image, for_values
     )
     if grad_image is not None:
         grad_image = grad_image.sum(2, dtype=rows.dtype).to(image.dtype)
@@ -62,8 +63,8 @@ def _rows(image: Tensor, reading: Reading) -> Tensor:
     return image.unsqueeze(2).expand(-1, -1, 4 if reading.kernel == "bicubic" else 2, -1)
 
 
-def _in_plane(coordinates: Coordinates) -> Coordinates:
-    """The same in two dimensions: y is 0, the middle."""
+def _in_plane(coordinates: Coordinates, rows: Tensor) -> Coordinates:
+    """The same in two dimensions: y is the middle, 0 or in pixels halfway."""
     kind, (width,), values, basis = coordinates
     if kind == "affine":
         a, shift = values.unbind(-1)
@@ -74,8 +75,9 @@ def _in_plane(coordinates: Coordinates) -> Coordinates:
         rows = torch.stack([first, torch.zeros_like(first), last], dim=1)
         values = torch.stack([rows[..., 0], torch.zeros_like(rows[..., 0]), rows[..., 1]], dim=-1)
     else:
-        values = torch.nn.functional.pad(values, (0, 1))
-        if kind == "grid":
+        middle = (rows.shape[2] - 1) / 2 if kind == "pixels" else 0.0
+        values = torch.nn.functional.pad(values, (0, 1), value=middle)
+        if kind != "basis":
             values = values.unsqueeze(1)
     return Coordinates(kind, (1, width), values, basis)
 
@@ -86,4 +88,4 @@ def _of_line(grad: Tensor, coordinates: Coordinates) -> Tensor:
         return grad[:, :1, ::2]
     if coordinates.kind == "projective":
         return grad[:, ::2, ::2]
-    return grad.squeeze(1)[..., :1] if coordinates.kind == "grid" else grad[..., :1]
+    return grad[..., :1] if coordinates.kind == "basis" else grad.squeeze(1)[..., :1]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .._checks import check_flag, check_number, check_size, describe
+from .._tracing import is_portable
 from ..coordinates import SQUARE, Frame
 from .base import AbstractTransform, constants, exact
 
@@ -137,8 +138,7 @@ def cpab_flow_1d(nodes: Tensor, points: Tensor) -> Tensor:
     crossed = left.detach() > 0
     here = until.gather(1, node)
     marks, target = until.detach(), (here + torch.where(right, left, -left)).detach()
-    last = torch.searchsorted(marks, target, right=True) - 1
-    last = torch.where(right, last, torch.searchsorted(marks, target)).clamp(0, n)
+    last = torch.where(right, _count_below(marks, target, True) - 1, _count_below(marks, target, False)).clamp(0, n)
     left = (left - (until.gather(1, last) - here).abs()).to(x.dtype)
 
     # The rest of the time within one interval.
@@ -148,6 +148,14 @@ def cpab_flow_1d(nodes: Tensor, points: Tensor) -> Tensor:
     time = torch.where(crossed, left, torch.ones_like(left))
     limit = math.log(torch.finfo(x.dtype).max) - 1  # only a point that rests can have e^slope beyond all bounds
     return (start + speed * time * _expm1_over((slope * time).clamp(max=limit)))[..., None]
+
+
+def _count_below(marks: Tensor, target: Tensor, equal: bool) -> Tensor:
+    """How many ascending marks (B, n) are below each target (B, N), or below or equal: (B, N)."""
+    if not is_portable():
+        return torch.searchsorted(marks, target, right=equal)
+    marks, target = marks[:, None], target[..., None]  # ONNX has no searchsorted
+    return ((marks <= target) if equal else (marks < target)).sum(-1)
 
 
 class CPAB(AbstractTransform):

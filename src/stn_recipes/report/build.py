@@ -90,9 +90,9 @@ def build(run: Run, control: Run | None = None, *, data_dir: str | None = None) 
         if part is not None:
             assert part.figures.keys() <= set(section.figures), section.name
             figures |= part.figures
-            html = _template(section.name).render(part.values)
+            html = template(section.name).render(part.values)
             sections.append({"name": section.name, "title": section.title, "html": Markup(html)})
-    return Report(_template("page").render(_head(study), sections=sections, notes=study.notes), figures)
+    return Report(template("page").render(_head(study), sections=sections, notes=study.notes), figures)
 
 
 def _head(study: Study) -> dict[str, Any]:
@@ -129,5 +129,6 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def _template(name: str) -> jinja2.Template:
+def template(name: str) -> jinja2.Template:
+    """`templates/NAME.html.j2`."""
     return _environment().get_template(f"{name}.html.j2")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
@@ -18,6 +19,8 @@ import stn
 from ..files import write_bytes
 
 if TYPE_CHECKING:
+    from stn.models import TransformerClassifier
+
     from ..config import TrainConfig
     from ..data.module import ImageDataModule
     from .train import Classification
@@ -71,11 +74,32 @@ class EpochLog(Callback):
         module.print(f"{line}   {text('lr', 8, 5)}   {spent:7.1f}")
 
 
+class Averaging(WeightAveraging):
+    """The exponential average of the weights and of batch norm's statistics over the steps, which becomes the result.
+
+    Early on it spans the steps so far, a tenth of them, so that a short run does not end at its random weights.
+    Validation and checkpoints see the average; a checkpoint holds the weights that training goes on with beside it.
+    """
+
+    def __init__(self, decay: float) -> None:
+        def average(averaged: Tensor, current: Tensor, count: Tensor) -> Tensor:
+            return averaged + (current - averaged) * (1 - min(decay, (1 + int(count)) / (10 + int(count))))
+
+        super().__init__(avg_fn=average)
+
+    @property
+    def network(self) -> TransformerClassifier:
+        """The averaged one."""
+        assert self._average_model is not None
+        return cast("Classification", self._average_model.module).model
+
+
 class Watch(Callback):
     """Looks at the transformer after every epoch: names a collapse, and keeps what a few images were warped to."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, averaging: Averaging | None = None) -> None:
         self.path = path
+        self.averaging = averaging
         self.images: Tensor | None = None
         self.theta: list[np.ndarray] = []
         self.epochs: list[int] = []
@@ -99,7 +123,8 @@ class Watch(Callback):
 
     @torch.no_grad()
     def _look(self, trainer: Trainer, module: LightningModule, epoch: int) -> None:
-        transformer = cast("Classification", module).model.transformer
+        network = cast("Classification", module).model if self.averaging is None else self.averaging.network
+        transformer = network.transformer
         if transformer is None or self.images is None:
             return
         training = transformer.training

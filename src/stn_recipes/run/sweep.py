@@ -258,7 +258,6 @@ def sweep(
                     running[engine.submit([*row.words(), *([] if report else ["--no-report"])], row.log)] = row
             while running:
                 ended, _ = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
-                board.look()
                 for future in ended:
                     row = running.pop(future)
                     error = future.exception()
@@ -267,6 +266,7 @@ def sweep(
                     board.now(row, "finished" if (row.folder / "result.json").exists() else "failed")
                     if row.state == "finished" and finished is not None:
                         finished(row.run, row.folder)
+                board.look()
         except BaseException:
             engine.stop()
             raise

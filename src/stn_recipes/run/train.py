@@ -31,7 +31,7 @@ from stn.models import TransformerClassifier
 
 from ..config import RESUMABLE, TrainConfig
 from ..data.module import ImageDataModule
-from .callbacks import EpochLog, EpochSeed, Watch, WholeCheckpoints
+from .callbacks import Averaging, EpochLog, EpochSeed, Watch, WholeCheckpoints
 from .folder import (
     DamagedError,
     Facts,
@@ -87,7 +87,7 @@ class Classification(LightningModule):
         return self.model.look(images.contiguous(memory_format=self.memory_format))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        return self._measure("train", batch, self.config.label_smoothing)
+        return self._measure("train", batch, label_smoothing=self.config.label_smoothing, mixup=self.config.mixup)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self._measure("val", batch)
@@ -99,10 +99,19 @@ class Classification(LightningModule):
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self._measure("test", batch)
 
-    def _measure(self, stage: str, batch: tuple[Tensor, Tensor], label_smoothing: float = 0.0) -> Tensor:
+    def _measure(
+        self, stage: str, batch: tuple[Tensor, Tensor], *, label_smoothing: float = 0.0, mixup: float = 0.0
+    ) -> Tensor:
         images, labels = batch
+        share, others = 1.0, torch.arange(len(labels), device=labels.device)
+        if mixup:
+            drawn = float(torch.distributions.Beta(mixup, mixup).sample())
+            share, others = max(drawn, 1 - drawn), torch.randperm(len(labels)).to(labels.device)
+            images = share * images + (1 - share) * images[others]
         logits, warp = self.look(images)
-        loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+        loss = share * F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+        if mixup:
+            loss = loss + (1 - share) * F.cross_entropy(logits, labels[others], label_smoothing=label_smoothing)
         correct = logits.argmax(1) == labels
         if stage == "test":
             own = torch.arange(self.tested, self.tested + len(labels), device=labels.device)
@@ -129,11 +138,12 @@ class Classification(LightningModule):
             groups.append({**group, "params": plain, "weight_decay": 0.0})
         optimizer: torch.optim.Optimizer
         if c.optimizer == "sgd":
-            optimizer = torch.optim.SGD(groups, lr=c.lr, momentum=0.9, nesterov=True)
+            optimizer = torch.optim.SGD(groups, lr=c.lr, momentum=c.momentum, nesterov=c.momentum > 0)
         else:
             optimizer = torch.optim.AdamW(groups, lr=c.lr)
         steps = int(self.trainer.estimated_stepping_batches)
-        steps -= steps // c.epochs * c.schedule_start
+        warmup = round(steps // c.epochs * c.warmup)
+        steps -= steps // c.epochs * c.schedule_start + warmup
         scheduler: torch.optim.lr_scheduler.LRScheduler
         if c.schedule == "onecycle":
             scheduler = torch.optim.lr_scheduler.OneCycleLR(
@@ -147,8 +157,14 @@ class Classification(LightningModule):
             )
         elif c.schedule == "cosine":
             scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+        elif c.schedule == "step":
+            scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [steps // 3, steps * 2 // 3])
         else:
             scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+        if warmup:
+            rise = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1 / warmup, total_iters=warmup)
+            scheduler = torch.optim.lr_scheduler.SequentialLR(optimizer, [rise, scheduler], milestones=[warmup])
+        self.first_rates = scheduler.get_last_lr()
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -157,11 +173,9 @@ class Classification(LightningModule):
             self.schedule_begins = True
 
     def on_train_start(self) -> None:
-        if (
-            self.schedule_begins
-        ):  # the optimizer's state, which was loaded, has the rate that the last schedule ended at
-            for group in self.trainer.optimizers[0].param_groups:
-                group["lr"] = group["initial_lr"]
+        if self.schedule_begins:  # the optimizer's state, which was loaded, has the rates that the last one ended at
+            for group, rate in zip(self.trainer.optimizers[0].param_groups, self.first_rates, strict=True):
+                group["lr"] = rate
 
 
 def train(config: TrainConfig) -> Path:
@@ -232,7 +246,7 @@ def resume(run: Path, *, overrides: Mapping[str, Any] | None = None) -> Path:
 def _extended(run: Path, config: TrainConfig, done: int, epochs: int) -> TrainConfig:
     if is_main_process():
         what = f"{run}: from {done} to {epochs} epochs"
-        if config.schedule == "constant":
+        if config.schedule == "constant" and not config.warmup:
             print(f"{what}; the learning rate is constant, so this is the same as one run of {epochs}")
         else:
             print(
@@ -338,10 +352,12 @@ def _trainer(run: Path, config: TrainConfig, log: EpochLog, monitor: str) -> Tra
     options: dict[str, Any] = {
         "dirpath": run / "checkpoints", "enable_version_counter": False, "save_on_train_epoch_end": True
     }  # fmt: skip
+    averaging = None if config.ema is None else Averaging(config.ema)
     callbacks: list[Callback] = [
         EpochSeed(),
+        *([] if averaging is None else [averaging]),
         log,
-        Watch(run / "filmstrip.npz"),
+        Watch(run / "filmstrip.npz", averaging),
         ModelCheckpoint(filename="best", monitor=monitor, mode="max", save_top_k=1, **options),
     ]
     if config.early_stop is not None:

@@ -10,13 +10,14 @@ using i64 = std::int64_t;
 enum What { FORWARD, GRAD_COORDINATES, GRAD_IMAGE };
 enum Mode { NEAREST, LINEAR, CUBIC };
 enum Padding { ZEROS, BORDER, REFLECTION, CIRCULAR, CONSTANT };
-enum Kind { AFFINE, PROJECTIVE, BASIS, GRID };
+enum Kind { AFFINE, PROJECTIVE, BASIS, GRID, PIXELS };  // the last for the door alone: a grid that is `in_pixels`
 enum Type { F32, F64, BF16, F16, U8, TYPES };
 
 // Axes are ordered x, y, z; a missing one has size 1 and stride 0. Strides count elements.
 struct Problem {
     int what, ndim, mode, padding, kind, type, threads;
     bool align_corners;
+    bool in_pixels;  // GRID: positions in pixels of the image, not normalized
     i64 batch, channels;
     i64 in[3], out[3];
     i64 image_batch, image_channel, image_stride[3];

@@ -137,7 +137,9 @@ bool run(int what, int mode, int padding, int kind, bool align_corners, int thre
     within(what, stn::GRAD_IMAGE, "what");
     within(mode, stn::CUBIC, "mode");
     within(padding, stn::CONSTANT, "padding");
-    within(kind, stn::GRID, "kind");
+    within(kind, stn::PIXELS, "kind");
+    const bool in_pixels = kind == stn::PIXELS;
+    if (in_pixels) kind = stn::GRID;
     const DLTensor out = view(out_tensor);
     int axes = out.ndim, d = axes - 2;
     if (d != 2 && d != 3) refuse("out", "expected (B, C, [D,] H, W), got " + std::to_string(axes) + " axes");
@@ -149,6 +151,7 @@ bool run(int what, int mode, int padding, int kind, bool align_corners, int thre
 
     Problem p{};
     p.what = what, p.mode = mode, p.padding = padding, p.kind = kind, p.align_corners = align_corners;
+    p.in_pixels = in_pixels;
     p.type = type_of(out, "out");
     p.threads = stn::forked() || threads < 1 ? 1 : threads;
     p.ndim = d;
@@ -259,7 +262,7 @@ NB_MODULE(_native, m) {
     m.attr("GRAD_IMAGE") = int(stn::GRAD_IMAGE);
     m.attr("MODES") = named({{"nearest", stn::NEAREST}, {"bilinear", stn::LINEAR}, {"bicubic", stn::CUBIC}});
     m.attr("PADDINGS") = named({{"zeros", stn::ZEROS}, {"border", stn::BORDER}, {"reflection", stn::REFLECTION}, {"circular", stn::CIRCULAR}, {"constant", stn::CONSTANT}});
-    m.attr("COORDINATES") = named({{"affine", stn::AFFINE}, {"projective", stn::PROJECTIVE}, {"basis", stn::BASIS}, {"grid", stn::GRID}});
+    m.attr("COORDINATES") = named({{"affine", stn::AFFINE}, {"projective", stn::PROJECTIVE}, {"basis", stn::BASIS}, {"grid", stn::GRID}, {"pixels", stn::PIXELS}});
     m.attr("KINK") = stn::KINK;
     nb::list sets;
     for (int set = 0; set < int(std::size(stn::INSTRUCTION_SETS)); set++)

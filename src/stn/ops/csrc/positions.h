@@ -38,6 +38,7 @@ struct Positions {
             double n = double(p.in[a]), m = double(p.out[a]);
             scale[a] = p.align_corners ? (n - 1) / 2 : n / 2;
             centre[a] = (n - 1) / 2;
+            if (p.in_pixels) scale[a] = 1, centre[a] = 0;
             double span = p.align_corners ? (m > 1 ? m - 1 : 1) : m;
             first[a] = (1 - m) / span;
             step[a] = 2 / span;
