@@ -227,7 +227,15 @@ struct Call {
     bool align_corners;
     int threads;
 
-    i64 pixels() const { return grid.count() / d; }
+    // Whether ours is faster than torch's, as docs/accelerate.md has measured. Half precision is a matter of being right.
+    bool pays(bool is_backward) const {
+        const i64 pixels = grid.count() / d, channels = image.shape[1], work = pixels * channels;
+        if (image.type == BF16 || image.type == F16) return true;
+        if (mode == NEAREST) return false;  // and ties are settled by torch's rounding of positions
+        if (d == 3) return work >= (is_backward ? 1024 : 256);
+        if (padding == REFLECTION) return mode == CUBIC && channels > 1 && work >= 2048;
+        return mode == CUBIC ? pixels >= 36 && work >= 512 : pixels >= 144 && work >= 2048;
+    }
 };
 
 int threads() {
@@ -241,20 +249,21 @@ int threads() {
 }
 
 template <class Bits>
-bool all_finite(const Bits* numbers, i64 n, Bits exponent, int threads) {
+bool all_finite(const Bits* from, i64 n, Bits exponent) {
+    Bits found = 0;
+    for (i64 k = 0; k < n; k++) found |= Bits(0) - Bits((from[k] & exponent) == exponent);
+    return !found;
+}
+
+template <class Bits>
+bool all_finite(const Bits* from, i64 n, Bits exponent, int threads) {
     constexpr i64 PART = 1 << 15;
     i64 parts = (n + PART - 1) / PART;
-    int bad = 0;
     threads = int(parts / 4 < threads ? parts / 4 : threads);
-    (void)threads;
-#pragma omp parallel for reduction(| : bad) num_threads(threads) if (threads > 1)
-    for (i64 part = 0; part < parts; part++) {
-        const Bits* from = numbers + part * PART;
-        i64 count = part + 1 < parts ? PART : n - part * PART;
-        Bits found = 0;
-        for (i64 k = 0; k < count; k++) found |= Bits(0) - Bits((from[k] & exponent) == exponent);
-        bad |= found != 0;
-    }
+    if (threads < 2) return all_finite(from, n, exponent);
+    int bad = 0;
+#pragma omp parallel for reduction(| : bad) num_threads(threads)
+    for (i64 part = 0; part < parts; part++) bad |= !all_finite(from + part * PART, part + 1 < parts ? PART : n - part * PART, exponent);
     return !bad;
 }
 
@@ -272,14 +281,14 @@ void tame(R* numbers, i64 n, bool border) {
 }
 
 // False where the call is torch's.
-bool takes(Call& c, const Tensor& image, const Tensor& grid, int d, i64 mode, i64 padding, bool align_corners) {
+bool takes(Call& c, bool is_backward, const Tensor& image, const Tensor& grid, int d, i64 mode, i64 padding, bool align_corners) {
     if (!on.load(std::memory_order_relaxed)) return false;
     const int modes[] = {LINEAR, NEAREST, CUBIC}, paddings[] = {ZEROS, BORDER, REFLECTION};
     if (mode < 0 || mode > (d == 2 ? 2 : 1) || padding < 0 || padding > 2) return false;
     if (!view(image, c.image) || !view(grid, c.grid)) return false;
     c.d = d, c.mode = modes[mode], c.padding = paddings[padding], c.align_corners = align_corners;
     bool matches = c.image.ndim == d + 2 && c.grid.ndim == d + 2 && c.grid.shape[d + 1] == d && c.image.shape[0] == c.grid.shape[0];
-    return matches && c.image.type == c.grid.type;
+    return matches && c.image.type == c.grid.type && c.pays(is_backward);
 }
 
 // The grid as the kernels read it.
@@ -334,7 +343,7 @@ void forward(Word* words, Word, Word) {
     bool align_corners = words[4] & 0xff;
     try {
         Call c;
-        if (takes(c, image, grid, D, mode, padding, align_corners)) {
+        if (takes(c, false, image, grid, D, mode, padding, align_corners)) {
             prepare(c, image, grid);
             i64 shape[5];
             out_shape(c, shape);
@@ -406,7 +415,7 @@ void backward(Word* words, Word, Word) {
     Tensor grad_image, grad_grid;
     try {
         Call c;
-        if (takes(c, image, grid, D, mode, padding, align_corners)) {
+        if (takes(c, true, image, grid, D, mode, padding, align_corners)) {
             prepare(c, image, grid);
             done = differentiate(c, grad, for_image, for_grid, grad_image, grad_grid);
         }
