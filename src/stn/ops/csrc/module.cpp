@@ -13,6 +13,10 @@
 #include "override.h"
 #include "process.h"
 
+namespace stn {
+void* xla_handler();
+}
+
 namespace nb = nanobind;
 using stn::i64;
 using stn::Problem;
@@ -277,6 +281,7 @@ NB_MODULE(_native, m) {
           "Puts itself under torch's grid_sampler ops, switched off: what is missing for it, or nothing.");
     m.def("switch_override", [](bool on) { stn::switch_override(on); });
     m.def("override_calls", &stn::override_calls, "How many calls ran here, and how many torch's own kernels ran.");
+    m.def("xla_handler", [] { return nb::capsule(stn::xla_handler()); }, "For `jax.ffi.register_ffi_target`.");
     m.def("choose", &choose, nb::arg("limit") = "");
     m.def("instruction_set", [] { return std::string(stn::instruction_set()); });
 }
