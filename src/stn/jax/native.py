@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import sys
 from typing import Any
 
@@ -72,7 +71,7 @@ read.defvjp(_forward, _backward)
 
 def _call(plan: Plan, what: int, result: jax.ShapeDtypeStruct, *arrays: Array) -> Array:
     modes = cpu._COORDINATES[plan.kind], cpu._MODES[plan.kernel], cpu._PADDINGS[plan.padding]
-    options = np.array([what, *modes, plan.align_corners, plan.last, threads()], np.int64)
+    options = np.array([what, *modes, plan.align_corners, plan.last, cpu.threads()], np.int64)
     has_fill = plan.padding == "constant" and what != cpu._GRAD_IMAGE
 
     @custom_vmap
@@ -103,9 +102,3 @@ def _split(arrays: tuple[Array, ...], batched: list[bool]) -> list[Array]:
 def _joined(some: list[Array], arrays: tuple[Array, ...], batched: list[bool]) -> list[Array]:
     rest = iter(some)
     return [next(rest) if has_axis else array for array, has_axis in zip(arrays, batched, strict=True)]
-
-
-def threads() -> int:
-    """For each call: OMP_NUM_THREADS, or as many as the process may use."""
-    wanted = os.environ.get("OMP_NUM_THREADS", "")
-    return int(wanted) if wanted.isdigit() and int(wanted) else len(os.sched_getaffinity(0))
