@@ -90,15 +90,19 @@ def test_values_and_both_gradients(kind, dtype):
 @is_native
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision(dtype):
-    for mode, last in itertools.product(("bilinear", "bicubic"), (False, True)):
+    for mode, last in zip(("bilinear", "bicubic"), (False, True), strict=True):
         check_case("affine", 2, dtype, mode, "border", False, last, True)
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_without_the_native_kernels(mode):
-    for align, padding in zip(itertools.cycle((False, True)), (*PADDINGS, "reflection"), strict=False):
+    paddings = {"nearest": ("circular",), "bilinear": PADDINGS, "bicubic": ("reflection",)}[mode]
+    for align, padding in zip(itertools.cycle((True, False)), paddings, strict=False):
         check_case("affine", 2, "float64", mode, padding, align, align, False)
-    check_case("projective", 3, "float64", mode, "zeros", False, False, False)
+
+
+def test_without_the_native_kernels_in_3d_behind_a_horizon():
+    check_case("projective", 3, "float64", "bilinear", "reflection", True, False, False)
 
 
 @pytest.mark.parametrize("on_native", ROADS)

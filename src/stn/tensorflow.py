@@ -7,6 +7,7 @@ What front ends for TensorFlow read images with: `unavailable` says whether ther
 from __future__ import annotations
 
 import functools
+import importlib.util
 import sys
 from pathlib import Path
 from typing import Any
@@ -70,19 +71,30 @@ def read(
     return tf.ensure_shape(out, shape)
 
 
+def missing() -> str | None:
+    """What is missing for the ops, as far as can be said without TensorFlow, which takes seconds to import."""
+    if not sys.platform.startswith("linux"):
+        return "the native kernels are for TensorFlow on Linux alone"
+    if cpu._native is None:
+        return f"the native backend {cpu._reason}"
+    if not _library().exists():
+        return f"{_LIBRARY} is not beside the native backend"
+    return None if importlib.util.find_spec("tensorflow") else "TensorFlow is not installed"
+
+
+def _library() -> Path:
+    return Path(cpu._native.__file__).with_name(_LIBRARY)
+
+
 @functools.cache
 def _ops() -> Any:
-    if not sys.platform.startswith("linux"):
-        raise ImportError("the native kernels are for TensorFlow on Linux alone")
-    if cpu._native is None:
-        raise ImportError(f"the native backend {cpu._reason}")
-    path = Path(cpu._native.__file__).with_name(_LIBRARY)
-    if not path.exists():
-        raise ImportError(f"{_LIBRARY} is not beside the native backend")
+    reason = missing()
+    if reason is not None:
+        raise ImportError(reason)
     import tensorflow as tf
 
     try:
-        ops = tf.load_op_library(str(path))
+        ops = tf.load_op_library(str(_library()))
     except tf.errors.OpError as error:
         raise ImportError(f"TensorFlow {tf.__version__} does not load {_LIBRARY}: {error.message}") from error
     if not hasattr(ops, "stn_warp"):

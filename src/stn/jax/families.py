@@ -58,8 +58,8 @@ def _affine_in_theta(transform: AbstractTransform, size: tuple[int, ...], frame:
         )
     identity = transform.identity().double().reshape(1, n)
     generator = torch.Generator().manual_seed(0)
-    steps = [torch.zeros(1, n), _STEP * torch.eye(n), _STEP / 2 * torch.randn(3, n, generator=generator)]
-    thetas = identity + torch.cat(steps).double()
+    steps = [torch.zeros(1, n), torch.eye(n), torch.randn(3, n, generator=generator) / 2]
+    thetas = identity + _STEP * torch.cat(steps).double()
     with torch.no_grad():
         kind, _, values, basis = transform.coordinates(thetas, size, frame)
     slope = (values[1 : n + 1] - values[0]) / _STEP

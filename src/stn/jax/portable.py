@@ -53,10 +53,10 @@ def read(
         position = x * ((n - 1) / 2) + (n - 1) / 2 if plan.align_corners else ((x + 1) * n - 1) / 2
         far = jnp.where(position < 0, -_FAR, _FAR).astype(position.dtype)
         positions.append(jnp.where(jnp.abs(position) <= _FAR, position, far))
-    look = functools.partial(_look, plan=plan, fill=fill[0] if fill else None)
-    out = look(pixels, [_taps(position, plan.kernel) for position in positions])
+    background = jax.lax.stop_gradient(fill[0]) if fill else jnp.zeros((), pixels.dtype)
+    out = _look(pixels, background, [_taps(position, plan.kernel) for position in positions], plan)
     if plan.kernel == "bilinear":
-        out = out + _both_sides(look)(jax.lax.stop_gradient(pixels), *positions)
+        out = out + _both_sides(plan)(jax.lax.stop_gradient(pixels), background, *positions)
     out = jnp.where(finite, out, math.nan)
     if dtype == jnp.uint8:
         out = jnp.where(finite, jnp.clip(jnp.round(out), 0, 255), 0)
@@ -85,7 +85,7 @@ def _positions(matrix: Array, plan: Plan) -> Array:
     return jnp.where(lost, math.nan, jnp.where(hidden, far, safe))
 
 
-def _look(image: Array, axes: list[list[tuple[Array, Array]]], *, plan: Plan, fill: Array | None) -> Array:
+def _look(image: Array, background: Array, axes: list[list[tuple[Array, Array]]], plan: Plan) -> Array:
     """The sum of weight times pixel over the taps of all axes, each an integer position and its weight."""
     sizes = image.shape[1:-1]
     flat = image.reshape(-1, image.shape[-1])
@@ -100,7 +100,7 @@ def _look(image: Array, axes: list[list[tuple[Array, Array]]], *, plan: Plan, fi
         value = flat.at[index].get(mode="promise_in_bounds")
         if plan.padding in ("zeros", "constant"):
             inside = functools.reduce(jnp.logical_and, [inside for _, inside, _, _ in combination])[..., None]
-            value = jnp.where(inside, value, 0 if fill is None else fill)
+            value = jnp.where(inside, value, background)
         value = value * math.prod(weight for _, _, _, weight in combination)[..., None]
         total = value if total is None else total + value
     return total
@@ -119,9 +119,9 @@ def _taps(position: Array, kernel: str) -> list[tuple[Array, Array]]:
 
 
 def _cubic(x: Array) -> Array:
-    x, a = jnp.abs(x), CUBIC_A
-    near = ((a + 2) * x - (a + 3)) * x * x + 1
-    return jnp.where(x <= 1, near, ((x - 5) * x + 8) * x * a - 4 * a)
+    u, a = jnp.abs(x), CUBIC_A
+    near = ((a + 2) * u - (a + 3)) * x * x + 1  # of x, whose square has a second derivative at 0
+    return jnp.where(u <= 1, near, ((u - 5) * u + 8) * u * a - 4 * a)
 
 
 def _pad(tap: Array, n: int, plan: Plan) -> Array:
@@ -137,17 +137,17 @@ def _pad(tap: Array, n: int, plan: Plan) -> Array:
     return jnp.clip(tap, 0, n - 1)
 
 
-def _both_sides(look: Callable[..., Array]) -> Callable[..., Array]:
-    """A function of an image and positions that is 0, and whose derivative by a position on a pixel's centre is what the mean
+def _both_sides(plan: Plan) -> Callable[..., Array]:
+    """A function of an image, its background and positions that is 0, and whose derivative by a position on a pixel's centre is what the mean
     of the slopes on both sides has beyond the slope on the side that `_taps` takes."""
 
     @jax.custom_jvp
-    def nothing(image: Array, *positions: Array) -> Array:
+    def nothing(image: Array, background: Array, *positions: Array) -> Array:
         return jnp.zeros((*positions[0].shape, image.shape[-1]), image.dtype)
 
     @nothing.defjvp
     def _(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
-        image, *positions = primals
+        image, background, *positions = primals
         eps = float(jnp.finfo(image.dtype).eps)
         centres = [jnp.round(position) for position in positions]
         on = [
@@ -162,14 +162,14 @@ def _both_sides(look: Callable[..., Array]) -> Callable[..., Array]:
                 side = jnp.where(position < centre, 0.5, -0.5).astype(position.dtype)
                 first = centre.astype(jnp.int32)
                 around = [(first - 1, side), (first, -2 * side), (first + 1, side)]
-                bend = look(image, [*taps[:axis], around, *taps[axis + 1 :]])
+                bend = _look(image, background, [*taps[:axis], around, *taps[axis + 1 :]], plan)
                 found.append(jnp.where(on[axis][..., None] & jnp.isfinite(bend), bend, 0))
             return found
 
         some = functools.reduce(jnp.logical_or, [which.any() for which in on])
         none = jnp.zeros((*positions[0].shape, image.shape[-1]), image.dtype)
         slopes = jax.lax.cond(some, bends, lambda: [none] * len(positions))
-        tangent = sum(slope * tangent[..., None] for slope, tangent in zip(slopes, tangents[1:], strict=True))
+        tangent = sum(slope * tangent[..., None] for slope, tangent in zip(slopes, tangents[2:], strict=True))
         return none, tangent
 
     return nothing

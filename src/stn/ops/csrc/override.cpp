@@ -227,14 +227,18 @@ struct Call {
     bool align_corners;
     int threads;
 
-    // Whether ours is faster than torch's, as docs/accelerate.md has measured. Half precision is a matter of being right.
+    // Whether ours is faster than torch's, as `python -m benchmarks.accelerate` measures: many small images are as slow as one
+    // of them. Half precision is a matter of being right.
     bool pays(bool is_backward) const {
-        const i64 pixels = grid.count() / d, channels = image.shape[1], work = pixels * channels;
+        const i64 batch = image.shape[0], channels = image.shape[1], pixels = grid.count() / d / batch, work = pixels * channels;
         if (image.type == BF16 || image.type == F16) return true;
         if (mode == NEAREST) return false;  // and ties are settled by torch's rounding of positions
-        if (d == 3) return work >= (is_backward ? 1024 : 256);
-        if (padding == REFLECTION) return mode == CUBIC && channels > 1 && work >= 2048;
-        return mode == CUBIC ? pixels >= 36 && work >= 512 : pixels >= 144 && work >= 2048;
+        if (d == 3) return pixels >= 200 && work >= (is_backward ? 512 : 200);
+        if (mode == CUBIC) return padding == REFLECTION ? pixels >= 144 && channels >= 3 : work >= 192;
+        if (padding == REFLECTION || pixels < 200 || work * channels < 3600) return false;
+        // Without a padded copy (roads/padded_image.h) few channels do not pay, nor do many pixels beyond a border.
+        const bool is_padded = image.count() <= 8 * work * batch && (batch >= 8 || work <= 16384);
+        return is_padded || channels >= (padding == ZEROS ? 3 : 16);
     }
 };
 
