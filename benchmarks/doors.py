@@ -54,7 +54,7 @@ def in_jax(image: np.ndarray, theta: np.ndarray) -> tuple[Side, Side]:
     x, t = jnp.asarray(image), jnp.asarray(theta)
 
     def by_map_coordinates(x: Any, t: Any) -> Any:
-        n, s, _, c = x.shape
+        s = x.shape[1]
         lattice = (2 * jnp.arange(s) + 1) / s - 1
         points = jnp.stack([*jnp.meshgrid(lattice, lattice), jnp.ones((s, s))])
         where = (jnp.einsum("bij,jhw->bihw", t, points) + 1) * s / 2 - 0.5
@@ -89,7 +89,7 @@ def in_tensorflow(image: np.ndarray, theta: np.ndarray) -> tuple[Side, Side]:
         low = tf.floor(where)
         fraction, out = where - low, 0.0
         for dy, dx in ((0, 0), (0, 1), (1, 0), (1, 1)):
-            at = tf.cast(low, tf.int32) + [dx, dy]
+            at = tf.cast(low, tf.int32) + tf.constant((dx, dy))
             inside = tf.reduce_all((at >= 0) & (at < s), -1, keepdims=True)
             value = tf.gather_nd(x, tf.clip_by_value(at, 0, s - 1)[..., ::-1], batch_dims=1)
             weight = tf.abs(1.0 - dx - fraction[..., :1]) * tf.abs(1.0 - dy - fraction[..., 1:])

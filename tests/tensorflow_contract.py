@@ -32,7 +32,7 @@ def values_and_both_gradients(kind, d, dtype, mode, padding, align, last):
     matrix = np.eye(d, d + 1)[None] + 0.3 * rng.normal(size=(2, d, d + 1))
     values = {
         "affine": matrix,
-        "projective": np.concatenate([matrix, [[[0.2, -0.1, 0.1][:d] + [1.0]]] * 2], 1),
+        "projective": np.concatenate([matrix, [[[*(0.2, -0.1, 0.1)[:d], 1.0]]] * 2], 1),
         "grid": rng.uniform(-1.5, 1.5, size=(2, *out, d)),
     }[kind]
     values = tf.constant(values, "float64" if dtype == "float64" else "float32")
@@ -98,13 +98,20 @@ def in_functions():
 def what_is_wrong():
     ops = stn.tensorflow._ops()
     good = [0, cpu._COORDINATES["affine"], 1, 0, 0, 1, 1]
-    image, theta, none, size = tf.zeros((1, 4, 5, 2)), tf.zeros((1, 2, 3)), tf.zeros((0,)), tf.constant([4, 5], tf.int64)
+    image, theta, none, size = (
+        tf.zeros((1, 4, 5, 2)),
+        tf.zeros((1, 2, 3)),
+        tf.zeros((0,)),
+        tf.constant([4, 5], tf.int64),
+    )
 
     def call(image=image, theta=theta, fill=none, size=size, options=good):
         return ops.stn_warp(image=image, coordinates=theta, fill=fill, size=size, options=options)
 
     def image_gradient(shape, grad):
-        return ops.stn_warp_grad_image(shape=tf.constant(shape, tf.int64), coordinates=theta, gradient=grad, options=good)
+        return ops.stn_warp_grad_image(
+            shape=tf.constant(shape, tf.int64), coordinates=theta, gradient=grad, options=good
+        )
 
     call()
     cases = {

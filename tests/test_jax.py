@@ -40,11 +40,15 @@ def arrays(kind, d, dtype, seed=0):
     working = "float64" if dtype == "float64" else "float32"
     rounded = lambda a: np.asarray(jnp.asarray(a).astype(dtype).astype("float64"))  # noqa: E731
     matrix = np.eye(d, d + 1)[None] + 0.3 * rng.normal(size=(2, d, d + 1))
-    values = {
-        "affine": matrix,
-        "projective": np.concatenate([matrix, [[[0.2, -0.1, 0.1][:d] + [1.0]]] * 2], 1),
-        "grid": rng.uniform(-1.5, 1.5, size=(2, *out, d)),
-    }[kind].astype(working).astype("float64")
+    values = (
+        {
+            "affine": matrix,
+            "projective": np.concatenate([matrix, [[[*(0.2, -0.1, 0.1)[:d], 1.0]]] * 2], 1),
+            "grid": rng.uniform(-1.5, 1.5, size=(2, *out, d)),
+        }[kind]
+        .astype(working)
+        .astype("float64")
+    )
     return rounded(rng.normal(size=(2, 3, *size))), values, rounded(rng.normal(size=(2, 3, *out))), out
 
 
@@ -52,17 +56,29 @@ def arrays(kind, d, dtype, seed=0):
 def by_reference(kind, d, dtype, mode, padding, align):
     image, values, grad, out = arrays(kind, d, dtype)
     image, values = torch.tensor(image, requires_grad=True), torch.tensor(values, requires_grad=True)
-    options = {"mode": mode, "padding_mode": padding, "fill": 0.7 if padding == "constant" else 0.0, "align_corners": align}
+    options = {
+        "mode": mode,
+        "padding_mode": padding,
+        "fill": 0.7 if padding == "constant" else 0.0,
+        "align_corners": align,
+    }
     with stn.ops.use_backend("reference"):
         got = stn.sample(image, values, **options) if kind == "grid" else stn.warp(image, values, out, **options)
-        gradients = torch.autograd.grad(got, (image, values), torch.tensor(grad), allow_unused=True, materialize_grads=True)
+        gradients = torch.autograd.grad(
+            got, (image, values), torch.tensor(grad), allow_unused=True, materialize_grads=True
+        )
     return [a.detach().numpy() for a in (got, *gradients)]
 
 
 def check_case(kind, d, dtype, mode, padding, align, last, on_native):
     image, values, grad, out = arrays(kind, d, dtype)
     moved = (lambda a: np.moveaxis(a, 1, -1)) if last else (lambda a: a)
-    options = {"mode": mode, "padding_mode": padding, "fill": 0.7 if padding == "constant" else 0.0, "align_corners": align}
+    options = {
+        "mode": mode,
+        "padding_mode": padding,
+        "fill": 0.7 if padding == "constant" else 0.0,
+        "align_corners": align,
+    }
     options |= {"data_format": "channels_last" if last else "channels_first", "native": on_native}
     working = jnp.float64 if dtype == "float64" else jnp.float32
     run = lambda i, v: stn.jax.sample(i, v, **options) if kind == "grid" else stn.jax.warp(i, v, out, **options)  # noqa: E731
@@ -149,7 +165,7 @@ def test_vmap_and_jit(on_native):
 
 def test_derivatives_that_the_native_kernels_lack():
     image = jnp.asarray(np.random.default_rng(0).normal(size=(1, 1, 5, 6)))
-    theta = jnp.asarray([[[0.9, 0.1, 0.03], [-0.1, 0.8, 0.02]]])
+    theta = jnp.asarray([[[0.87, 0.1, 0.03], [-0.1, 0.8, 0.02]]])
     run = lambda t: (stn.jax.warp(image, t, mode="bicubic", native=False) ** 2).sum()  # noqa: E731
     hessian = jax.hessian(run)(theta).reshape(6, 6)
     step = 1e-6
@@ -159,7 +175,9 @@ def test_derivatives_that_the_native_kernels_lack():
         np.testing.assert_allclose(hessian[k], difference.reshape(6), rtol=1e-5, atol=1e-5)
     _, forward = jax.jvp(run, (theta,), (jnp.ones_like(theta),))
     np.testing.assert_allclose(forward, jax.grad(run)(theta).sum(), rtol=1e-9)
-    exported = jax.export.export(jax.jit(lambda t: stn.jax.warp(image, t, native=False)), platforms=("cpu", "cuda", "tpu"))(theta)
+    exported = jax.export.export(
+        jax.jit(lambda t: stn.jax.warp(image, t, native=False)), platforms=("cpu", "cuda", "tpu")
+    )(theta)
     np.testing.assert_allclose(exported.call(theta), stn.jax.warp(image, theta), rtol=1e-9, atol=1e-9)
 
 
@@ -215,7 +233,7 @@ def test_bytes_and_nothing():
         assert np.abs(got.astype(int) - wanted).max() <= 1
         assert stn.jax.warp(picture[:0], theta[:0], native=on_native).shape == (0, 2, 5, 6)
         assert stn.jax.warp(picture, theta, (0, 4), native=on_native).shape == (1, 2, 0, 4)
-        gradient = jax.grad(lambda i: stn.jax.warp(i, theta, (0, 4), native=on_native).sum())(picture.astype("float32"))  # noqa: B023
+        gradient = jax.grad(lambda i: stn.jax.warp(i, theta, (0, 4), native=on_native).sum())(picture.astype("float32"))
         assert not gradient.any()
 
 
@@ -274,14 +292,15 @@ def test_what_is_wrong_below_the_checks_raises():
         "the gradient": ([image, theta, image], jax.ShapeDtypeStruct((1, 2, 4), "float32"), [1, *good[1:]]),
         "the nearest": ([image, theta, image], jax.ShapeDtypeStruct((1, 2, 3), "float32"), [1, 0, 0, 0, 0, 0, 1]),
     }
-    for name, case in cases.items():
-        with pytest.raises(Exception, match="expected|out of memory|nearest"):
+    for case in cases.values():
+        with pytest.raises(Exception, match=r"expected|nearest"):
             call(*case)
-            pytest.fail(name)
 
 
 def test_neither_keras_nor_tensorflow_is_imported():
-    program = "import sys, stn.jax; print([name for name in ('keras', 'tensorflow', 'lightning') if name in sys.modules])"
+    program = (
+        "import sys, stn.jax; print([name for name in ('keras', 'tensorflow', 'lightning') if name in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout == "[]\n"
 

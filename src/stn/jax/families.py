@@ -70,4 +70,6 @@ def _affine_in_theta(transform: AbstractTransform, size: tuple[int, ...], frame:
             f"Projective, ThinPlateSpline, BSpline, DisplacementField, ...), got {name}; make its matrices with "
             f"jax.numpy, or take stn.keras, which has all families under JAX"
         )
-    return _Affine(kind, *(a.numpy() for a in (identity[0], values[0], slope)), None if basis is None else basis.numpy())
+    return _Affine(
+        kind, *(a.numpy() for a in (identity[0], values[0], slope)), None if basis is None else basis.numpy()
+    )

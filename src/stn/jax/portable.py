@@ -68,10 +68,8 @@ def _positions(matrix: Array, plan: Plan) -> Array:
     total = matrix[:, :, d].reshape(-1, *[1] * d, rows)
     for axis, n in enumerate(reversed(plan.size)):
         steps = jnp.arange(n, dtype=matrix.dtype)
-        if plan.align_corners:
-            lattice = 2 * steps / (n - 1) - 1 if n > 1 else 0 * steps
-        else:
-            lattice = (2 * steps + 1) / n - 1
+        ends = 2 * steps / (n - 1) - 1 if n > 1 else 0 * steps
+        lattice = ends if plan.align_corners else (2 * steps + 1) / n - 1
         lattice = lattice.reshape(*[1] * (d - axis), -1, *[1] * (axis + 1))
         total = total + lattice * matrix[:, :, axis].reshape(-1, *[1] * d, rows)
     if plan.kind == "affine":
