@@ -141,7 +141,9 @@ def _both_sides(plan: Plan) -> Callable[..., Array]:
 
     @jax.custom_jvp
     def nothing(image: Array, background: Array, *positions: Array) -> Array:
-        return jnp.zeros((*positions[0].shape, image.shape[-1]), image.dtype)
+        # vmap wants the value to have its batches where the tangent has them; XLA drops the terms.
+        mapped = sum(0 * jnp.isnan(array).any().astype(jnp.int32) for array in (image, background, *positions))
+        return jnp.zeros((*positions[0].shape, image.shape[-1]), image.dtype) + mapped.astype(image.dtype)
 
     @nothing.defjvp
     def _(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
@@ -168,6 +170,6 @@ def _both_sides(plan: Plan) -> Callable[..., Array]:
         none = jnp.zeros((*positions[0].shape, image.shape[-1]), image.dtype)
         slopes = jax.lax.cond(some, bends, lambda: [none] * len(positions))
         tangent = sum(slope * tangent[..., None] for slope, tangent in zip(slopes, tangents[2:], strict=True))
-        return none, tangent
+        return nothing(*primals), tangent
 
     return nothing
