@@ -1,6 +1,7 @@
 """Spatial transformers: networks that learn where to look."""
 
 from . import compat, conventions, geometry, kernels, models, ops, penalties, transforms
+from .accelerate import accelerate
 from .coordinates import Frame
 from .diagnostics import Diagnosis, diagnose
 from .linearized import linearized_sample, linearized_warp
@@ -69,6 +70,7 @@ __all__ = [
     "Translation",
     "VelocityField",
     "Warp",
+    "accelerate",
     "compat",
     "conventions",
     "convert",

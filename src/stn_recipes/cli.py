@@ -598,6 +598,7 @@ def _info(a: Namespace) -> None:
     rows = dict(versions())
     for name, text in backends().items():
         rows[f"backend {name}"] = text
+    rows |= _doors(a.check)
     rows["instruction set"] = cpu._native.instruction_set() if cpu._native else "none: torch's own operations run"
     rows["bfloat16"] = "in hardware, on this CPU" if cpu_has_bfloat16() else "not in this CPU; --precision 32-true"
     rows["threads"] = f"{torch.get_num_threads()} of torch, {torch.get_num_interop_threads()} between operations"
@@ -606,6 +607,26 @@ def _info(a: Namespace) -> None:
         print(f"{name:<17} {text}")
     if a.check:
         _check_backends()
+
+
+def _doors(load: bool) -> dict[str, str]:
+    """Who else can use the native kernels, and the reasons why not. `load`: TensorFlow, which takes seconds."""
+    import importlib.util
+
+    import stn.tensorflow
+    from stn.ops import override
+
+    found = {"stn.accelerate": f"no: {override.unavailable()}" if override.unavailable() else "can be switched on"}
+    if importlib.util.find_spec("jax") is None:
+        reason: str | None = "jax is not installed"
+    else:
+        from stn.jax import native
+
+        reason = native.unavailable()
+    found["native in JAX"] = f"no: {reason}" if reason else "yes"
+    reason = stn.tensorflow.unavailable() if load else stn.tensorflow.missing()
+    found["native in TF"] = f"no: {reason}" if reason else "yes" if load else "yes; --check loads it"
+    return found
 
 
 def _check_backends() -> None:

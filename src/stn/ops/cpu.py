@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import Any
 
 import torch
@@ -99,6 +100,12 @@ def backward(
         if grad_values.dtype != coordinates.values.dtype:
             grad_values = grad_values.to(coordinates.values.dtype)
     return grad_image, grad_values
+
+
+def threads() -> int:
+    """Of a call that is not torch's: OMP_NUM_THREADS, or as many as the process may use."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    return int(wanted) if wanted.isdigit() and int(wanted) else len(os.sched_getaffinity(0))
 
 
 def _run(what: int, image: Tensor, coordinates: Coordinates, reading: Reading, out: Tensor, result: Tensor) -> bool:

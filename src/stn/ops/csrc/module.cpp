@@ -1,33 +1,27 @@
 // The door to Python: unpacks tensors into a Problem, refuses what would read or write outside of their memory, releases the
 // GIL. Options come as the numbers that MODES, PADDINGS and COORDINATES give to their names.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
 #include <cstdlib>
 #include <string>
-#if defined(__unix__) || defined(__APPLE__)
-#include <unistd.h>
-#endif
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 
 #include "api.h"
 #include "machine.h"
+#include "override.h"
+#include "process.h"
+
+namespace stn {
+void* xla_handler();
+}
 
 namespace nb = nanobind;
 using stn::i64;
 using stn::Problem;
 
 namespace {
-
-// The OpenMP pool does not survive a fork: the child would wait for threads that it does not have.
-#if defined(__unix__) || defined(__APPLE__)
-const pid_t home = getpid();
-bool forked() { return getpid() != home; }
-#else
-bool forked() { return false; }
-#endif
 
 // Tensors come by DLPack's C exchange interface: no headers of torch, and no Python for shapes and strides.
 
@@ -135,18 +129,6 @@ i64 pixel_stride(const DLTensor& v) {
     return step;
 }
 
-// Fresh memory arrives page by page as it is written; large pages make that 500 times fewer interruptions.
-void large_pages(void* data, size_t bytes) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-    constexpr std::uintptr_t page = 1 << 21;
-    std::uintptr_t from = (reinterpret_cast<std::uintptr_t>(data) + page - 1) / page * page;
-    std::uintptr_t to = (reinterpret_cast<std::uintptr_t>(data) + bytes) / page * page;
-    if (from < to) madvise(reinterpret_cast<void*>(from), to - from, MADV_HUGEPAGE);
-#else
-    (void)data, (void)bytes;
-#endif
-}
-
 // `out`: the output, or the gradient that came in; `result`: what is written, the output once more or a gradient. For a
 // gradient of the image `image` only lends its shape and strides.
 // False where the gradient of the image has to be in the working type.
@@ -175,7 +157,7 @@ bool run(int what, int mode, int padding, int kind, bool align_corners, int thre
     p.what = what, p.mode = mode, p.padding = padding, p.kind = kind, p.align_corners = align_corners;
     p.in_pixels = in_pixels;
     p.type = type_of(out, "out");
-    p.threads = forked() || threads < 1 ? 1 : threads;
+    p.threads = stn::forked() || threads < 1 ? 1 : threads;
     p.ndim = d;
     p.batch = image.shape[0];
     p.channels = image.shape[1];
@@ -256,7 +238,7 @@ bool run(int what, int mode, int padding, int kind, bool align_corners, int thre
     stn::Status status;
     {
         nb::gil_scoped_release release;
-        if (fresh >= (4 << 20)) large_pages(result.begin(), fresh);
+        stn::large_pages(result.begin(), fresh);
         status = stn::chosen(p.type)(p);
     }
     if (status == stn::NO_MEMORY) throw std::bad_alloc();
@@ -295,6 +277,11 @@ NB_MODULE(_native, m) {
           nb::arg("threads"), nb::arg("image"), nb::arg("coords"), nb::arg("basis").none(), nb::arg("fill").none(),
           nb::arg("out"), nb::arg("result"));
     m.def("pixel_stride", [](nb::handle tensor) { return pixel_stride(view(tensor)); });
+    m.def("override", &stn::override_grid_sampler, nb::arg("library"), nb::arg("originals"),
+          "Puts itself under torch's grid_sampler ops, switched off: what is missing for it, or nothing.");
+    m.def("switch_override", [](bool on) { stn::switch_override(on); });
+    m.def("override_calls", &stn::override_calls, "How many calls ran here, and how many torch's own kernels ran.");
+    m.def("xla_handler", [] { return nb::capsule(stn::xla_handler()); }, "For `jax.ffi.register_ffi_target`.");
     m.def("choose", &choose, nb::arg("limit") = "");
     m.def("instruction_set", [] { return std::string(stn::instruction_set()); });
 }

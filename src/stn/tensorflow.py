@@ -1,0 +1,120 @@
+"""The native backend's kernels as ops of TensorFlow, on the CPU and outside of `jit_compile`.
+
+What front ends for TensorFlow read images with: `unavailable` says whether there are ops, `takes` whether they run a case,
+`read` runs it.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .ops import cpu
+from .reading import Reading
+
+Array = Any
+_LIBRARY = "_native.tensorflow.so"
+
+
+@functools.cache
+def unavailable() -> str | None:
+    """Why there are no ops. The first call loads them."""
+    try:
+        _ops()
+    except (ImportError, OSError) as error:
+        return str(error)
+    return None
+
+
+def takes(kind: str, reading: Reading) -> bool:
+    """Whether `read` runs this here: not in what XLA compiles, which has no op of ours."""
+    if unavailable() is not None or kind not in ("affine", "projective", "grid") or reading.kernel not in cpu._MODES:
+        return False
+    import tensorflow as tf
+    from tensorflow.python.ops import control_flow_util
+
+    return tf.executing_eagerly() or not control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
+
+
+def read(
+    image: Array,  # (B, C, *in), or (B, *in, C) where `last`; float16, bfloat16, float32, float64, or uint8
+    kind: str,  # "affine", "projective" or "grid"
+    values: Array,  # (B, d, d+1) | (B, d+1, d+1) with denominators positive on the visible side | (B, *size, d)
+    size: tuple[int, ...],
+    reading: Reading,
+    last: bool,
+) -> Array:
+    """Reads an image at coordinates of the same batch: (B, C, *size) or (B, *size, C), in the image's type.
+
+    Differentiable once, in the image and the coordinates.
+
+    Raises:
+        tensorflow.errors.InvalidArgumentError: for shapes and types that do not fit.
+    """
+    import tensorflow as tf
+
+    working = tf.float64 if image.dtype == tf.float64 else tf.float32
+    fill = tf.zeros((0,), working)
+    if reading.fill is not None:
+        channels = tf.shape(image)[-1 if last else 1]
+        fill = tf.broadcast_to(tf.constant(reading.fill.to(torch.float64).numpy(), working), (channels,))
+    options = [0, cpu._COORDINATES[kind], cpu._MODES[reading.kernel], cpu._PADDINGS[reading.padding]]
+    options += [int(reading.align_corners), int(last), cpu.threads()]
+    wanted = tf.constant(size, tf.int64)
+    out = _ops().stn_warp(image=image, coordinates=tf.cast(values, working), fill=fill, size=wanted, options=options)
+    shape = (image.shape[0], *size, image.shape[-1]) if last else (image.shape[0], image.shape[1], *size)
+    return tf.ensure_shape(out, shape)
+
+
+def missing() -> str | None:
+    """What is missing for the ops, as far as can be said without TensorFlow, which takes seconds to import."""
+    if not sys.platform.startswith("linux"):
+        return "the native kernels are for TensorFlow on Linux alone"
+    if cpu._native is None:
+        return f"the native backend {cpu._reason}"
+    if not _library().exists():
+        return f"{_LIBRARY} is not beside the native backend"
+    return None if importlib.util.find_spec("tensorflow") else "TensorFlow is not installed"
+
+
+def _library() -> Path:
+    return Path(cpu._native.__file__).with_name(_LIBRARY)
+
+
+@functools.cache
+def _ops() -> Any:
+    reason = missing()
+    if reason is not None:
+        raise ImportError(reason)
+    import tensorflow as tf
+
+    try:
+        ops = tf.load_op_library(str(_library()))
+    except tf.errors.OpError as error:
+        raise ImportError(f"TensorFlow {tf.__version__} does not load {_LIBRARY}: {error.message}") from error
+    if not hasattr(ops, "stn_warp"):
+        raise ImportError(f"TensorFlow {tf.__version__} has no C interface for kernels that {_LIBRARY} knows")
+
+    @tf.RegisterGradient("StnWarp")
+    def _(op: Any, grad: Array) -> tuple[Array | None, ...]:
+        image, values, fill, _ = op.inputs
+        options = op.get_attr("options")
+        if not image.dtype.is_floating:
+            return None, tf.zeros_like(values), None, None
+        for_image = ops.stn_warp_grad_image(
+            shape=tf.shape(image, tf.int64), coordinates=values, gradient=grad, options=options
+        )
+        for_image = tf.ensure_shape(tf.cast(for_image, image.dtype), image.shape)
+        if options[2] == cpu._MODES["nearest"]:
+            return for_image, tf.zeros_like(values), None, None
+        for_values = ops.stn_warp_grad_coordinates(
+            image=image, coordinates=values, gradient=grad, fill=fill, options=options
+        )
+        return for_image, tf.ensure_shape(for_values, values.shape), None, None
+
+    return ops
