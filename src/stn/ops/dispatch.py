@@ -60,7 +60,7 @@ def warp(image: Tensor, coordinates: Coordinates, reading: Reading) -> Tensor:
             return _by_reference(image, coordinates, reading)
         grid = positions(coordinates, reading.align_corners, coordinate_dtype(image))
         coordinates = Coordinates("grid", size, grid)
-    elif values.dtype != coordinate_dtype(image) and kind not in ("basis", "pixels"):
+    elif values.dtype != coordinate_dtype(image) and kind != "pixels":
         coordinates = Coordinates(kind, size, values.to(coordinate_dtype(image)))
     return autograd.warp(backend, image, coordinates, reading)
 
