@@ -34,11 +34,6 @@ from stn_recipes.run.train import resume, train
 GIB = 1 << 30
 
 
-def xfail(reason: str) -> pytest.MarkDecorator:
-    """A fault that is known; the test fails when it is mended, and loses the mark then."""
-    return pytest.mark.xfail(strict=True, reason=reason)
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = dataclasses.replace(
@@ -268,19 +263,11 @@ SOMETHING_ELSE = {
     "filmstrip.npz": ("x", ""),
     "logs/csv/version_0/metrics.csv": ("epoch,train_loss\n0,many\n", "\x00\xff"),
 }
-FAULTS = {
-    "data.json": (HUGE,),  # refused without the file
-    "logs/csv/version_0/metrics.csv": ("epoch,train_loss\n0,many\n", "\x00\xff"),  # without the file; accepted
-}
 
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [
-        pytest.param(name, content, marks=xfail("not refused by name") if content in FAULTS.get(name, ()) else ())
-        for name, contents in SOMETHING_ELSE.items()
-        for content in contents
-    ],
+    [(name, content) for name, contents in SOMETHING_ELSE.items() for content in contents],
 )
 def test_a_file_of_something_else_is_refused_by_name(run: Path, name: str, content: str) -> None:
     (run / name).write_text(content)

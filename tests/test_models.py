@@ -133,7 +133,7 @@ def test_counting_leaves_the_random_numbers_alone():
 
 @pytest.mark.parametrize(("argument", "options"), [
     ("name", {"name": "cifar_small"}),
-    ("name", {"transform": "afine"}),
+    ("transform", {"transform": "afine"}),
     ("transform", {"transform": 3}),
     ("in_shape", {"in_shape": (28, 28)}), ("in_shape", {"in_shape": (1, 0, 28)}), ("in_shape", {"in_shape": 28}),
     ("num_classes", {"num_classes": 0}), ("num_classes", {"num_classes": 2.5}),

@@ -187,7 +187,7 @@ def test_it_compiles_and_exports():
 
 
 @pytest.mark.parametrize(("argument", "options"), [
-    ("transform", {"transform": "affine"}), ("size", {"size": (0, 4)}), ("size", {"size": (4, 4, 4)}),
+    ("transform", {"transform": "afine"}), ("size", {"size": (0, 4)}), ("size", {"size": (4, 4, 4)}),
     ("mode", {"mode": "linear"}), ("padding_mode", {"padding_mode": "zero"}), ("align_corners", {"align_corners": 1}),
     ("theta_grad_scale", {"theta_grad_scale": -0.1}), ("theta_grad_scale", {"theta_grad_scale": float("nan")}),
     ("theta_grad_scale", {"theta_grad_scale": "small"}),
@@ -272,7 +272,7 @@ def test_fc_localizer():
     ("image_size", lambda: stn.ConvLocalizer(1, stn.Affine(), image_size=(28,))),
     ("image_size", lambda: stn.ConvLocalizer(1, stn.Affine(), image_size=28)),
     ("image size", lambda: stn.ConvLocalizer(1, stn.Affine(), image_size=(9, 9))),
-    ("transform", lambda: stn.ConvLocalizer(1, "affine", image_size=(28, 28))),
+    ("transform", lambda: stn.ConvLocalizer(1, "afine", image_size=(28, 28))),
     ("transform", lambda: stn.identity_head(4, stn.Affine)),
     ("in_features", lambda: stn.identity_head(0, stn.Affine())),
     ("in_features", lambda: stn.FCLocalizer(0, stn.Affine())),

@@ -432,7 +432,7 @@ def test_a_localizer_of_the_wrong_width_is_told_the_right_one(make, wanted, outp
     lambda **options: IterativeTransformer(Fixed([0.0] * 6), **{"iterations": 2, **options}),
 ])  # fmt: skip
 @pytest.mark.parametrize(("argument", "options"), [
-    ("transform", {"transform": "affine"}), ("size", {"size": (0, 4)}), ("size", {"size": (4, 4, 4)}),
+    ("transform", {"transform": "afine"}), ("size", {"size": (0, 4)}), ("size", {"size": (4, 4, 4)}),
     ("mode", {"mode": "linear"}), ("padding_mode", {"padding_mode": "zero"}), ("align_corners", {"align_corners": 1}),
     ("theta_grad_scale", {"theta_grad_scale": -0.1}),
 ])  # fmt: skip
@@ -521,7 +521,7 @@ def test_windows_in_a_volume_and_a_signal():
     ("transform", lambda: window_starts(stn.Translation(), (1, 2))),
     ("transform", lambda: window_starts(stn.VelocityField((4, 4)), (1, 2))),
     ("transform", lambda: window_starts(stn.Attention(max_scale=1.5), (1, 2))),
-    ("transform", lambda: window_starts("affine", (1, 2))),
+    ("transform", lambda: window_starts("afine", (1, 2))),
     ("lattice", lambda: window_starts(stn.Affine(), (2,))),
     ("lattice", lambda: window_starts(stn.Affine(), (0, 2))),
     ("scale", lambda: window_starts(stn.Affine(), (1, 2), scale=0.0)),
@@ -585,7 +585,7 @@ def test_glimpses_take_an_empty_batch():
     ("in_features", lambda: RecurrentLocalizer(nn.Flatten(), 0, stn.Affine(), steps=2)),
     ("steps", lambda: RecurrentLocalizer(nn.Flatten(), 4, stn.Affine(), steps=0)),
     ("hidden", lambda: RecurrentLocalizer(nn.Flatten(), 4, stn.Affine(), steps=2, hidden="8")),
-    ("transform", lambda: RecurrentLocalizer(nn.Flatten(), 4, "affine", steps=2)),
+    ("transform", lambda: RecurrentLocalizer(nn.Flatten(), 4, "afine", steps=2)),
     ("start", lambda: RecurrentLocalizer(nn.Flatten(), 4, stn.Affine(), steps=2, start=torch.zeros(2, 6))),
     (r"encoder: expected an output of shape \(2, 5\)", lambda: RecurrentLocalizer(
         nn.Flatten(), 5, stn.Affine(), steps=2)(torch.rand(2, 1, 2, 2))),

@@ -148,6 +148,7 @@ def test_what_older_runs_counted_on_the_border_is_not_shown(run, quick):
     assert " out of frame " in page_of(run).text
     for file in run.glob("logs/csv/*/metrics.csv"):
         file.write_text(file.read_text().replace("transformer_outside", "transformer_out_of_frame"))
+    write_record(run / "result.json", replace(load_run(run).result, metrics_digest=None))
     text = page_of(report.write_report(run).parent).text
     assert "contrast" in text
     assert " out of frame " not in text

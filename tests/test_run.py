@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+import tensorboard.compat
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -70,6 +71,11 @@ def test_a_run_holds_what_it_promises(trained: Path) -> None:
     identity = stn.Affine().identity()
     assert torch.equal(theta[0], identity.expand_as(theta[0]))
     assert not torch.equal(theta[3], theta[0])
+
+
+def test_tensorboard_does_without_tensorflow(trained: Path) -> None:
+    assert list(trained.glob("logs/tensorboard/events.*"))
+    assert tensorboard.compat.tf.__version__ == "stub"
 
 
 def test_penalties_theta_and_antialiasing_reach_the_network() -> None:

@@ -147,17 +147,7 @@ def small_run(tmp_path_factory):
     return flips.a_run(tmp_path_factory.mktemp("flips") / "run")
 
 
-# What is wrong with each file today; a mark goes when the fault is mended.
-FAULTS = {"logs/csv/version_0/metrics.csv": "no checksum, and errors do not name the file"}
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=FAULTS[name])) if name in FAULTS else name
-        for name in flips.READERS
-    ],
-)
+@pytest.mark.parametrize("name", flips.READERS)
 def test_a_flipped_bit_in_a_run_is_refused_or_harmless(small_run, name, monkeypatch):
     monkeypatch.setattr(flips, "EVERY_BYTE", 0)
     (outcome,) = flips.flip_run(small_run, [name], some=60, seed=0)

@@ -134,7 +134,8 @@ def check_batches(first: str, a: Tensor, second: str, b: Tensor) -> int:
 
 
 def check_bound(argument: str, value: float | None, above: float = 0.0) -> None:
-    if value is not None and not (isinstance(value, (int, float)) and above < value < float("inf")):
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if value is not None and not (number and above < value < float("inf")):
         raise ValueError(f"{argument}: expected None or a finite number above {above:g}, got {describe(value)}")
 
 

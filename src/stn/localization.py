@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ._checks import check_count, check_float_tensor, check_number, check_size, describe
 from .transformer import AbstractTransformer
 from .transforms.base import AbstractTransform, exact
+from .transforms.config import TransformLike, check_transform
 
 
 class _Head(nn.Linear):
@@ -19,7 +20,7 @@ class _Head(nn.Linear):
             return nn.functional.linear(input.to(self.weight.dtype), self.weight, self.bias)
 
 
-def identity_head(in_features: int, transform: AbstractTransform, *, start: Tensor | None = None) -> nn.Linear:
+def identity_head(in_features: int, transform: TransformLike, *, start: Tensor | None = None) -> nn.Linear:
     """The last layer of a localization network: zero weights, and the transform's identity as bias.
 
     So every network starts with the warp that changes nothing, whatever its input. The layer is an `nn.Linear` that
@@ -41,8 +42,7 @@ def identity_head(in_features: int, transform: AbstractTransform, *, start: Tens
 
     Source: Jaderberg et al. 2015, appendix A.
     """
-    if not isinstance(transform, AbstractTransform):
-        raise ValueError(f"transform: expected a transform such as stn.Affine(), got {describe(transform)}")
+    transform = check_transform(transform)
     if not isinstance(in_features, int) or in_features < 1:
         raise ValueError(f"in_features: expected a positive int, got {describe(in_features)}")
     bias = transform.identity() if start is None else _check_start(start, transform)
@@ -62,7 +62,7 @@ def _check_start(start: Tensor, transform: AbstractTransform) -> Tensor:
     return start.detach()
 
 
-def window_starts(transform: AbstractTransform, lattice: Sequence[int], *, scale: float = 0.5) -> Tensor:
+def window_starts(transform: TransformLike, lattice: Sequence[int], *, scale: float = 0.5) -> Tensor:
     """Theta for windows spread over the frame, as starting places of parallel transformers, which stay equal if they
     start equal.
 
@@ -86,8 +86,7 @@ def window_starts(transform: AbstractTransform, lattice: Sequence[int], *, scale
         tensor([[ 0.5000, -0.5000,  0.0000],
                 [ 0.5000,  0.5000,  0.0000]])
     """
-    if not isinstance(transform, AbstractTransform):
-        raise ValueError(f"transform: expected a transform such as stn.Affine(), got {describe(transform)}")
+    transform = check_transform(transform)
     lattice = check_size(lattice, transform.ndim, "lattice")
     check_number("scale", scale, "a number in (0, 1]", lambda v: 0 < v <= 1)
     centres = [(1 - scale) * (torch.linspace(-1, 1, n) if n > 1 else torch.zeros(1)) for n in lattice]
@@ -151,7 +150,7 @@ class ConvLocalizer(nn.Module):
     def __init__(
         self,
         in_channels: int,
-        transform: AbstractTransform,
+        transform: TransformLike,
         *,
         image_size: tuple[int, ...] | None,
         channels: Sequence[int] = (8, 10),
@@ -164,8 +163,7 @@ class ConvLocalizer(nn.Module):
         start: Tensor | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(transform, AbstractTransform):
-            raise ValueError(f"transform: expected a transform such as stn.Affine(), got {describe(transform)}")
+        transform = check_transform(transform)
         for argument, value in (("channels", channels), ("kernel_sizes", kernel_sizes), ("hidden", hidden)):
             check_widths(argument, value)
         if not isinstance(in_channels, int) or in_channels < 1:
@@ -238,7 +236,7 @@ class FCLocalizer(nn.Module):
     def __init__(
         self,
         in_features: int,
-        transform: AbstractTransform,
+        transform: TransformLike,
         *,
         hidden: Sequence[int] = (32, 32, 32),
         start: Tensor | None = None,
@@ -294,7 +292,7 @@ class RecurrentLocalizer(nn.Module):
         self,
         encoder: nn.Module,
         in_features: int,
-        transform: AbstractTransform,
+        transform: TransformLike,
         *,
         steps: int,
         hidden: int = 64,
@@ -305,6 +303,7 @@ class RecurrentLocalizer(nn.Module):
             raise ValueError(f"encoder: expected a torch.nn.Module, got {describe(encoder)}")
         for argument, value in (("in_features", in_features), ("steps", steps), ("hidden", hidden)):
             check_count(argument, value)
+        transform = check_transform(transform)
         self.in_features, self.steps = in_features, steps
         self.encoder = encoder
         self.cell = nn.GRUCell(in_features, hidden)

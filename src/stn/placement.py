@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ._checks import check_choice, check_count, describe
 from .coordinates import Frame
 from .transformer import AbstractTransformer, ReadOptions, Warp, check_localizer
-from .transforms.base import AbstractTransform
+from .transforms.config import TransformLike
 
 Localizers = nn.Module | Sequence[nn.Module]
 Combine = Literal["stack", "concat", "list"]
@@ -56,7 +56,7 @@ class ParallelTransformers(AbstractTransformer):
     def __init__(
         self,
         localizer: Localizers,
-        transform: AbstractTransform | None = None,
+        transform: TransformLike | None = None,
         size: tuple[int, ...] | None = None,
         *,
         count: int | None = None,
@@ -132,7 +132,7 @@ class IterativeTransformer(AbstractTransformer):
     def __init__(
         self,
         localizer: Localizers,
-        transform: AbstractTransform | None = None,
+        transform: TransformLike | None = None,
         size: tuple[int, ...] | None = None,
         *,
         iterations: int | None = None,

@@ -21,6 +21,7 @@ from .reading import Fill, Mode, PaddingMode, check_reading
 from .sampling import read_warp, sample, valid_mask, warp
 from .transforms.affine import Affine
 from .transforms.base import AbstractTransform
+from .transforms.config import TransformLike, check_transform
 
 _FAR = 10.0  # a point beyond is more likely one in pixels
 _NOWHERE = 1e4  # where points are sent that the output does not show
@@ -134,7 +135,7 @@ class AbstractTransformer(nn.Module, ABC):
 
     def __init__(
         self,
-        transform: AbstractTransform | None,
+        transform: TransformLike | None,
         size: tuple[int, ...] | None,
         *,
         mode: Mode = "bilinear",
@@ -146,8 +147,6 @@ class AbstractTransformer(nn.Module, ABC):
         theta_grad_scale: float = 1.0,
     ) -> None:
         super().__init__()
-        if transform is not None and not isinstance(transform, AbstractTransform):
-            raise ValueError(f"transform: expected a transform such as stn.Affine(), got {describe(transform)}")
         self.reading = check_reading(mode, padding_mode, fill, align_corners)
         check_flag("antialias", antialias)
         check_choice("gradient", gradient, ("exact", "linearized"))
@@ -156,7 +155,7 @@ class AbstractTransformer(nn.Module, ABC):
         check_number(
             "theta_grad_scale", theta_grad_scale, "a finite number of at least 0", lambda v: 0 <= v < float("inf")
         )
-        self.transform = Affine() if transform is None else transform
+        self.transform = Affine() if transform is None else check_transform(transform)
         self.size = None if size is None else check_size(size, self.transform.ndim)
         self.antialias = antialias
         self.gradient = gradient
@@ -226,7 +225,7 @@ class SpatialTransformer(AbstractTransformer):
     Args:
         localizer: any module, image -> theta (B, transform.num_params). End it with `stn.identity_head`, so that the
             network starts with the warp that changes nothing.
-        transform: the family of warps.
+        transform: the family of warps, its name or its configuration; `stn.Affine()` unless given.
         size: of the output ([D,] H, W); the input's own unless given.
         mode, padding_mode, fill, align_corners: as for `stn.sample`. The padding is "border" unless given: zeros
             paint black corners that a classifier learns.
@@ -253,7 +252,7 @@ class SpatialTransformer(AbstractTransformer):
     def __init__(
         self,
         localizer: nn.Module,
-        transform: AbstractTransform | None = None,
+        transform: TransformLike | None = None,
         size: tuple[int, ...] | None = None,
         **options: Unpack[ReadOptions],
     ) -> None:

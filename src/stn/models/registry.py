@@ -11,7 +11,8 @@ from torch import nn
 from .._checks import check_choice, check_count, check_flag, check_number
 from ..reading import PADDING_MODES, PaddingMode
 from ..transformer import SpatialTransformer
-from ..transforms import AbstractTransform, Affine, by_name
+from ..transforms import AbstractTransform, Affine
+from ..transforms.config import TransformLike, check_transform
 from . import any_size, paper, tutorial
 from .base import Network, Shape, TransformerClassifier, check_shape
 
@@ -26,7 +27,7 @@ def names() -> list[str]:
 def create(
     name: str,
     *,
-    transform: str | AbstractTransform | None = "affine",
+    transform: TransformLike | None = "affine",
     in_shape: Shape | None = None,
     num_classes: int = 10,
     dropout: float | None = None,
@@ -42,8 +43,8 @@ def create(
 
     Args:
         name: one of `names()`.
-        transform: the family of warps, or its name; None or "none" gives the equal-parameter control, the same kind
-            of classifier widened until it has at least as many parameters as with the affine transformer.
+        transform: the family of warps, its name or its configuration; None or "none" gives the equal-parameter control,
+            the same kind of classifier widened until it has at least as many parameters as with the affine transformer.
         in_shape: (C, H, W) of the images, the data set's unless given.
         num_classes: how many logits come out.
         dropout: probability, the network's own unless given.
@@ -73,8 +74,7 @@ def create(
         check_count(argument, value)
     probability = network.dropout if dropout is None else dropout
     check_number("dropout", probability, "a probability in [0, 1)", lambda v: 0 <= v < 1)
-    if isinstance(transform, str):
-        transform = None if transform == "none" else by_name(transform)
+    family = None if transform is None or transform == "none" else check_transform(transform)
 
     def build(transform: AbstractTransform, width: int) -> TransformerClassifier:
         transformer = SpatialTransformer(
@@ -91,8 +91,8 @@ def create(
     if network.only_control:
         return build_control(_widest(build_control, network.budget))
     width = network.width or _widest(lambda w: build(Affine(), w), network.budget)
-    if transform is not None:
-        return build(transform, width)
+    if family is not None:
+        return build(family, width)
     if not widen:
         return TransformerClassifier(None, network.classifier(shape, num_classes, width, probability))
     target = _count(lambda: build(Affine(), width))

@@ -8,7 +8,7 @@ from .._checks import describe
 from ..localization import SharedLocalizer
 from ..placement import IterativeTransformer
 from ..reading import PaddingMode
-from ..transforms import AbstractTransform
+from ..transforms import TransformLike
 
 
 class SharedClassifier(nn.Module):
@@ -51,7 +51,7 @@ class SharedClassifier(nn.Module):
         features: nn.Module,
         head: nn.Module,
         classifier: nn.Module,
-        transform: AbstractTransform | None = None,
+        transform: TransformLike | None = None,
         *,
         iterations: int = 2,
         padding_mode: PaddingMode = "border",

@@ -34,6 +34,14 @@ def constant_when_compiled(function: _F) -> _F:
     return function
 
 
+def plain_apply(function: type[torch.autograd.Function]) -> Callable[..., Tensor]:
+    """`function.apply` without what it looks for at every call: a `setup_context`, transforms of `torch.func`, tensors that
+    one of these has left behind. Without it: `function.apply`.
+    """
+    apply: Callable[..., Tensor] = super(torch.autograd.Function, function).apply  # type: ignore[misc]
+    return apply
+
+
 def in_forward_mode() -> bool:
     """Whether tangents are carried along, by `torch.func.jvp` or by `forward_ad.dual_level`.
 

@@ -52,7 +52,9 @@ def warp(backend: Backend, image: Tensor, coordinates: Coordinates, reading: Rea
             return backend.forward(image, coordinates, reading)
         return _operators[backend.NAME](image, coordinates, reading)
     if grads and (image.requires_grad or values.requires_grad):
-        out = _EagerWarp.apply(image, values, basis, fill, (backend, coordinates, reading))
+        left_behind = _torch.is_wrapped(image) or _torch.is_wrapped(values)
+        apply = _EagerWarp.apply if left_behind else _apply_eager
+        out = apply(image, values, basis, fill, (backend, coordinates, reading))
     else:
         out = backend.forward(image, coordinates, reading)
     return out
@@ -151,6 +153,9 @@ class _EagerWarp(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return (*_saved_backward(ctx, grad), None, None, None)
+
+
+_apply_eager = _torch.plain_apply(_EagerWarp)
 
 
 class _Operator:

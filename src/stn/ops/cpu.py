@@ -85,7 +85,9 @@ def backward(
             _run(_GRAD_IMAGE, sums, prepared, reading, grad, sums)
             grad_image.copy_(sums)
     if for_values:
-        grad_values = torch.empty_like(prepared.values, memory_format=torch.contiguous_format)
+        values = prepared.values
+        dense = values.is_contiguous()
+        grad_values = torch.empty_like(values) if dense else torch.empty(values.shape, dtype=values.dtype)
         if empty or reading.kernel == "nearest":
             grad_values.zero_()
         else:

@@ -1,13 +1,10 @@
 """Families of warps: theta -> where to read. One family, one file."""
 
-from __future__ import annotations
-
-from typing import Any
-
-from .._checks import check_choice
 from .affine import Affine, Attention, Crop, Rigid, Rotation, Similarity, Translation, affine_grid
-from .base import AbstractTransform, Compose
+from .base import TRANSFORMS, AbstractTransform, Compose
 from .bspline import BSpline, bspline_grid
+from .config import TransformLike as TransformLike
+from .config import by_name, from_config
 from .convert import convert
 from .cpab import CPAB
 from .flow import DisplacementField, displacement_grid
@@ -17,7 +14,7 @@ from .tps import ThinPlateSpline, thin_plate_spline, tps_grid
 from .velocity import VelocityField
 
 # Every family by name; without options each is one in 2D.
-TRANSFORMS: dict[str, type[AbstractTransform]] = {
+TRANSFORMS |= {
     "affine": Affine,
     "similarity": Similarity,
     "rigid": Rigid,
@@ -34,24 +31,6 @@ TRANSFORMS: dict[str, type[AbstractTransform]] = {
     "cpab": CPAB,
     "polar": Polar,
 }
-
-
-def by_name(name: str, **options: Any) -> AbstractTransform:
-    """A transform by its name in lower case, for command lines and configuration files.
-
-    Raises:
-        ValueError: for an unknown name (with the nearest one) or options that the family does not have.
-
-    Example:
-        >>> by_name("similarity", max_angle=1.5)
-        Similarity(max_angle=1.5)
-    """
-    check_choice("name", name, TRANSFORMS)
-    try:
-        return TRANSFORMS[name](**options)
-    except TypeError as error:
-        raise ValueError(f"options: {error}") from error
-
 
 __all__ = [
     "CPAB",
@@ -77,6 +56,7 @@ __all__ = [
     "by_name",
     "convert",
     "displacement_grid",
+    "from_config",
     "projective_grid",
     "thin_plate_spline",
     "tps_grid",

@@ -30,7 +30,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .._checks import check_bound, check_choice, check_number, check_size, coordinate_dtype, describe
+from .._checks import check_bound, check_choice, check_flag, check_number, check_size, coordinate_dtype, describe
 from ..coordinates import SQUARE, Coordinates, Frame, check_frame
 from ..geometry import affine_positions, check_matrix, compose_matrices, extent, invert_matrix, map_affine
 from .base import AbstractTransform
@@ -119,6 +119,7 @@ class Affine(AbstractMatrixTransform):
         check_bound("max_delta", max_delta)
         self.max_delta = max_delta
         entries = [None] * (ndim * (ndim + 1)) if fixed is None else _check_fixed(fixed, ndim)
+        self.fixed = None if fixed is None else tuple(map(tuple, fixed))
         self._fixed = tuple(entries)
         self._free = [i for i, entry in enumerate(entries) if entry is None]
         self._all_free = len(self._free) == len(entries)
@@ -226,6 +227,7 @@ class AbstractConstrained(AbstractMatrixTransform):
             raise ValueError(f"max_angle: expected radians, up to a whole turn of 2 pi, got {max_angle:g}; in degrees?")
         check_bound("max_scale", max_scale, above=1.0)
         check_bound("max_shift", max_shift)
+        check_flag("log_scale", log_scale)
         if max_scale is not None and not log_scale:
             raise ValueError("max_scale: expected None with log_scale=False, which has no bounded form")
         self.rotation = rotation
@@ -335,12 +337,15 @@ class AbstractConstrained(AbstractMatrixTransform):
             return torch.diag_embed(scale)
         return self._rotations.matrix(turn) * self._aspect(turn, frame) * scale[:, None, :]
 
-    def _aspect(self, like: Tensor, frame: Frame) -> Tensor:
-        """(d, d): what an entry of a matrix on pixels becomes in normalized coordinates."""
-        d = self.ndim
-        image_size, align_corners = check_frame(frame, d)
+    def _aspect(self, like: Tensor, frame: Frame) -> Tensor | float:
+        """(d, d), or 1 for all: what an entry of a matrix on pixels becomes in normalized coordinates."""
+        image_size, align_corners = check_frame(frame, self.ndim)
         if image_size is None:
-            return like.new_ones(d, d)
+            return 1.0
+        if not torch.compiler.is_compiling() and all(
+            n == image_size[0] > 1 for n in image_size
+        ):  # or sizes are no numbers
+            return 1.0
         half = extent(image_size, align_corners=align_corners)
         # An axis of one pixel has no length with align_corners: nothing turns into it.
         ratio = [[to / of if to and of else float(i == j) for j, to in enumerate(half)] for i, of in enumerate(half)]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -238,6 +239,38 @@ class AbstractTransform(nn.Module, ABC):
         """
         return self, self.inverse(theta, frame)
 
+    def config(self) -> dict[str, Any]:
+        """What `stn.transforms.from_config` makes this family from again: its name in `TRANSFORMS`, and the options of
+        its constructor by their own names. Numbers, text and lists alone, as JSON and YAML can say them.
+
+        Every option is an attribute of the same name. All are said, those at their defaults too, so that a file
+        still means the same where a default has changed.
+
+        Raises:
+            ValueError: for a class without a name, and for an option that no attribute keeps or no file can say.
+
+        Example:
+            >>> from stn import Translation
+            >>> Translation(max_shift=0.5).config()
+            {'name': 'translation', 'ndim': 2, 'max_shift': 0.5}
+        """
+        kind = type(self)
+        name = next((name for name, family in named_families().items() if family is kind), None)
+        if name is None:
+            raise ValueError(
+                f"config: {kind.__name__} has no name; give it one: stn.transforms.TRANSFORMS['...'] = {kind.__name__}"
+            )
+        config: dict[str, Any] = {"name": name}
+        for option in inspect.signature(kind).parameters:
+            try:
+                value = self._constants[option] if option in self._constants else getattr(self, option)
+            except AttributeError:
+                raise ValueError(
+                    f"config: {kind.__name__} does not keep its option {option!r}; expected an attribute of that name"
+                ) from None
+            config[option] = _plain(value, f"{kind.__name__}.{option}")
+        return config
+
     def forward(self, theta: Tensor, size: tuple[int, ...]) -> Tensor:
         """`grid(theta, size)`."""
         return self.grid(theta, size)
@@ -382,6 +415,32 @@ class Compose(AbstractTransform):
         a, theta_a = self.outer.inverted(outer, frame)
         b, theta_b = self.inner.inverted(inner, frame)
         return Compose(b, a), torch.cat([theta_b, theta_a], dim=1)
+
+
+# Every family by name; `transforms/__init__.py` fills it. A family of your own is known to configurations, and to
+# whatever takes a name, once it is here: `TRANSFORMS["swirl"] = Swirl`.
+TRANSFORMS: dict[str, type[AbstractTransform]] = {}
+
+
+def named_families() -> dict[str, type[AbstractTransform]]:
+    """`TRANSFORMS`, and compositions, which are made of them."""
+    return {**TRANSFORMS, "compose": Compose}
+
+
+def _plain(value: Any, where: str) -> Any:
+    """The value of an option as JSON and YAML can say it."""
+    if isinstance(value, AbstractTransform):
+        return value.config()
+    if isinstance(value, Tensor):
+        return value.tolist()
+    if isinstance(value, (tuple, list)):
+        return [_plain(each, where) for each in value]
+    for kind in (bool, int, float, str):  # NumPy's float64 is a float, and YAML has no word for it
+        if isinstance(value, kind):
+            return kind(value)
+    if value is not None:
+        raise ValueError(f"config: expected numbers, text, lists or a transform in {where}, got {describe(value)}")
+    return None
 
 
 @contextlib.contextmanager

@@ -205,7 +205,7 @@ class Projective(AbstractProjectiveTransform):
             raise ValueError(f"ndim: expected 2 or 3, got {describe(ndim)}")
         check_bound("max_delta", max_delta)
         check_choice("behind", behind, ("hidden", "shown"))
-        self.ndim, self.max_delta = ndim, max_delta
+        self.ndim, self.max_delta, self.behind = ndim, max_delta, behind
         self.kind: Kind = "projective" if behind == "hidden" else "two-sided"
 
     @property

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -139,8 +139,8 @@ class ThinPlateSpline(AbstractTransform):
     part of the configuration, not of the state_dict.
 
     Args:
-        control_points: (K, d) with d = 2 or 3, normalized; or the size of a lattice ([nz,] ny, nx), see `lattice`. The
-            default is the paper's 16 points.
+        control_points: (K, d) with d = 2 or 3, normalized, a tensor or nested lists; or the size of a lattice
+            ([nz,] ny, nx), see `lattice`. The default is the paper's 16 points.
         regularization: 0 passes through the shifted points; more trades distance from them for less bending: the sum
             over the points of squared distances plus `regularization / (8 pi)` times the bending energy is least.
         max_offset: bounds every shift, smoothly; None for no bound.
@@ -169,7 +169,7 @@ class ThinPlateSpline(AbstractTransform):
 
     def __init__(
         self,
-        control_points: Tensor | Sequence[int] = (4, 4),
+        control_points: Tensor | Sequence[int] | Sequence[Sequence[float]] = (4, 4),
         *,
         regularization: float = 0.0,
         max_offset: float | None = None,
@@ -180,10 +180,8 @@ class ThinPlateSpline(AbstractTransform):
         _check_regularization(regularization)
         check_bound("max_offset", max_offset)
         with constants():
-            if isinstance(control_points, Tensor):
-                points, device = _check_control_points(control_points, "control_points"), control_points.device
-            else:
-                points, device = _check_control_points(_lattice_points(control_points), "control_points"), None
+            self._size, points = _lattice_or_points(control_points)
+        device = control_points.device if isinstance(control_points, Tensor) else None
         self.ndim, self.regularization, self.max_offset = points.shape[1], float(regularization), max_offset
         self.theta_is: Literal["shifts", "points"] = theta_is
         self._kept: tuple[object, Tensor] | None = None
@@ -229,6 +227,10 @@ class ThinPlateSpline(AbstractTransform):
         if isinstance(points, bool) or not isinstance(points, int) or points < 4 or points % 2:
             raise ValueError(f"points: expected an even int of at least 4, got {describe(points)}")
         return cls((2, points // 2), regularization=regularization, max_offset=max_offset, theta_is=theta_is)
+
+    def config(self) -> dict[str, Any]:
+        """As for any family. A lattice is kept by its size; other points are lists, every digit of them."""
+        return super().config() | ({} if self._size is None else {"control_points": list(self._size)})
 
     @property
     def num_params(self) -> int:
@@ -426,17 +428,23 @@ def _check_control_points(points: Tensor, argument: str) -> Tensor:
     return points
 
 
-def _lattice_points(size: Sequence[int]) -> Tensor:
-    """The control points (K, d) of a lattice ([nz,] ny, nx) that spans the frame."""
+def _lattice_or_points(control_points: Any) -> tuple[tuple[int, ...] | None, Tensor]:
+    """The size of a lattice ([nz,] ny, nx) that spans the frame, None for points of their own; and the points (K, d)."""
+    size, listed = None, not isinstance(control_points, str) and isinstance(control_points, Sequence)
     try:
-        size = check_size(size, len(size) if isinstance(size, Sequence) and len(size) == 3 else 2, least=2)
-    except ValueError:
+        if listed and any(isinstance(point, Sequence) for point in control_points):
+            control_points = torch.tensor(control_points, dtype=torch.float64)
+        elif not isinstance(control_points, Tensor):
+            size = check_size(control_points, 3 if listed and len(control_points) == 3 else 2, least=2)
+    except (TypeError, ValueError):
         raise ValueError(
-            f"control_points: expected a tensor (K, 2) or (K, 3), or a lattice of 2 or 3 ints of at least 2, got "
-            f"{describe(size)}"
+            f"control_points: expected points (K, 2) or (K, 3), a tensor or nested lists, or a lattice of 2 or 3 ints of "
+            f"at least 2, got {describe(control_points)}"
         ) from None
-    axes = [torch.arange(1 - n, n, 2, dtype=torch.float64) / (n - 1) for n in size]
-    return torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], dim=-1).reshape(-1, len(size))
+    if size is not None:
+        axes = [torch.arange(1 - n, n, 2, dtype=torch.float64) / (n - 1) for n in size]
+        control_points = torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], dim=-1).reshape(-1, len(size))
+    return size, _check_control_points(control_points, "control_points")
 
 
 def _kernel(points: Tensor, control_points: Tensor) -> Tensor:

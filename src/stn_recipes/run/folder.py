@@ -10,6 +10,7 @@ import os
 import pickle
 import platform
 import zipfile
+from collections.abc import Iterable
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -77,6 +78,7 @@ class Result:
     command: str = ""
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
     finished: str | None = None  # ISO 8601
+    metrics_digest: str | None = None  # of the tables of epochs, of all resumed parts
 
 
 class Run:
@@ -107,7 +109,15 @@ class Run:
 
     @cached_property
     def model(self) -> TransformerClassifier:
-        model = self.config.make_model(self.facts.input_shape, len(self.facts.class_names))
+        facts = self.facts
+        try:
+            model = self.config.make_model(facts.input_shape, len(facts.class_names))
+        except (ValueError, TypeError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise RunError(
+                f"{self.path}: no such network can be made for images of the shape {facts.input_shape} that data.json "
+                f"gives ({reason})"
+            ) from error
         load_weights(model, self.path)
         return model.eval()
 
@@ -118,16 +128,19 @@ class Run:
         return data
 
     def metrics(self) -> list[dict[str, float]]:
-        """One record for each epoch, of all resumed parts: epoch (from 1), train_loss, val_accuracy, ..."""
+        """One record for each epoch, of all resumed parts: epoch (from 1), train_loss, val_accuracy, ...
+
+        Raises:
+            DamagedError: where a file is no such table or, of a finished run, not what was written.
+        """
+        files = metrics_files(self.path)
+        kept = self.result and self.result.metrics_digest
+        if kept and kept != digest_of_files(files):
+            names = ", ".join(map(str, files)) or f"{self.path / 'logs' / 'csv'}: no metrics.csv"
+            raise DamagedError(f"{names}: damaged, not the metrics that were written")
         merged: dict[int, dict[str, float]] = {}
-        files = (self.path / "logs" / "csv").glob("version_*/metrics.csv")
-        for file in sorted(files, key=lambda f: int(f.parent.name.removeprefix("version_"))):
-            with file.open(newline="") as rows:
-                part: dict[int, dict[str, float]] = {}
-                for row in csv.DictReader(rows):
-                    values = {k: float(v) for k, v in row.items() if k and v not in (None, "")}
-                    if "test_accuracy" not in values and "epoch" in values:
-                        part.setdefault(int(values["epoch"]) + 1, {}).update(values)
+        for file in files:
+            part = _read_metrics(file)
             # An epoch that was begun before a stop and done again after it counts as done again.
             merged = {e: m for e, m in merged.items() if e < min(part, default=0) or not part} | part
         return [{**m, "epoch": e} for e, m in sorted(merged.items()) if "train_loss" in m]
@@ -145,6 +158,29 @@ class Run:
                 return torch.from_numpy(kept["images"]), torch.from_numpy(kept["theta"]), kept["epochs"]
         except (zipfile.BadZipFile, OSError, ValueError, KeyError, TypeError, EOFError, NotImplementedError) as error:
             raise DamagedError(f"{file}: damaged ({error})") from error
+
+
+def metrics_files(run: Path) -> list[Path]:
+    """The tables of epochs of a run, in the order in which its parts were trained."""
+    files = (run / "logs" / "csv").glob("version_*/metrics.csv")
+    return sorted(files, key=lambda file: int(file.parent.name.removeprefix("version_")))
+
+
+def digest_of_files(files: Iterable[Path]) -> str:
+    """What tells whether any of them changed."""
+    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
+def _read_metrics(file: Path) -> dict[int, dict[str, float]]:
+    epochs: dict[int, dict[str, float]] = {}
+    try:
+        for row in csv.DictReader(file.read_text(encoding="utf-8").splitlines()):
+            values = {k: float(v) for k, v in row.items() if k and v not in (None, "")}
+            if "test_accuracy" not in values and "epoch" in values:
+                epochs.setdefault(int(values["epoch"]) + 1, {}).update(values)
+    except (ValueError, TypeError, OverflowError, csv.Error) as error:
+        raise DamagedError(f"{file}: damaged, or not a table of epochs ({error})") from error
+    return epochs
 
 
 def load_run(path: str | Path) -> Run:

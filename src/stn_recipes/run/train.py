@@ -9,6 +9,7 @@ import math
 import os
 import shlex
 import sys
+import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,9 @@ from .folder import (
     Result,
     Run,
     RunError,
+    digest_of_files,
     load_weights,
+    metrics_files,
     read_checkpoint,
     read_config,
     versions,
@@ -50,6 +53,9 @@ from .precision import choose
 RESUMABLE = (
     "control", "data_dir", "num_workers", "progress", "threads", "accelerator", "devices", "num_nodes", "strategy",
 )  # fmt: skip
+
+# TensorBoard's own switch for doing without TensorFlow, which it imports, for seconds, wherever it is installed.
+sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("tensorboard.compat.notf"))
 
 
 class Interrupted(KeyboardInterrupt):
@@ -398,6 +404,7 @@ def _finish(
         else f"stn train --config {run / 'config.yaml'}",
         versions=versions(),
         finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        metrics_digest=digest_of_files(metrics_files(run)),
     )
     write_record(run / "result.json", result)
 
