@@ -120,5 +120,5 @@ def plain(function: _F) -> _F:
     if BACKEND == "tensorflow":
         import tensorflow
 
-        return tensorflow.autograph.experimental.do_not_convert(function)  # type: ignore[no-any-return]
+        return tensorflow.autograph.experimental.do_not_convert(function)
     return function

@@ -16,7 +16,7 @@ import torch
 from keras import ops
 
 from .. import geometry
-from ..coordinates import MATRICES, Coordinates, Frame
+from ..coordinates import MATRICES, Coordinates, Frame, Kind
 from ..transforms import CPAB, DisplacementField, VelocityField, from_config
 from ..transforms.base import AbstractTransform, Compose
 from . import portable
@@ -82,7 +82,8 @@ def positions(coordinates: Coordinates, align_corners: bool) -> Array:
     """Where each output pixel is read, (B, *size, d)."""
     kind, size, values, basis = coordinates
     if kind == "basis":
-        constant = convert(basis, type_name(values.dtype))
+        assert basis is not None
+        constant = convert(basis.numpy(), type_name(values.dtype))
         return ops.reshape(portable.product("nk,bkd->bnd", constant, values), (-1, *size, values.shape[-1]))
     if kind in MATRICES:
         return _matrix_positions(kind, size, align_corners, _torch_type(values))(values)
@@ -122,11 +123,11 @@ def _example(transform: AbstractTransform, dtype: torch.dtype) -> torch.Tensor:
 @functools.lru_cache(_KEPT)
 def _coordinates(
     transform: AbstractTransform, size: tuple[int, ...], frame: Frame, dtype: torch.dtype
-) -> tuple[Callable[[Array], Array], str, np.ndarray | None]:
+) -> tuple[Callable[[Array], Array], Kind, torch.Tensor | None]:
     theta = _example(transform, dtype)
     made = transform.coordinates(theta, size, frame)
     program = lower(lambda theta: transform.coordinates(theta, size, frame).values, theta, ndim=transform.ndim)
-    return program, made.kind, None if made.basis is None else made.basis.numpy()
+    return program, made.kind, made.basis
 
 
 @functools.lru_cache(_KEPT)
@@ -152,19 +153,21 @@ def _flow(
 
 
 @functools.lru_cache(_KEPT)
-def _doubling(transform: VelocityField, dtype: torch.dtype) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
+def _doubling(
+    transform: VelocityField, dtype: torch.dtype
+) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
     theta = _example(transform, dtype)
     start = lower(transform.short, theta, ndim=transform.ndim)
     return start, lower(transform.twice, transform.short(theta), ndim=transform.ndim)
 
 
 @functools.lru_cache(_KEPT)
-def _matrix_positions(kind: str, size: tuple[int, ...], align_corners: bool, dtype: torch.dtype) -> Callable[..., Array]:
+def _matrix_positions(
+    kind: str, size: tuple[int, ...], align_corners: bool, dtype: torch.dtype
+) -> Callable[..., Array]:
     d = len(size)
     eye = torch.eye(d + 1, dtype=dtype).expand(_EXAMPLES, -1, -1).contiguous()
     if kind == "affine":
         return lower(lambda matrix: geometry.affine_positions(matrix, size, align_corners), eye[:, :d].contiguous())
     two_sided = kind == "two-sided"
-    return lower(
-        lambda matrix: geometry.projective_positions(matrix, size, align_corners, two_sided=two_sided), eye
-    )
+    return lower(lambda matrix: geometry.projective_positions(matrix, size, align_corners, two_sided=two_sided), eye)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
-import numpy as np
 import torch
 from keras import ops
 
@@ -168,9 +167,9 @@ def spatial_transformer_network(
     input_fmap = _check_array("input_fmap", input_fmap, "(B, H, W, C)")
     if len(input_fmap.shape) != 4:
         raise ValueError(f"input_fmap: expected (B, H, W, C), got {describe(input_fmap)}")
-    out_dims = None if out_dims is None else check_size(out_dims, 2, "out_dims")
+    size = None if out_dims is None else check_size(out_dims, 2, "out_dims")
     options: Any = {"mode": mode, "padding_mode": padding_mode, "align_corners": align_corners}
-    return warp(input_fmap, theta, out_dims, transform=_AFFINE, data_format="channels_last", **options)
+    return warp(input_fmap, theta, size, transform=_AFFINE, data_format="channels_last", **options)
 
 
 _AFFINE = Affine()
@@ -226,9 +225,7 @@ def _where_to_read(
     if transform is not None:
         if len(shape) != 2 or shape[1] != transform.num_params:
             name = type(transform).__name__
-            raise ValueError(
-                f"theta: expected (B, {transform.num_params}) parameters of {name}, got {describe(theta)}"
-            )
+            raise ValueError(f"theta: expected (B, {transform.num_params}) parameters of {name}, got {describe(theta)}")
         return families.coordinates(transform, theta, size, frame)
     if shape[1:] == (d, d + 1):
         return Coordinates("affine", size, theta)

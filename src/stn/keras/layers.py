@@ -37,7 +37,7 @@ def identity_head(transform: TransformLike, **options: Any) -> keras.layers.Dens
 
 
 @keras.saving.register_keras_serializable("stn")
-class SpatialTransformer(keras.layers.Layer):  # type: ignore[misc]
+class SpatialTransformer(keras.layers.Layer):
     """Looks at an image, decides how to warp it, and warps it: `stn.SpatialTransformer` for Keras.
 
     Args:
@@ -82,6 +82,8 @@ class SpatialTransformer(keras.layers.Layer):  # type: ignore[misc]
         if not isinstance(localizer, keras.layers.Layer):
             raise ValueError(f"localizer: expected a Keras layer or model, got {describe(localizer)}")
         check_reading(mode, padding_mode, fill, align_corners)
+        if not isinstance(mode, str):
+            raise ValueError(f"mode: expected a name, which a file can hold, got {describe(mode)}")
         check_flag("antialias", antialias)
         if antialias and BACKEND != "torch":
             raise ValueError(f"antialias: expected False under {BACKEND}, got True; it is to be had on torch")
@@ -90,8 +92,14 @@ class SpatialTransformer(keras.layers.Layer):  # type: ignore[misc]
         self.localizer = localizer
         self._family = (check_transform(transform),)  # a tuple, that no backend takes it for a layer of its own
         self.size = None if size is None else check_size(size, self._family[0].ndim)
-        self.reading = {"mode": mode, "padding_mode": padding_mode, "fill": fill, "antialias": antialias}
-        self.reading |= {"align_corners": align_corners, "data_format": data_format}
+        self.reading: dict[str, Any] = {
+            "mode": mode,
+            "padding_mode": padding_mode,
+            "fill": fill,
+            "antialias": antialias,
+            "align_corners": align_corners,
+            "data_format": data_format,
+        }
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         self._output_size(input_shape)

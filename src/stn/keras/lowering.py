@@ -10,6 +10,7 @@ Interpolation stays one op: what torch calls `grid_sampler` is `portable.read`, 
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
 from collections.abc import Callable, Sequence
@@ -49,7 +50,9 @@ def lower(
     batch = torch.export.Dim("batch", min=1)
     reader = "reference" if ndim == 1 else "aten"  # torch's own has no 1D
     with use_backend(reader), torch.no_grad(), without_triton():
-        program = torch.export.export(_Program(function), examples, dynamic_shapes=(tuple({0: batch} for _ in examples),))
+        program = torch.export.export(
+            _Program(function), examples, dynamic_shapes=(tuple({0: batch} for _ in examples),)
+        )
         program = program.run_decompositions()
     stored = {**program.state_dict, **program.constants}
     kinds = {spec.arg.name: spec.target for spec in program.graph_signature.input_specs}
@@ -62,9 +65,11 @@ def lower(
                 inputs.append(node)
         elif node.op == "output":
             result = node.args[0][0]
-        elif node.op == "call_function" and "_assert" not in str(node.target) and "sym_constrain" not in str(node.target):
+        elif (
+            node.op == "call_function" and "_assert" not in str(node.target) and "sym_constrain" not in str(node.target)
+        ):
             known = all(other in constants for other in node.all_input_nodes)
-            if known and isinstance(node.target, torch._ops.OpOverload):  # noqa: SLF001
+            if known and str(node.target).startswith("aten."):
                 value = node.target(*_read(node.args, constants), **_read(node.kwargs, constants))
                 if isinstance(value, Tensor) and value.numel() <= _LARGEST_CONSTANT:
                     constants[node] = value
@@ -105,7 +110,7 @@ def _read(argument: Any, values: dict[Any, Any]) -> Any:
 
 def _counterpart(target: Any) -> Callable[..., Any]:
     if target.__module__ == "_operator":  # sums and products of sizes
-        return target  # type: ignore[no-any-return]
+        return target
     name = str(target).split(".")[1]
     if name not in ATEN:
         raise NotImplementedError(f"{target}: no counterpart in keras.ops yet")
@@ -189,7 +194,9 @@ def _expand(x: Array, size: Sequence[Any], **_: Any) -> Array:
     new = len(size) - len(x.shape)
     x = ops.reshape(x, (*[1] * new, *_shape(x))) if new else x
     # Not `broadcast_to`: XLA has no gradient of TensorFlow's in a loop.
-    grows = [have == 1 and not (isinstance(want, int) and want in (1, -1)) for have, want in zip(x.shape, size, strict=True)]
+    grows = [
+        have == 1 and not (isinstance(want, int) and want in (1, -1)) for have, want in zip(x.shape, size, strict=True)
+    ]
     times = [want if grow else 1 for grow, want in zip(grows, size, strict=True)]
     return ops.tile(x, times) if any(grows) else x
 
@@ -200,7 +207,7 @@ def _view(x: Array, size: Sequence[Any]) -> Array:
 
 def _split(x: Array, sizes: Sequence[int], dim: int = 0) -> list[Array]:
     ends = np.cumsum([0, *sizes]).tolist()
-    return [_slice(x, dim, start, end) for start, end in zip(ends[:-1], ends[1:], strict=True)]
+    return [_slice(x, dim, start, end) for start, end in itertools.pairwise(ends)]
 
 
 def _squeeze(x: Array, dims: Any = None) -> Array:
@@ -225,7 +232,11 @@ def _norm(x: Array, order: float = 2, dim: Any = None, keepdim: bool = False, **
 
 
 def _searchsorted(marks: Array, values: Array, right: bool = False, side: str | None = None, **_: Any) -> Array:
-    before = marks[..., None, :] <= values[..., None] if right or side == "right" else marks[..., None, :] < values[..., None]
+    before = (
+        marks[..., None, :] <= values[..., None]
+        if right or side == "right"
+        else marks[..., None, :] < values[..., None]
+    )
     return ops.sum(ops.cast(before, "int32"), -1)
 
 

@@ -17,7 +17,7 @@ from keras import ops
 
 from ..ops.reference import CUBIC_A, KINK
 from ..reading import Reading
-from .backends import BACKEND, Array, all_digits, convert, take_rows, type_name
+from .backends import Array, all_digits, convert, take_rows, type_name
 
 _FAR = 2.0**30  # positions beyond are all the same far outside; keeps the cast to int defined
 _Tap = tuple[Array, Array | None, Array]  # the part of an axis in an index, whether inside the image, weight
@@ -72,12 +72,12 @@ def _look(
         known = [(*_pad(tap, n, padding, align_corners), weight) for tap, weight in taps]
         padded.append([(index * stride, inside, weight) for index, inside, weight in known])
     out = None
-    for taps in itertools.product(*padded):
-        indices, insides, weights = zip(*taps, strict=True)
+    for combination in itertools.product(*padded):
+        indices, insides, weights = zip(*combination, strict=True)
         value = take_rows(flat, sum(indices, start))
-        known = [inside for inside in insides if inside is not None]
-        if known:
-            there = functools.reduce(ops.logical_and, known)[..., None]
+        limited = [inside for inside in insides if inside is not None]
+        if limited:
+            there = ops.expand_dims(functools.reduce(ops.logical_and, limited), -1)
             value = ops.where(there, value, ops.zeros_like(value) if background is None else background)
         value = value * functools.reduce(lambda a, b: a * b, weights)[..., None]
         out = value if out is None else out + value
@@ -87,7 +87,8 @@ def _look(
 def _taps(position: Array, kernel: Any) -> list[tuple[Array, Array]]:
     """The integer positions that are read along one axis, with their weights."""
     if kernel == "nearest":
-        return [(ops.cast(ops.round(ops.stop_gradient(position)), "int32"), ops.ones_like(position))]
+        # A gradient of zero to the position.
+        return [(ops.cast(ops.round(ops.stop_gradient(position)), "int32"), 1 + 0 * position)]
     low = ops.stop_gradient(ops.floor(position))
     t, first = position - low, ops.cast(low, "int32")
     if kernel == "bilinear":
@@ -152,6 +153,3 @@ def _both_sides(look: Any) -> Any:
         return ops.zeros((*ops.shape(positions[0]), image.shape[-1]), dtype=image.dtype), backward
 
     return nothing
-
-
-__all__ = ["BACKEND", "product", "read"]
