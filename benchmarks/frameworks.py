@@ -24,7 +24,6 @@ import numpy as np
 import torch
 
 import stn
-from stn.coordinates import Frame
 from stn.transforms import TRANSFORMS, AbstractTransform
 
 FRAMEWORKS = ("tensorflow", "jax", "torch")
@@ -60,21 +59,23 @@ def families() -> dict[str, AbstractTransform]:
 
 def problem(transform: AbstractTransform, dtype: str) -> list[np.ndarray]:
     """An image, theta, and weights that the output is summed with, near no kink: of the first theta whose gradient does
-    not jump where it changes by a millionth."""
+    not jump where it changes by some millionths."""
     in_size, size = SIZES[transform.ndim]
     for seed in range(20):
         rng = np.random.default_rng(seed)
         image, weights = rng.normal(size=(2, *in_size, 3)), rng.normal(size=(2, *size, 3))
         theta = transform.identity().numpy() + 0.2 * rng.normal(size=(2, transform.num_params))
-        here, there = (truth(transform, image, t, weights)[2] for t in (theta, theta * (1 + 1e-6) + 1e-6))
-        if abs(here - there).max() < 1e-4 * max(1.0, abs(here).max()):
+        here, *near = (truth(transform, image, theta + step, weights)[2] for step in (0.0, 3e-6, -3e-6))
+        if all(abs(here - there).max() < 1e-4 * max(1.0, abs(here).max()) for there in near):
             break
     return [a.astype(dtype) for a in (image, theta, weights)]
 
 
 def truth(transform: AbstractTransform, image: np.ndarray, theta: np.ndarray, weights: np.ndarray) -> list[np.ndarray]:
     """The output, and the gradients of its weighted sum by image and theta, by torch's reference in float64."""
-    i, t, w = (torch.tensor(a, dtype=torch.float64) for a in (np.moveaxis(image, -1, 1), theta, np.moveaxis(weights, -1, 1)))
+    i, t, w = (
+        torch.tensor(a, dtype=torch.float64) for a in (np.moveaxis(image, -1, 1), theta, np.moveaxis(weights, -1, 1))
+    )
     i.requires_grad_(), t.requires_grad_()
     with stn.ops.use_backend("reference"):
         out = stn.warp(i, t, SIZES[transform.ndim][1], transform=transform, padding_mode="border")
@@ -150,3 +151,231 @@ def differences(names: list[str] | None, dtypes: list[str], *, compiled: bool = 
             results.setdefault(name, {})[dtype] = [*errors, seconds]
             print(name, dtype, *(f"{e:.1e}" for e in errors), f"{seconds:.1f} s", file=sys.stderr, flush=True)
     return results
+
+
+# Speed
+
+
+CASES = {
+    "16, 64 x 64, 3 channels": (16, 64, 3),
+    "64, 28 x 28, 1 channel": (64, 28, 1),
+    "4, 224 x 224, 3 channels": (4, 224, 3),
+}
+
+
+def gathered(xp: Any, take: Callable[[Any, Any], Any], image: Any, theta: Any) -> Any:
+    """What the many copies of this code do: a grid by a product, four corners, zeros beyond the border."""
+    batch, height, width, channels = image.shape
+    y, x = np.meshgrid(*((2 * np.arange(n, dtype="float32") + 1) / n - 1 for n in (height, width)), indexing="ij")
+    points = xp.asarray(np.stack([x, y, np.ones_like(x)], -1).reshape(-1, 3))
+    where = xp.einsum("nk,bik->bni", points, xp.reshape(theta, (batch, 2, 3)))
+    x, y = ((where[..., 0] + 1) * width - 1) / 2, ((where[..., 1] + 1) * height - 1) / 2
+    left, top = xp.floor(x), xp.floor(y)
+    flat, start = (
+        xp.reshape(image, (-1, channels)),
+        xp.asarray(np.arange(batch, dtype="int32")[:, None] * (height * width)),
+    )
+    out = 0.0
+    for column, of_x in ((left, left + 1 - x), (left + 1, x - left)):
+        for row, of_y in ((top, top + 1 - y), (top + 1, y - top)):
+            inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+            i, j = (xp.clip(v, 0, n - 1).astype("int32") for v, n in ((row, height), (column, width)))
+            out = out + take(flat, start + i * width + j) * xp.where(inside, of_x * of_y, 0.0)[..., None]
+    return xp.reshape(out, image.shape)
+
+
+def contenders(framework: str, size: int, channels: int) -> dict[str, Callable[[Any, Any], Any]]:
+    """Functions of an image (B, size, size, C) and theta (B, 6) with the same numbers."""
+    import keras
+    from keras import ops
+
+    import stn.keras
+
+    def ours(image: Any, theta: Any) -> Any:
+        return stn.keras.warp(image, theta, transform="affine", data_format="channels_last")
+
+    def in_pixels(theta: Any) -> list[Any]:
+        """Rows of the matrix for pixel indices, the centre of the first pixel at 0."""
+        a, b, c, d, e, f = (theta[:, k] for k in range(6))
+        half = (size - 1) / 2
+        return [a, b, half - half * (a + b) + c * size / 2, d, e, half - half * (d + e) + f * size / 2]
+
+    def of_keras(image: Any, theta: Any) -> Any:
+        rows = in_pixels(theta)
+        eight = ops.stack([*rows, 0 * rows[0], 0 * rows[0]], 1)
+        return keras.ops.image.affine_transform(image, eight, data_format="channels_last")
+
+    found = {"stn.keras": ours, "keras.ops.image.affine_transform": of_keras}
+    if framework == "jax":
+        import jax
+        from jax import numpy as jnp
+
+        def map_coordinates(image: Any, theta: Any) -> Any:
+            index = jnp.arange(size, dtype=jnp.float32)
+            y, x = jnp.meshgrid(index, index, indexing="ij")
+
+            def one(image: Any, row: Any) -> Any:
+                a, b, c, d, e, f = row
+                where = [d * x + e * y + f, a * x + b * y + c]
+                return jax.vmap(lambda plane: jax.scipy.ndimage.map_coordinates(plane, where, 1), 2, 2)(image)
+
+            return jax.vmap(one)(image, jnp.stack(in_pixels(theta), 1))
+
+        found["jax.scipy.ndimage.map_coordinates"] = map_coordinates
+        found["gather code"] = lambda image, theta: gathered(
+            jnp, lambda flat, i: jnp.take(flat, i, axis=0), image, theta
+        )
+    if framework == "tensorflow":
+        import tensorflow as tf
+
+        numpy_like = tf.experimental.numpy
+        numpy_like.experimental_enable_numpy_behavior()
+        found["gather code"] = lambda image, theta: gathered(numpy_like, tf.gather, image, theta)
+    return found
+
+
+def speed(framework: str, seconds: float = 2.0) -> dict[str, Any]:
+    """By case and contender: milliseconds of the warp, and of it with the gradients of image and theta, compiled; the best
+    of rounds in which the contenders take turns. None where one has no gradient or does not compile."""
+    results: dict[str, Any] = {}
+    for case, (batch, size, channels) in CASES.items():
+        rng = np.random.default_rng(0)
+        image = rng.random((batch, size, size, channels), dtype="float32")
+        theta = (np.array([[0.9, -0.3, 0.05, 0.3, 0.9, -0.05]]) + 0.02 * rng.normal(size=(batch, 6))).astype("float32")
+        steps = {
+            name: compiled(f, framework, image, theta) for name, f in contenders(framework, size, channels).items()
+        }
+        first = None
+        for name, (forward, _) in steps.items():
+            got = np.asarray(forward())
+            first = got if first is None else first
+            # Others blend the border with their zeros by rules of their own.
+            inner = (slice(None), *[slice(size // 3, -(size // 3))] * 2)
+            assert abs(got - first)[inner].max() < 1e-3, name
+        best = {name: [float("inf") if run else None for run in pair] for name, pair in steps.items()}
+        until = time.perf_counter() + seconds
+        while time.perf_counter() < until:
+            for name, pair in steps.items():
+                for k, run in enumerate(pair):
+                    if run is not None:
+                        start = time.perf_counter()
+                        run()
+                        best[name][k] = min(best[name][k], 1e3 * (time.perf_counter() - start))
+        results[case] = best
+        print(case, best, file=sys.stderr, flush=True)
+    return results
+
+
+def compiled(function: Callable[..., Any], framework: str, *arrays: np.ndarray) -> tuple[Callable[[], Any], Any]:
+    """The function of the arrays, and it with the gradients of its sum, or None; compiled and run once."""
+    if framework == "tensorflow":
+        import tensorflow as tf
+
+        tensors = [tf.constant(a) for a in arrays]
+
+        def both(*tensors: Any) -> Any:
+            with tf.GradientTape() as tape:
+                tape.watch(tensors)
+                loss = tf.reduce_sum(function(*tensors) ** 2)
+            return tape.gradient(loss, tensors)
+
+        forward = tf.function(function, jit_compile=True)
+        backward = tf.function(both, jit_compile=True)
+        runs = (lambda: forward(*tensors).numpy(), lambda: [g.numpy() for g in backward(*tensors)])
+    elif framework == "jax":
+        import jax
+
+        tensors = [jax.numpy.asarray(a) for a in arrays]
+        forward = jax.jit(function)
+        backward = jax.jit(jax.grad(lambda *a: (function(*a) ** 2).sum(), (0, 1)))
+        runs = (lambda: jax.block_until_ready(forward(*tensors)), lambda: jax.block_until_ready(backward(*tensors)))
+    else:
+        tensors = [torch.tensor(a) for a in arrays]
+
+        def plain() -> Any:
+            with torch.no_grad():
+                return function(*tensors)
+
+        def with_gradients() -> Any:
+            leaves = [t.clone().requires_grad_() for t in tensors]
+            return torch.autograd.grad((function(*leaves) ** 2).sum(), leaves)
+
+        runs = (plain, with_gradients)
+    runs[0]()
+    try:
+        runs[1]()
+    except Exception as error:  # whatever a framework raises where it has no gradient
+        print(f"no gradient: {type(error).__name__} {str(error)[:100]}", file=sys.stderr)
+        return runs[0], None
+    return runs
+
+
+# The page
+
+
+def table(found: dict[str, Any]) -> str:
+    """The differences of all frameworks, one line a family."""
+    lines = [
+        f"| family | {' | '.join(f'{framework}, {dtype}' for framework in found for dtype in ('float32', 'float64'))} |",
+        f"|---{'|---' * 2 * len(found)}|",
+    ]
+    for name in next(iter(found.values())):
+        cells = []
+        for of_framework in found.values():
+            for dtype in ("float32", "float64"):
+                value, for_image, for_theta, _ = of_framework[name][dtype]
+                cells.append(f"{value:.0e} {for_image:.0e} {for_theta:.0e}".replace("e-0", "e-"))
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def times(found: dict[str, Any]) -> str:
+    lines = ["| framework | images | | warp | with gradients |", "|---|---|---|---|---|"]
+    for framework, cases in found.items():
+        for case, contenders in cases.items():
+            for name, pair in contenders.items():
+                cells = [f"{t:.2f} ms" if t is not None else "none" for t in pair]
+                lines.append(f"| {framework} | {case} | {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def write(page: Path, **parts: str) -> None:
+    """Puts each part between its marks in the page."""
+    text = page.read_text(encoding="utf-8")
+    for name, part in parts.items():
+        mark = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
+        assert mark.search(text), name
+        text = mark.sub(lambda found, part=part: f"{found[1]}\n{part}\n\n{found[2]}", text)
+    part_file = page.with_suffix(".part")
+    part_file.write_text(text, encoding="utf-8")
+    part_file.replace(page)
+
+
+def measured(what: str, framework: str) -> dict[str, Any]:
+    """A part, by a process of its own."""
+    environment = {**os.environ, "KERAS_BACKEND": framework, "TF_CPP_MIN_LOG_LEVEL": "3", "JAX_ENABLE_X64": "1"}
+    command = [sys.executable, "-m", "benchmarks.frameworks", what, framework]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="?", choices=("differences", "speed"), help="both, and the page, unless given")
+    parser.add_argument("framework", nargs="?", choices=FRAMEWORKS)
+    parser.add_argument("--page", type=Path, default=PAGE)
+    options = parser.parse_args()
+    if options.framework is None:
+        wanted = ("differences", "speed") if options.what is None else (options.what,)
+        made = {"differences": table, "speed": times}
+        write(options.page, **{what: made[what]({f: measured(what, f) for f in FRAMEWORKS}) for what in wanted})
+        return
+    torch.set_num_threads(1)
+    if options.what == "differences":
+        print(json.dumps(differences(None, ["float32", "float64"])))
+    else:
+        print(json.dumps(speed(options.framework)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,6 @@
 """What `stn.keras` promises under one framework; a process of its own, for Keras chooses when it is imported.
 
-    KERAS_BACKEND=jax python -m tests.keras_contract families
+    KERAS_BACKEND=jax python -m tests.keras_contract sample|everything
 
 Prints what it has checked, one thing a line, and ends with "held"; an assertion ends it otherwise.
 """
@@ -8,17 +8,14 @@ Prints what it has checked, one thing a line, and ends with "held"; an assertion
 from __future__ import annotations
 
 import itertools
-import os
+import re
 import sys
 import tempfile
-import warnings
 from pathlib import Path
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-warnings.filterwarnings("ignore", category=FutureWarning)
 
 import keras
 import numpy as np
+import pytest
 import torch
 from keras import layers, ops
 
@@ -45,8 +42,8 @@ def close(got, wanted, dtype, what):
 
 
 def check_families(*, everything):
-    """Every family: where it reads, and its gradient by theta. On torch, and with `everything`, the whole warp and every
-    type; else one type a family, the other one under the next framework."""
+    """Every family: where it reads, and its gradient by theta. On torch, and with `everything`, the whole warp, every type
+    and every variant; else one type a family, the other one under the next framework, and every other variant."""
     if everything or BACKEND == "torch":
         found = frameworks.differences(None, list(DTYPES), compiled=True)
         for name, by_type in found.items():
@@ -55,22 +52,23 @@ def check_families(*, everything):
         assert len(found) == len(frameworks.families())
         return
     for number, (name, transform) in enumerate(frameworks.families().items()):
+        if " " in name and number % 2 == (BACKEND == "jax"):
+            continue
         dtype = DTYPES[(number + (BACKEND == "jax")) % 2]
         in_size, size = frameworks.SIZES[transform.ndim]
         frame = Frame(in_size, number % 3 == 0)
         _, theta, _ = frameworks.problem(transform, dtype)
         weights = np.random.default_rng(1).normal(size=(2, *size, transform.ndim)).astype(dtype)
 
-        def grid(_, theta, transform=transform, size=size, frame=frame):
+        def grid(theta, transform=transform, size=size, frame=frame):
             return families.positions(families.coordinates(transform, theta, size, frame), frame.align_corners)
 
-        unused = np.zeros(1, dtype)
-        got = gradients(lambda t, grid=grid: grid(None, t), theta, weights)
+        got = gradients(grid, theta, weights)
         t = torch.tensor(theta.astype("float64"), requires_grad=True)
         wanted = transform.grid(t, size, frame)
         (gradient,) = torch.autograd.grad((wanted * torch.tensor(weights)).sum(), t)
         close(got, (wanted.detach().numpy(), gradient.numpy()), dtype, name)
-        print(name, dtype, unused.size, flush=True)
+        print(name, dtype, flush=True)
 
 
 def gradients(function, theta, weights):
@@ -94,18 +92,22 @@ def gradients(function, theta, weights):
     return np.asarray(out), np.asarray(gradient)
 
 
-def check_reading():
+def check_reading(*, everything):
     """Every mode and padding: value, and the gradients by image and positions."""
     rng = np.random.default_rng(0)
     modes, paddings = ("nearest", "bilinear", "bicubic"), ("zeros", "border", "reflection", "circular", "constant")
     for number, (mode, padding) in enumerate(itertools.product(modes, paddings)):
-        dtype, align_corners, d = DTYPES[number % 2], number % 3 == 0, (2, 3, 1)[number % 3 if number % 4 else 0]
+        if BACKEND == "jax" and not everything and number % 2:
+            continue
+        dtype, align_corners, d = DTYPES[number // 2 % 2], number % 3 == 0, (2, 3, 1)[number % 3 if number % 4 else 0]
         in_size, size = (7, 5, 6)[:d], (4, 3, 5)[:d]
         fill = [0.7, -1.3] if padding == "constant" else 0.0
         options = {"mode": mode, "padding_mode": padding, "fill": fill, "align_corners": align_corners}
         image, weights = rng.normal(size=(2, *in_size, 2)), rng.normal(size=(2, *size, 2))
         # In pixels a sixteenth to seven beside a centre or a border, on no kink.
-        steps = (rng.integers(-8, 14, size=(2, *size, d)) + rng.uniform(1 / 16, 7 / 16, size=(2, *size, d))).astype(dtype)
+        steps = (rng.integers(-8, 14, size=(2, *size, d)) + rng.uniform(1 / 16, 7 / 16, size=(2, *size, d))).astype(
+            dtype
+        )
         grid = np.stack([2 * (steps[..., a] + 0.5) / in_size[d - 1 - a] - 1 for a in range(d)], -1)
         if align_corners:
             grid = np.stack([2 * steps[..., a] / (in_size[d - 1 - a] - 1) - 1 for a in range(d)], -1)
@@ -124,7 +126,7 @@ def check_reading():
         print(mode, padding, dtype, flush=True)
 
 
-def check_corners_of_the_rules():
+def check_corners_of_the_rules(*, everything):
     """Kinks, positions that are not finite, images that are not, halves, layouts, batches of one, other kernels."""
     rng = np.random.default_rng(0)
     image, weights = rng.normal(size=(2, 5, 6, 2)), rng.normal(size=(2, 5, 6, 2))
@@ -133,7 +135,7 @@ def check_corners_of_the_rules():
     def warp(image, theta):
         return stn.keras.warp(image, theta, transform="affine", data_format="channels_last")
 
-    got = frameworks.differentiated(warp, compiled=False)(image, theta, weights)
+    got = frameworks.differentiated(warp, compiled=BACKEND == "jax")(image, theta, weights)
     with stn.ops.use_backend("reference"):
         i, t, w = (torch.tensor(a) for a in (image, theta, weights))
         i.requires_grad_(), t.requires_grad_()
@@ -149,12 +151,14 @@ def check_corners_of_the_rules():
         return stn.keras.sample(image, grid, data_format="channels_last")
 
     weights = np.where(lost[..., None], 0.0, 1.0) * rng.normal(size=(2, 3, 4, 2))
-    out, for_image, for_grid = frameworks.differentiated(read, compiled=False)(image, grid, weights)
+    out, for_image, for_grid = frameworks.differentiated(read, compiled=BACKEND == "jax")(image, grid, weights)
     assert (np.isnan(out).all(-1) == lost).all()
     assert np.isfinite(for_image).all()
     assert (for_grid[lost] == 0).all()
 
-    half = stn.keras.warp(image.astype("float16"), theta.astype("float32"), transform="affine", data_format="channels_last")
+    half = stn.keras.warp(
+        image.astype("float16"), theta.astype("float32"), transform="affine", data_format="channels_last"
+    )
     assert keras.backend.standardize_dtype(half.dtype) == "float16"
     whole = numbers(warp(image, theta))
     assert abs(numbers(half).astype("float64") - whole).max() < 1e-2
@@ -170,9 +174,11 @@ def check_corners_of_the_rules():
         got = numbers(stn.keras.warp(image, sign * homography, (3, 4), data_format="channels_last"))
         wanted = stn.warp(torch.tensor(image).movedim(-1, 1), torch.tensor(homography), (3, 4)).movedim(1, -1)
         assert abs(got - wanted.numpy()).max() < 1e-12
-    for mode in ("lanczos3", "bspline3"):
+    for mode in ("lanczos3", "bspline3") if everything or BACKEND != "jax" else ("bspline3",):
         got = numbers(stn.keras.sample(image, np.nan_to_num(grid, posinf=0.3), mode=mode, data_format="channels_last"))
-        wanted = stn.sample(torch.tensor(image).movedim(-1, 1), torch.tensor(np.nan_to_num(grid, posinf=0.3)), mode=mode)
+        wanted = stn.sample(
+            torch.tensor(image).movedim(-1, 1), torch.tensor(np.nan_to_num(grid, posinf=0.3)), mode=mode
+        )
         assert abs(got - wanted.movedim(1, -1).numpy()).max() < 1e-12, mode
 
 
@@ -201,12 +207,8 @@ def check_refusals():
     if BACKEND != "torch":
         refused["antialias: expected False"] = lambda: stn.keras.warp(image, theta, transform="affine", antialias=True)
     for words, call in refused.items():
-        try:
+        with pytest.raises(ValueError, match=re.escape(words)):
             call()
-        except ValueError as error:
-            assert words in str(error), (words, str(error))
-        else:
-            raise AssertionError(words)
 
 
 def check_layer():
@@ -214,7 +216,9 @@ def check_layer():
     rng = np.random.default_rng(0)
     images, classes = rng.random((40, 12, 12, 1), dtype="float32"), rng.integers(0, 3, 40)
     transform = stn.Similarity(max_angle=1.0) @ stn.ThinPlateSpline((2, 2))
-    localizer = keras.Sequential([layers.Flatten(), layers.Dense(4, activation="tanh"), stn.keras.identity_head(transform)])
+    localizer = keras.Sequential(
+        [layers.Flatten(), layers.Dense(4, activation="tanh"), stn.keras.identity_head(transform)]
+    )
     seen = stn.keras.SpatialTransformer(localizer, transform, (8, 9), data_format="channels_last")
     model = keras.Sequential([keras.Input((12, 12, 1)), seen, layers.Flatten(), layers.Dense(3)])
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -225,7 +229,8 @@ def check_layer():
     with tempfile.TemporaryDirectory() as folder:
         model.save(Path(folder) / "model.keras")
         again = keras.models.load_model(Path(folder) / "model.keras")
-    assert again.layers[0].get_config() == seen.get_config()
+    kept, config = again.layers[0].get_config(), seen.get_config()
+    assert {k: v for k, v in kept.items() if k != "localizer"} == {k: v for k, v in config.items() if k != "localizer"}
     assert seen.get_config()["transform"] == transform.config()
     assert (model.predict(images[:5], verbose=0) == again.predict(images[:5], verbose=0)).all()
 
@@ -274,13 +279,12 @@ def main(what):
 
         jax.config.update("jax_enable_x64", True)
     everything = what == "everything"
-    if what in ("families", "everything"):
-        check_families(everything=everything)
-    if what in ("rest", "everything"):
-        for check in (check_reading, check_corners_of_the_rules, check_refusals, check_layer):
-            check()
-            print(check.__name__, flush=True)
-        check_compiled(everything=False)
+    check_families(everything=everything)
+    check_reading(everything=everything)
+    check_corners_of_the_rules(everything=everything)
+    check_refusals()
+    check_layer()
+    check_compiled(everything=everything)
     print("held")
 
 

@@ -19,7 +19,12 @@ def run(framework, *arguments, **environment):
     for needed in ("keras", framework):
         if importlib.util.find_spec(needed) is None:
             pytest.skip(f"{needed} is not installed")
-    settings = {"KERAS_BACKEND": framework, "TF_CPP_MIN_LOG_LEVEL": "3", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    settings = {
+        "KERAS_BACKEND": framework,
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     path = os.pathsep.join([str(ROOT), *sys.path])
     made = {**os.environ, **settings, "PYTHONPATH": path, **environment}
     done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=made, cwd=ROOT)
