@@ -41,6 +41,8 @@ def read(
         inside = ops.abs(position) <= _FAR
         positions.append(ops.where(inside, position, ops.cast(ops.where(position < 0, -_FAR, _FAR), position.dtype)))
     background = None if fill is None else convert(np.asarray(fill), type_name(image.dtype))
+    if kernel == "bilinear":
+        positions = [_on_centre(position, n)[0] for position, n in zip(positions, sizes, strict=True)]
     look = functools.partial(_look, padding=padding, background=background, align_corners=align_corners)
     out = look(image, [_taps(position, kernel) for position in positions])
     if kernel == "bilinear":
@@ -119,6 +121,18 @@ def _pad(tap: Array, n: int, padding: str, align_corners: bool) -> tuple[Array, 
     return ops.minimum(m, 2 * n - 1 - m), None
 
 
+def _on_centre(position: Array, n: int) -> tuple[Array, Array]:
+    """The position, exactly on a pixel's centre where it lies on it but for rounding, and whether it does.
+
+    Compilers may work out a position twice, and round it differently; who is on which side must not depend on that.
+    """
+    here = ops.stop_gradient(position)
+    centre = ops.round(here)
+    eps = float(np.finfo(type_name(position.dtype)).eps)
+    on = ops.abs(here - centre) <= min(KINK * eps * n, 0.5)
+    return ops.where(on, centre + (position - here), position), on
+
+
 def _both_sides(look: Any) -> Any:
     """A function of an image and positions that is 0, and whose derivative by a position on a pixel's centre is what the
     mean of the slopes on both sides has beyond the slope on the side that `_taps` takes."""
@@ -126,20 +140,14 @@ def _both_sides(look: Any) -> Any:
     @ops.custom_gradient
     def nothing(image: Array, *positions: Array) -> Any:
         sizes = tuple(image.shape[1:-1])
-        eps = float(np.finfo(type_name(image.dtype)).eps)
-        centres = [ops.round(position) for position in positions]
-        on = [
-            ops.abs(position - centre) <= min(KINK * eps * n, 0.5)
-            for position, centre, n in zip(positions, centres, sizes, strict=True)
-        ]
+        on = [_on_centre(position, n)[1] for position, n in zip(positions, sizes, strict=True)]
 
         def backward(grad: Array, *upstream: Any, **_: Any) -> tuple[Array, ...]:
             def slopes() -> list[Array]:
                 taps = [_taps(position, "bilinear") for position in positions]
                 found = []
-                for axis, (position, centre) in enumerate(zip(positions, centres, strict=True)):
-                    side = ops.cast(ops.where(position < centre, 0.5, -0.5), position.dtype)
-                    first = ops.cast(centre, "int32")
+                for axis, position in enumerate(positions):
+                    first, side = ops.cast(ops.round(position), "int32"), -0.5 * ops.ones_like(position)
                     around = [(first - 1, side), (first, -2 * side), (first + 1, side)]
                     bend = look(image, [*taps[:axis], around, *taps[axis + 1 :]])
                     bend = ops.where(ops.isfinite(bend), bend, ops.zeros_like(bend))
