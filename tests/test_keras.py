@@ -84,3 +84,28 @@ except ValueError as error:
     if importlib.util.find_spec("jax") is None:
         pytest.skip("jax is not installed")
     assert "expected an array of torch, on which Keras runs, got one of jax" in run("torch", "-c", call)
+
+
+TURN = """
+import numpy as np, keras, stn.keras
+
+image = np.random.default_rng(0).random((2, 40, 40, 3), dtype="float32")
+localizer = keras.Sequential([keras.layers.Flatten(), stn.keras.identity_head("affine")])  # the identity
+same = stn.keras.SpatialTransformer(localizer, "affine", data_format="channels_last")(image)
+assert abs(keras.ops.convert_to_numpy(same) - image).max() < 1e-4
+c = np.cos(np.pi / 4)
+turn = np.array([[c, -c, 0, c, c, 0]] * 2, "float32")
+turned = image
+for _ in range(8):  # eight times 45 degrees: the middle is where it was, smoothed
+    turned = stn.keras.spatial_transformer_network(turned, turn)
+ramp = np.broadcast_to(np.linspace(0, 1, 40, dtype="float32")[:, None, None], (2, 40, 40, 3))
+once = keras.ops.convert_to_numpy(stn.keras.spatial_transformer_network(ramp, turn))
+along = np.diff(once[:, 18:22, 18:22], axis=2) * 39
+assert abs(along - c).max() < 1e-3  # a vertical ramp runs along both axes then
+assert keras.ops.convert_to_numpy(turned).shape == image.shape
+"""
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_the_old_example_identity_and_45_degrees(framework):
+    run(framework, "-c", TURN)
