@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import random
 import zlib
 
@@ -8,6 +9,9 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+# Of Keras in this process: TensorFlow and Triton do not go into one.
+os.environ.setdefault("KERAS_BACKEND", "torch")
 
 # One thread: the images are tiny, and a test must not depend on how many cores there are.
 torch.set_num_threads(1)

@@ -46,7 +46,7 @@ def spot(file: Path) -> tuple[float, float]:
     return x - (pixels.shape[1] - 1) / 2, (pixels.shape[0] - 1) / 2 - y
 
 
-@pytest.mark.parametrize("words", [["--help"], *([name, "--help"] for name in COMMANDS)])
+@pytest.mark.parametrize("words", [["--help"], *([name, "--help"] for name in cli.COMMANDS)])
 def test_help(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
     code, out, _ = run(capsys, *words)
     assert code == 0

@@ -39,7 +39,9 @@ def theta_of(family, field):
 def numerically(family, theta, points, steps=400):
     """The flow by many small steps of the velocity."""
     velocity = lambda p: family.velocity(theta, p) / steps  # noqa: E731
-    return cpab._runge_kutta(velocity, points, steps)
+    for _ in range(steps):
+        points = cpab._runge_kutta(velocity, points)
+    return points
 
 
 def cells_by_definition(tessellation):

@@ -437,3 +437,20 @@ def test_wrong_options():
         thin_plate_spline(target[None], target[None])
     with pytest.raises(ValueError, match=r"^theta: "):
         tps_grid(None, target, (2, 2))
+
+
+def test_cardinal_functions_are_enough_in_float32():
+    """On 20 x 20 points kernels times coefficients lose five digits, cardinal functions times shifts none."""
+    transform = stn.ThinPlateSpline((20, 20))
+    theta = 0.05 * torch.randn(2, 800, generator=torch.Generator().manual_seed(0))
+    exact = transform.grid(theta.double(), (32, 32))
+    narrow = torch.einsum("nk,bkd->bnd", transform.basis((32, 32)).float(), transform.coefficients(theta))
+    torch.testing.assert_close(narrow.double().reshape(exact.shape), exact, rtol=0, atol=5e-7)
+
+
+def test_the_basis_of_another_device_is_in_the_type_of_theta():
+    transform = stn.ThinPlateSpline((3, 3)).to("meta")
+    for dtype in (torch.float32, torch.float64):
+        coordinates = transform.coordinates(torch.zeros(1, 18, dtype=dtype, device="meta"), (4, 5))
+        assert (coordinates.basis.dtype, coordinates.values.dtype) == (dtype, dtype)
+    assert stn.ThinPlateSpline((3, 3)).coordinates(torch.zeros(1, 18), (4, 5)).basis.dtype == torch.float64

@@ -70,8 +70,8 @@ def warp(image: Tensor, coordinates: Coordinates, reading: Reading) -> Tensor:
     elif kind not in backend.KINDS:
         grid = positions(coordinates, reading.align_corners, coordinate_dtype(image))
         coordinates = Coordinates("grid", size, grid)
-    elif values.dtype != coordinate_dtype(image) and kind != "basis":
-        coordinates = Coordinates(kind, size, values.to(coordinate_dtype(image)))
+    elif values.dtype != coordinate_dtype(image):
+        coordinates = coordinates._replace(values=values.to(coordinate_dtype(image)))
     return autograd.warp(backend, image, coordinates, reading)
 
 

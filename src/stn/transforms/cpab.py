@@ -245,8 +245,18 @@ class CPAB(AbstractTransform):
         points = self.check_points(theta, points).expand(theta.shape[0], -1, -1)
         if self.ndim == 1:
             return cpab_flow_1d(self.vertex_velocities(theta)[..., 0], points)
-        coefficients = self.coefficients(theta) / self.steps
-        return _runge_kutta(lambda p: _apply_cells(coefficients, p, self.tessellation), points, self.steps)
+        short = self.short(theta)
+        for _ in range(self.steps):
+            points = self.step(short, points)
+        return points
+
+    def short(self, theta: Tensor) -> Tensor:
+        """The field of one of the `steps`, (B, cells, d, d+1): `coefficients` over their number."""
+        return self.coefficients(theta) / self.steps
+
+    def step(self, short: Tensor, points: Tensor) -> Tensor:
+        """One step of `map_points` in 2D and 3D: where points (B, N, d) get by the field `short`."""
+        return _runge_kutta(lambda p: _apply_cells(short, p, self.tessellation), points)
 
     def inverse(self, theta: Tensor, frame: Frame = SQUARE) -> Tensor:
         """-theta: the same field, followed backwards."""
@@ -404,15 +414,13 @@ def _apply_cells(coefficients: Tensor, points: Tensor, tessellation: tuple[int, 
     return (picked[..., :d] * points[..., None, :]).sum(-1) + picked[..., d]
 
 
-def _runge_kutta(velocity: Callable[[Tensor], Tensor], points: Tensor, steps: int) -> Tensor:
-    """`steps` steps of length one."""
-    for _ in range(steps):
-        k1 = velocity(points)
-        k2 = velocity(points + k1 / 2)
-        k3 = velocity(points + k2 / 2)
-        k4 = velocity(points + k3)
-        points = points + (k1 + 2 * (k2 + k3) + k4) / 6
-    return points
+def _runge_kutta(velocity: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
+    """A step of length one."""
+    k1 = velocity(points)
+    k2 = velocity(points + k1 / 2)
+    k3 = velocity(points + k2 / 2)
+    k4 = velocity(points + k3)
+    return points + (k1 + 2 * (k2 + k3) + k4) / 6
 
 
 # The closed forms of one dimension

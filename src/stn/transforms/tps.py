@@ -131,10 +131,12 @@ class ThinPlateSpline(AbstractTransform):
     theta (B, K d) = shift x, shift y[, shift z] of each control point. Pull: control points lie in the output; control
     point p is read in the input at p + shift. Affine shifts give the affine map exactly (`from_matrix`).
 
-    The spline is solved once, in float64, and evaluated in float64 whatever theta's type: its weights alternate in sign
-    and cancel, which costs float32 five digits on a 20 x 20 lattice, and all of them where matrix products run in lower
-    precision. Positions are theta's type. The control points and the solution follow the module to a device, but keep
-    float64 under `.half()` and the like; they are part of the configuration, not of the state_dict.
+    The spline is solved once, in float64: its weights alternate in sign and cancel, which costs float32 five digits on a
+    20 x 20 lattice. On a lattice of pixels that has happened before theta comes: there the shifts are multiplied by the
+    *cardinal* functions, each the spline that moves one control point by one, in which nothing is left to cancel and
+    float32 is enough. At points of any other place the spline is evaluated in float64. Positions are theta's type. The
+    control points and the solution follow the module to a device, but keep float64 under `.half()` and the like; they are
+    part of the configuration, not of the state_dict.
 
     Args:
         control_points: (K, d) with d = 2 or 3, normalized, a tensor or nested lists; or the size of a lattice
@@ -264,40 +266,48 @@ class ThinPlateSpline(AbstractTransform):
 
     def coordinates(self, theta: Tensor, size: tuple[int, ...], frame: Frame = SQUARE) -> Coordinates:
         coefficients = self.coefficients(theta)
-        return Coordinates("basis", size, coefficients, self._basis_at(size, frame.align_corners))
+        return Coordinates("basis", size, coefficients, self._basis_at(size, frame.align_corners, coefficients.dtype))
 
     def basis(self, size: tuple[int, ...], *, align_corners: bool = False) -> Tensor:
-        """The kernels, 1, x, y[, z] at the pixels of an output of `size`, (N, K + d + 1) in float64, N adjacent in memory.
+        """The cardinal functions and x, y[, z] at the pixels of an output of `size`, (N, K + d), N adjacent in memory; float64.
 
-        With `coefficients` they give the grid: `grid(theta, size) = basis(size) @ coefficients(theta)`, up to rounding
-        and shape. The last one asked for is kept: it only depends on the configuration.
+        Cardinal function k is the shift for a shift of 1 of control point k and none of the others. With `coefficients`
+        they give the grid: `grid(theta, size) = basis(size) @ coefficients(theta)`, up to rounding and shape. The last
+        one asked for is kept: it only depends on the configuration.
+
+        Example:
+            >>> ThinPlateSpline((2, 2)).basis((1, 2))[:, :4].float()  # halfway down, a quarter of the way across
+            tensor([[0.3750, 0.1250, 0.3750, 0.1250],
+                    [0.1250, 0.3750, 0.1250, 0.3750]])
         """
-        return self._basis_at(check_size(size, self.ndim, least=0), align_corners)
+        return self._basis_at(check_size(size, self.ndim, least=0), align_corners, torch.float64)
 
-    def _basis_at(self, size: tuple[int, ...], align_corners: bool) -> Tensor:
+    def _basis_at(self, size: tuple[int, ...], align_corners: bool, dtype: torch.dtype) -> Tensor:
+        device = self.control_points.device
+        if device.type == "cpu":  # whose kernel multiplies in float64 at no cost
+            dtype = torch.float64
         if torch.compiler.is_compiling():
-            return self._new_basis(size, align_corners)
-        key = (size, align_corners, self.control_points.device)
+            return self._new_basis(size, align_corners, dtype)
+        key = (size, align_corners, device, dtype)
         kept = self._kept  # read once: another thread may put another size there at any moment
         if kept is None or kept[0] != key:
             with torch.inference_mode(False), torch.no_grad():
-                basis = self._new_basis(size, align_corners)
+                basis = self._new_basis(size, align_corners, dtype)
             if type(basis) is not Tensor or _torch.is_wrapped(basis):  # made under a tracer, and good for that alone
                 return basis
             kept = self._kept = key, basis
         return kept[1]
 
-    def _new_basis(self, size: tuple[int, ...], align_corners: bool) -> Tensor:
-        points = self._lattice(self.control_points.new_empty(1, 0), size, align_corners)
-        return _basis(points, self.control_points)[0].t().contiguous().t()
+    def _new_basis(self, size: tuple[int, ...], align_corners: bool, dtype: torch.dtype) -> Tensor:
+        points = self._lattice(self.control_points.new_empty(1, 0), size, align_corners)[0]
+        cardinal = _basis(points, self.control_points) @ self._solve
+        return torch.cat([cardinal, points], dim=1).to(dtype).t().contiguous().t()
 
     def coefficients(self, theta: Tensor) -> Tensor:
-        """What `basis` is to be multiplied by, (B, K + d + 1, d) in float64."""
-        identity = torch.nn.functional.pad(
-            torch.eye(self.ndim, dtype=torch.float64, device=self.control_points.device),
-            (0, 0, self._solve.shape[0] - self.ndim, 0),
-        )
-        return identity + self._solve @ self.offsets(theta).to(torch.float64)
+        """What `basis` is to be multiplied by, (B, K + d, d): the shifts, and below them 1 for x, y[, z] each."""
+        shifts = self.offsets(theta).to(coordinate_dtype(theta))
+        identity = torch.eye(self.ndim, dtype=shifts.dtype, device=shifts.device)
+        return torch.cat([shifts, identity.expand(shifts.shape[0], -1, -1)], dim=1)
 
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_kept": None}

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from .._checks import check_number, coordinate_dtype
 from ..coordinates import SQUARE, Frame
-from ..geometry import lattice
+from ..geometry import lattice_points
 from .flow import AbstractField, check_field, sample_field
 
 
@@ -29,25 +28,40 @@ def integrate_velocity(velocity: Tensor, *, steps: int = 7) -> Tensor:
         ValueError: for any other shape, type or number of steps.
 
     Example:
+        >>> import torch
         >>> integrate_velocity(torch.full((1, 2, 2, 2), 0.25))[0, 0, 0]
         tensor([0.2500, 0.2500])
 
     Source: Arsigny et al. 2006; as a layer of a network Dalca et al. 2018.
     """
-    d = check_field("velocity", velocity)
+    check_field("velocity", velocity)
     _check_steps(steps)
-    size = tuple(velocity.shape[1:-1])
-    short = velocity.to(coordinate_dtype(velocity)) / 2**steps
-    axes = [lattice(n, align_corners=True, dtype=short.dtype, device=short.device) for n in size]
-    points = torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], dim=-1).reshape(1, -1, d)
-
-    def read(field: Tensor, displacement: Tensor) -> Tensor:
-        return sample_field(field, points + displacement.flatten(1, -2)).reshape(displacement.shape)
-
-    displacement = read(short, short / 2)
+    velocity = velocity.to(coordinate_dtype(velocity))
+    points = _points_of(velocity)
+    displacement = _short_step(velocity, points, steps)
     for _ in range(steps):
-        displacement = displacement + read(displacement, displacement)
+        displacement = _twice(displacement, points)
     return displacement
+
+
+def _points_of(field: Tensor) -> Tensor:
+    """Where the vectors of a field (B, *res, d) are, (1, N, d)."""
+    return lattice_points(field, tuple(field.shape[1:-1]), True)
+
+
+def _short_step(velocity: Tensor, points: Tensor, steps: int) -> Tensor:
+    short = velocity / 2**steps
+    return _moved(short, points, short / 2)
+
+
+def _twice(displacement: Tensor, points: Tensor) -> Tensor:
+    """The map composed with itself."""
+    return displacement + _moved(displacement, points, displacement)
+
+
+def _moved(field: Tensor, points: Tensor, displacement: Tensor) -> Tensor:
+    """A field read where its own points are displaced to."""
+    return sample_field(field, points + displacement.flatten(1, -2)).reshape(displacement.shape)
 
 
 class VelocityField(AbstractField):
@@ -64,6 +78,7 @@ class VelocityField(AbstractField):
         steps: of scaling and squaring: 2^steps short steps.
 
     Example:
+        >>> import torch
         >>> family = VelocityField((3, 3))
         >>> theta = torch.full((1, family.num_params), 0.1)
         >>> centre = torch.zeros(1, 1, 2)
@@ -81,6 +96,15 @@ class VelocityField(AbstractField):
     def displacement(self, theta: Tensor) -> Tensor:
         """theta (B, num_params) as displacements on the lattice (B, *self.size, d)."""
         return integrate_velocity(self.field(theta), steps=self.steps)
+
+    def short(self, theta: Tensor) -> Tensor:
+        """The displacements (B, *self.size, d) of one of the 2^`steps` short steps."""
+        velocity = self.field(theta)
+        return _short_step(velocity, _points_of(velocity), self.steps)
+
+    def twice(self, displacement: Tensor) -> Tensor:
+        """Displacements (B, *self.size, d) followed by themselves: `displacement` is `steps` times this, after `short`."""
+        return _twice(displacement, _points_of(displacement))
 
     def inverse(self, theta: Tensor, frame: Frame = SQUARE) -> Tensor:
         """-theta: the same field, followed backwards."""

@@ -1,0 +1,300 @@
+"""`sample`, `warp` and the old package's call, of whatever tensors the framework behind Keras has."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import torch
+from keras import ops
+
+from .. import sampling
+from .._checks import check_choice, check_flag, check_size, describe
+from ..coordinates import Coordinates, Frame
+from ..reading import Mode, PaddingMode, Reading, check_reading
+from ..transforms import Affine
+from ..transforms.base import AbstractTransform
+from ..transforms.config import TransformLike, check_transform
+from . import families, portable
+from .backends import BACKEND, Array, plain, type_name, working_type
+from .lowering import lower
+
+_BY_HAND = ("nearest", "bilinear", "bicubic")
+
+
+@plain
+def sample(
+    image: Array,  # (B, *in, C) or (B, C, *in)
+    grid: Array,  # (B, *out, d)
+    *,
+    mode: Mode = "bilinear",
+    padding_mode: PaddingMode = "zeros",
+    fill: float | Sequence[float] = 0.0,
+    antialias: bool = False,
+    align_corners: bool = False,
+    data_format: str | None = None,
+) -> Array:
+    """`stn.sample` for Keras: reads an image at the positions in `grid`.
+
+    Pull, (x, y[, z]), normalized. Differentiable in both arguments, compiled or not; with "bilinear" a position on a
+    pixel's centre has the mean of the slopes on both sides as its derivative. Under TensorFlow and JAX that mean is part of
+    the first derivative in reverse mode alone.
+
+    Args:
+        image: (B, H, W, C), (B, D, H, W, C) or (B, W, C), channels first with `data_format`; any float type.
+        grid: (B, *out, d). A batch of 1 on either side is broadcast.
+        mode, padding_mode, fill, align_corners: as for `stn.sample`.
+        antialias: on torch alone.
+        data_format: "channels_last" or "channels_first"; Keras' own setting unless given.
+
+    Returns:
+        (B, *out, C) or (B, C, *out) in the image's type. NaN where a position is not finite.
+
+    Raises:
+        ValueError: for wrong shapes, types and unknown options, and for `antialias` where it is not to be had.
+
+    Example:
+        >>> import numpy as np, keras, stn.keras
+        >>> image = np.array([[[[1.0], [3.0]]]], "float32")  # one row of two pixels
+        >>> out = stn.keras.sample(image, np.zeros((1, 1, 1, 2), "float32"), data_format="channels_last")
+        >>> keras.ops.convert_to_numpy(out).tolist()
+        [[[[2.0]]]]
+    """
+    image, first = _check_image(image, data_format)
+    reading = check_reading(mode, padding_mode, fill, align_corners)
+    check_flag("antialias", antialias)
+    d = len(image.shape) - 2
+    grid = _check_array("grid", grid, f"positions (B, *out, {d})")
+    if len(grid.shape) != d + 2 or grid.shape[-1] != d:
+        raise ValueError(f"grid: expected (B, {'D, ' * (d == 3)}{'H, ' * (d > 1)}W, {d}), got {describe(grid)}")
+    if BACKEND == "torch":
+        options: Any = {"fill": fill, "antialias": antialias, "align_corners": align_corners}
+        return _moved(image, first, lambda x: sampling.sample(x, grid, mode=mode, padding_mode=padding_mode, **options))
+    _refuse("antialias", antialias)
+    size = tuple(grid.shape[1:-1])
+    _check_static("grid", size)
+    return read(image, Coordinates("grid", size, grid), reading, first)
+
+
+@plain
+def warp(
+    image: Array,  # (B, *in, C) or (B, C, *in)
+    theta: Array,  # (B, d, d+1), (B, d+1, d+1), or (B, num_params) of `transform`
+    size: tuple[int, ...] | None = None,
+    *,
+    transform: TransformLike | None = None,
+    mode: Mode = "bilinear",
+    padding_mode: PaddingMode = "zeros",
+    fill: float | Sequence[float] = 0.0,
+    antialias: bool = False,
+    align_corners: bool = False,
+    data_format: str | None = None,
+) -> Array:
+    """`stn.warp` for Keras: each output pixel is read in the image where theta says.
+
+    Pull, (x, y[, z]), normalized. On TensorFlow and JAX the family's own torch code is exported once for each size, which
+    takes about a second, and runs as ops of the framework.
+
+    Args:
+        image: as for `sample`; its size must be known when the model is built, the batch need not be.
+        theta: matrices, or with `transform` that family's parameters. A batch of 1 on either side is broadcast.
+        size: of the output, ([D,] H, W); the image's own unless given.
+        transform: any family of `stn.transforms`, a composition `a @ b`, its name or its configuration.
+        mode, padding_mode, fill, antialias, align_corners, data_format: as for `sample`.
+
+    Returns:
+        (B, *size, C) or (B, C, *size) in the image's type.
+
+    Raises:
+        ValueError: for wrong shapes, types and unknown options, and for `antialias` where it is not to be had.
+
+    Example:
+        >>> import numpy as np, keras, stn.keras
+        >>> row = np.array([[[[1.0], [2.0], [3.0]]]], "float32")
+        >>> flip = np.array([[[-1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]], "float32")
+        >>> keras.ops.convert_to_numpy(stn.keras.warp(row, flip, data_format="channels_last")).ravel().tolist()
+        [3.0, 2.0, 1.0]
+    """
+    image, first = _check_image(image, data_format)
+    reading = check_reading(mode, padding_mode, fill, align_corners)
+    check_flag("antialias", antialias)
+    image_size = tuple(image.shape[2:] if first else image.shape[1:-1])
+    family = None if transform is None else check_transform(transform)
+    size = sampling.check_target(image_size, size, family)
+    theta = _check_array("theta", theta, "parameters")
+    if BACKEND == "torch":
+        options: Any = {"padding_mode": padding_mode, "fill": fill, "antialias": antialias}
+        options |= {"align_corners": align_corners, "mode": mode}
+        options["transform"] = None if family is None else _on_device(family, str(theta.device))
+        return _moved(image, first, lambda x: sampling.warp(x, theta, size, **options))
+    _refuse("antialias", antialias)
+    theta = ops.cast(theta, working_type(theta))
+    frame = Frame(image_size, align_corners)
+    return read(image, _where_to_read(theta, size, family, frame), reading, first)
+
+
+@plain
+def spatial_transformer_network(
+    input_fmap: Array,  # (B, H, W, C)
+    theta: Array,  # (B, 6)
+    out_dims: tuple[int, int] | None = None,
+    *,
+    mode: Mode = "bilinear",
+    padding_mode: PaddingMode = "zeros",
+    align_corners: bool = False,
+) -> Array:
+    """Warp channels-last images by affine parameters: the one call of the `stn` package for TensorFlow.
+
+    `stn.spatial_transformer_network` comes here with TensorFlow's and JAX's arrays.
+
+    Args:
+        input_fmap: (B, H, W, C), floating point.
+        theta: (B, 6), the matrix (2, 3) row by row; pull, (x, y), normalized.
+        out_dims: (H, W) of the output; the input's unless given.
+
+    Returns:
+        (B, *out_dims, C).
+
+    Example:
+        >>> import numpy as np, stn.keras
+        >>> theta = np.array([[1.0, 0, 0, 0, 1, 0]] * 2, "float32")
+        >>> tuple(stn.keras.spatial_transformer_network(np.ones((2, 8, 8, 3), "float32"), theta, (4, 4)).shape)
+        (2, 4, 4, 3)
+    """
+    input_fmap = _check_array("input_fmap", input_fmap, "(B, H, W, C)")
+    if len(input_fmap.shape) != 4:
+        raise ValueError(f"input_fmap: expected (B, H, W, C), got {describe(input_fmap)}")
+    size = None if out_dims is None else check_size(out_dims, 2, "out_dims")
+    options: Any = {"mode": mode, "padding_mode": padding_mode, "align_corners": align_corners}
+    return warp(input_fmap, theta, size, transform=_AFFINE, data_format="channels_last", **options)
+
+
+_AFFINE = Affine()
+
+
+def read(image: Array, coordinates: Coordinates, reading: Reading, first: bool) -> Array:
+    """Reads under TensorFlow and JAX: here, and nowhere else, is picked by what.
+
+    Args:
+        image: (B, C, *in) where `first`, else (B, *in, C); any float type.
+        coordinates: of the same batch or of 1, in float32 or float64.
+
+    Returns:
+        (B, C, *size) or (B, *size, C) in the image's type.
+    """
+    d = len(coordinates.size)
+    dtype, working = type_name(image.dtype), working_type(image)
+    if reading.fill is not None and reading.fill.numel() not in (1, image.shape[1 if first else -1]):
+        channels = image.shape[1 if first else -1]
+        raise ValueError(
+            f"fill: expected a number or {channels} of them, one per channel, got {reading.fill.numel()} of them"
+        )
+    grid = ops.cast(families.positions(coordinates, reading.align_corners), working)
+    image, grid = _of_one_batch(ops.cast(image, working), grid)
+    if reading.kernel in _BY_HAND:
+        last = ops.transpose(image, (0, *range(2, d + 2), 1)) if first else image
+        out = portable.read(last, grid, reading)
+        return ops.cast(ops.transpose(out, (0, d + 1, *range(1, d + 1))) if first else out, dtype)
+    planes = image if first else ops.transpose(image, (0, d + 1, *range(1, d + 1)))
+    program = _lowered_sample(reading, tuple(planes.shape[1:]), coordinates.size, working)
+    out = ops.cast(program(planes, grid), dtype)
+    return out if first else ops.transpose(out, (0, *range(2, d + 2), 1))
+
+
+@functools.lru_cache(64)
+def _lowered_sample(
+    reading: Reading, image_shape: tuple[int, ...], size: tuple[int, ...], dtype: str
+) -> Callable[[Array, Array], Array]:
+    """The reference itself, for the kernels that are not written by hand."""
+    image = torch.zeros(3, *image_shape, dtype=getattr(torch, dtype))
+    grid = torch.zeros(3, *size, len(size), dtype=image.dtype)
+
+    def run(image: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
+        return sampling.read(image, Coordinates("grid", size, grid), reading, "grid")
+
+    return lower(run, image, grid, ndim=1)
+
+
+def _where_to_read(
+    theta: Array, size: tuple[int, ...], transform: AbstractTransform | None, frame: Frame
+) -> Coordinates:
+    d, shape = len(size), tuple(theta.shape)
+    if transform is not None:
+        if len(shape) != 2 or shape[1] != transform.num_params:
+            name = type(transform).__name__
+            raise ValueError(f"theta: expected (B, {transform.num_params}) parameters of {name}, got {describe(theta)}")
+        return families.coordinates(transform, theta, size, frame)
+    if shape[1:] == (d, d + 1):
+        return Coordinates("affine", size, theta)
+    if shape[1:] == (d + 1, d + 1):
+        return Coordinates("projective", size, ops.where(theta[:, -1:, -1:] < 0, -theta, theta))
+    hint = "; name the family of a flat theta with transform=" if len(shape) == 2 else ""
+    raise ValueError(
+        f"theta: expected matrices (B, {d}, {d + 1}) or (B, {d + 1}, {d + 1}), got {describe(theta)}{hint}"
+    )
+
+
+def _of_one_batch(image: Array, grid: Array) -> tuple[Array, Array]:
+    a, b = image.shape[0], grid.shape[0]
+    if a == b:
+        return image, grid
+    if b == 1:
+        return image, ops.broadcast_to(grid, (ops.shape(image)[0], *grid.shape[1:]))
+    if a == 1:
+        return ops.broadcast_to(image, (ops.shape(grid)[0], *image.shape[1:])), grid
+    if a is not None and b is not None:
+        raise ValueError(f"theta or grid: expected a batch of {a} (as image) or 1, got {b}")
+    return image, grid
+
+
+def _check_array(argument: str, value: Any, expected: str) -> Array:
+    if isinstance(value, keras.KerasTensor):
+        raise ValueError(
+            f"{argument}: expected {expected} as an array, got a symbolic tensor; in a functional model take "
+            f"stn.keras.SpatialTransformer, or call this in a layer of your own"
+        )
+    try:
+        array = ops.convert_to_tensor(value)
+        dtype = type_name(array.dtype)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{argument}: expected {expected} as an array, got {describe(value)}") from error
+    if "float" not in dtype:
+        raise ValueError(f"{argument}: expected {expected} of a floating-point type, got {dtype}")
+    return array
+
+
+def _check_image(image: Any, data_format: str | None) -> tuple[Array, bool]:
+    """The image as an array, and whether its channels come first."""
+    if data_format is None:
+        data_format = keras.config.image_data_format()
+    check_choice("data_format", data_format, ("channels_last", "channels_first"))
+    first = data_format == "channels_first"
+    expected = "images (B, C, [[D,] H,] W)" if first else "images (B, [[D,] H,] W, C)"
+    image = _check_array("image", image, expected)
+    if len(image.shape) not in (3, 4, 5):
+        raise ValueError(f"image: expected {expected}, got {describe(image)}")
+    _check_static("image", tuple(image.shape[1:]))
+    return image, first
+
+
+def _check_static(argument: str, size: tuple[int | None, ...]) -> None:
+    if None in size or 0 in size:
+        raise ValueError(f"{argument}: expected every size but the batch's to be known and at least 1, got {size}")
+
+
+def _refuse(argument: str, value: bool) -> None:
+    if value:
+        raise ValueError(f"{argument}: expected False under {BACKEND}, got True; it is to be had on torch")
+
+
+def _moved(image: torch.Tensor, first: bool, function: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """A function of (B, C, *in) images for those of another order."""
+    return function(image) if first else function(image.movedim(-1, 1)).movedim(1, -1)
+
+
+@functools.lru_cache(64)
+def _on_device(transform: AbstractTransform, device: str) -> AbstractTransform:
+    return copy.deepcopy(transform).to(device)

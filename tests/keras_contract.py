@@ -1,0 +1,292 @@
+"""What `stn.keras` promises under one framework; a process of its own, for Keras chooses when it is imported.
+
+    KERAS_BACKEND=jax python -m tests.keras_contract sample|everything
+
+Prints what it has checked, one thing a line, and ends with "held"; an assertion ends it otherwise.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import torch
+from keras import layers, ops
+
+import stn
+import stn.keras
+from benchmarks import frameworks
+from stn.coordinates import Frame
+from stn.keras import families
+
+BACKEND = keras.config.backend()
+# Largest difference from float64, over the largest number (at least 1) of what is compared: float32 sums of some ten terms,
+# at positions within 1e-6 of a pixel.
+TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
+DTYPES = ("float32", "float64")
+torch.set_num_threads(1)
+
+
+def close(got, wanted, dtype, what):
+    for g, w in zip(got, wanted, strict=True):
+        assert g.dtype == dtype, (what, g.dtype)
+        assert g.shape == w.shape, (what, g.shape, w.shape)
+        missed = abs(g - w).max() / max(1.0, abs(w).max())
+        assert missed <= TOLERANCE[dtype], (what, dtype, missed)
+
+
+def check_families(*, everything):
+    """Every family: where it reads, and its gradient by theta. On torch, and with `everything`, the whole warp, every type
+    and every variant; else one type a family, the other one under the next framework, and every other variant."""
+    if everything or BACKEND == "torch":
+        found = frameworks.differences(None, list(DTYPES), compiled=True)
+        for name, by_type in found.items():
+            for dtype, (*errors, _) in by_type.items():
+                assert max(errors) <= TOLERANCE[dtype], (name, dtype, errors)
+        assert len(found) == len(frameworks.families())
+        return
+    for number, (name, transform) in enumerate(frameworks.families().items()):
+        if " " in name and number % 2 == (BACKEND == "jax"):
+            continue
+        dtype = DTYPES[(number + (BACKEND == "jax")) % 2]
+        in_size, size = frameworks.SIZES[transform.ndim]
+        frame = Frame(in_size, number % 3 == 0)
+        _, theta, _ = frameworks.problem(transform, dtype)
+        weights = np.random.default_rng(1).normal(size=(2, *size, transform.ndim)).astype(dtype)
+
+        def grid(theta, transform=transform, size=size, frame=frame):
+            return families.positions(families.coordinates(transform, theta, size, frame), frame.align_corners)
+
+        got = gradients(grid, theta, weights)
+        t = torch.tensor(theta.astype("float64"), requires_grad=True)
+        wanted = transform.grid(t, size, frame)
+        (gradient,) = torch.autograd.grad((wanted * torch.tensor(weights)).sum(), t)
+        close(got, (wanted.detach().numpy(), gradient.numpy()), dtype, name)
+        print(name, dtype, flush=True)
+
+
+def gradients(function, theta, weights):
+    """The output and the gradient of its weighted sum, of a function of theta; compiled on JAX."""
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        t = tf.constant(theta)
+        with tf.GradientTape() as tape:
+            tape.watch(t)
+            out = function(t)
+            loss = tf.reduce_sum(out * weights)
+        return out.numpy(), tf.convert_to_tensor(tape.gradient(loss, t)).numpy()
+    import jax
+
+    def loss(t):
+        out = function(t)
+        return (out * weights).sum(), out
+
+    (_, out), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(jax.numpy.asarray(theta))
+    return np.asarray(out), np.asarray(gradient)
+
+
+def check_reading(*, everything):
+    """Every mode and padding: value, and the gradients by image and positions."""
+    rng = np.random.default_rng(0)
+    modes, paddings = ("nearest", "bilinear", "bicubic"), ("zeros", "border", "reflection", "circular", "constant")
+    for number, (mode, padding) in enumerate(itertools.product(modes, paddings)):
+        if BACKEND == "jax" and not everything and number % 2:
+            continue
+        dtype, align_corners, d = DTYPES[number // 2 % 2], number % 3 == 0, (2, 3, 1)[number % 3 if number % 4 else 0]
+        in_size, size = (7, 5, 6)[:d], (4, 3, 5)[:d]
+        fill = [0.7, -1.3] if padding == "constant" else 0.0
+        options = {"mode": mode, "padding_mode": padding, "fill": fill, "align_corners": align_corners}
+        image, weights = rng.normal(size=(2, *in_size, 2)), rng.normal(size=(2, *size, 2))
+        # In pixels a sixteenth to seven beside a centre or a border, on no kink.
+        steps = (rng.integers(-8, 14, size=(2, *size, d)) + rng.uniform(1 / 16, 7 / 16, size=(2, *size, d))).astype(
+            dtype
+        )
+        grid = np.stack([2 * (steps[..., a] + 0.5) / in_size[d - 1 - a] - 1 for a in range(d)], -1)
+        if align_corners:
+            grid = np.stack([2 * steps[..., a] / (in_size[d - 1 - a] - 1) - 1 for a in range(d)], -1)
+        arrays = [a.astype(dtype) for a in (image, grid, weights)]
+
+        def read(image, grid, options=options):
+            return stn.keras.sample(image, grid, data_format="channels_last", **options)
+
+        got = frameworks.differentiated(read, compiled=BACKEND == "jax")(*arrays)
+        i, g, w = (torch.tensor(a.astype("float64")) for a in arrays)
+        i.requires_grad_(), g.requires_grad_()
+        with stn.ops.use_backend("reference"):
+            out = stn.sample(i.movedim(-1, 1), g, **options).movedim(1, -1)
+            found = torch.autograd.grad((out * w).sum(), (i, g))
+        close(got, [out.detach().numpy(), *(f.numpy() for f in found)], dtype, (mode, padding, align_corners, d))
+        print(mode, padding, dtype, flush=True)
+
+
+def check_corners_of_the_rules(*, everything):
+    """Kinks, positions that are not finite, images that are not, halves, layouts, batches of one, other kernels."""
+    rng = np.random.default_rng(0)
+    image, weights = rng.normal(size=(2, 5, 6, 2)), rng.normal(size=(2, 5, 6, 2))
+    theta = np.array([[1.0, 0, 0, 0, 1, 0], [1.0, 0, 1 / 3, 0, 1, 0.4]])  # on centres, both
+
+    def warp(image, theta):
+        return stn.keras.warp(image, theta, transform="affine", data_format="channels_last")
+
+    got = frameworks.differentiated(warp, compiled=BACKEND == "jax")(image, theta, weights)
+    with stn.ops.use_backend("reference"):
+        i, t, w = (torch.tensor(a) for a in (image, theta, weights))
+        i.requires_grad_(), t.requires_grad_()
+        out = stn.warp(i.movedim(-1, 1), t, transform=stn.Affine()).movedim(1, -1)
+        found = torch.autograd.grad((out * w).sum(), (i, t))
+    close(got, [out.detach().numpy(), *(f.numpy() for f in found)], "float64", "kinks")
+
+    grid = rng.uniform(-1, 1, size=(2, 3, 4, 2))
+    grid[0, 1, 2, 0], grid[1, 0, 0] = np.nan, np.inf
+    lost = ~np.isfinite(grid).all(-1)
+
+    def read(image, grid):
+        return stn.keras.sample(image, grid, data_format="channels_last")
+
+    weights = np.where(lost[..., None], 0.0, 1.0) * rng.normal(size=(2, 3, 4, 2))
+    out, for_image, for_grid = frameworks.differentiated(read, compiled=BACKEND == "jax")(image, grid, weights)
+    assert (np.isnan(out).all(-1) == lost).all()
+    assert np.isfinite(for_image).all()
+    assert (for_grid[lost] == 0).all()
+
+    half = stn.keras.warp(
+        image.astype("float16"), theta.astype("float32"), transform="affine", data_format="channels_last"
+    )
+    assert keras.backend.standardize_dtype(half.dtype) == "float16"
+    whole = numbers(warp(image, theta))
+    assert abs(numbers(half).astype("float64") - whole).max() < 1e-2
+    first = stn.keras.warp(np.moveaxis(image, -1, 1), theta, transform="affine", data_format="channels_first")
+    assert abs(np.moveaxis(numbers(first), 1, -1) - whole).max() < 1e-12
+    alone = numbers(warp(image, theta[:1]))
+    assert abs(alone[0] - whole[0]).max() < 1e-12
+    assert alone.shape == whole.shape
+    matrices = stn.keras.warp(image, theta.reshape(2, 2, 3), data_format="channels_last")
+    assert abs(numbers(matrices) - whole).max() < 1e-12
+    homography = np.concatenate([theta.reshape(2, 2, 3), np.array([[[0.1, 0.2, 1.0]]] * 2)], 1)
+    for sign in (1, -1):
+        got = numbers(stn.keras.warp(image, sign * homography, (3, 4), data_format="channels_last"))
+        wanted = stn.warp(torch.tensor(image).movedim(-1, 1), torch.tensor(homography), (3, 4)).movedim(1, -1)
+        assert abs(got - wanted.numpy()).max() < 1e-12
+    for mode in ("lanczos3", "bspline3") if everything or BACKEND != "jax" else ("bspline3",):
+        got = numbers(stn.keras.sample(image, np.nan_to_num(grid, posinf=0.3), mode=mode, data_format="channels_last"))
+        wanted = stn.sample(
+            torch.tensor(image).movedim(-1, 1), torch.tensor(np.nan_to_num(grid, posinf=0.3)), mode=mode
+        )
+        assert abs(got - wanted.movedim(1, -1).numpy()).max() < 1e-12, mode
+
+
+def check_refusals():
+    image, theta = np.ones((2, 5, 6, 1), "float32"), np.array([[1.0, 0, 0, 0, 1, 0]], "float32")
+    localizer = keras.Sequential([layers.Flatten(), layers.Dense(5)])
+    refused = {
+        "theta: expected (B, 6) parameters of Affine": lambda: stn.keras.warp(image, theta[:, :5], transform="affine"),
+        "theta: expected": lambda: stn.keras.warp(image, theta),
+        "transform: name: expected one of": lambda: stn.keras.warp(image, theta, transform="afine"),
+        "mode: expected one of": lambda: stn.keras.warp(image, theta, transform="affine", mode="linear"),
+        "image: expected": lambda: stn.keras.warp(image[0, 0], theta, transform="affine"),
+        "floating-point type": lambda: stn.keras.warp(image.astype("int32"), theta, transform="affine"),
+        "data_format: expected one of": lambda: stn.keras.warp(image, theta, transform="affine", data_format="last"),
+        "grid: expected": lambda: stn.keras.sample(image, theta),
+        "fill: expected": lambda: stn.keras.warp(
+            image, theta, transform="affine", padding_mode="constant", fill=[1.0, 2.0], data_format="channels_last"
+        ),
+        "localizer: expected an output of shape (B, 6)": lambda: stn.keras.SpatialTransformer(localizer)(image),
+        "of known size": lambda: stn.keras.SpatialTransformer(localizer)(keras.Input((None, None, 1))),
+        "localizer: expected a Keras layer": lambda: stn.keras.SpatialTransformer(None),
+        "symbolic": lambda: stn.keras.warp(keras.Input((5, 6, 1)), theta, transform="affine"),
+        "batch": lambda: stn.keras.warp(image, np.repeat(theta, 3, 0), transform="affine"),
+        "input_fmap: expected (B, H, W, C)": lambda: stn.keras.spatial_transformer_network(image[0], theta),
+    }
+    if BACKEND != "torch":
+        refused["antialias: expected False"] = lambda: stn.keras.warp(image, theta, transform="affine", antialias=True)
+    for words, call in refused.items():
+        with pytest.raises(ValueError, match=re.escape(words)):
+            call()
+
+
+def check_layer():
+    """fit, save, load; an open batch; compiled where the framework compiles."""
+    rng = np.random.default_rng(0)
+    images, classes = rng.random((40, 12, 12, 1), dtype="float32"), rng.integers(0, 3, 40)
+    transform = stn.Similarity(max_angle=1.0) @ stn.ThinPlateSpline((2, 2))
+    localizer = keras.Sequential(
+        [layers.Flatten(), layers.Dense(4, activation="tanh"), stn.keras.identity_head(transform)]
+    )
+    seen = stn.keras.SpatialTransformer(localizer, transform, (8, 9), data_format="channels_last")
+    model = keras.Sequential([keras.Input((12, 12, 1)), seen, layers.Flatten(), layers.Dense(3)])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("adam", loss, jit_compile=BACKEND != "torch")
+    assert model.layers[0].output.shape == (None, 8, 9, 1)
+    model.fit(images, classes, epochs=1, batch_size=16, verbose=0)  # the last batch has 8
+    assert abs(numbers(localizer.layers[-1].kernel)).max() > 0
+    with tempfile.TemporaryDirectory() as folder:
+        model.save(Path(folder) / "model.keras")
+        again = keras.models.load_model(Path(folder) / "model.keras")
+    kept, config = again.layers[0].get_config(), seen.get_config()
+    assert {k: v for k, v in kept.items() if k != "localizer"} == {k: v for k, v in config.items() if k != "localizer"}
+    assert seen.get_config()["transform"] == transform.config()
+    assert (model.predict(images[:5], verbose=0) == again.predict(images[:5], verbose=0)).all()
+
+
+def check_compiled(*, everything):
+    """Compiled whole with an open batch, and mapped over a further axis."""
+    names = None if everything else ["affine", "tps"]
+    for name, by_type in frameworks.differences(names, ["float32"], compiled=True).items():
+        assert max(by_type["float32"][:3]) <= TOLERANCE["float32"], (name, by_type)
+    image, theta = np.random.default_rng(0).normal(size=(3, 2, 5, 6, 1)), np.array([[1.0, 0.2, 0, 0.1, 1, 0.3]] * 2)
+    theta = np.stack([theta, 2 * theta, 3 * theta])
+
+    def warp(image, theta):
+        return stn.keras.warp(image, theta, transform="affine", data_format="channels_last")
+
+    one_by_one = np.stack([numbers(warp(i, t)) for i, t in zip(image, theta, strict=True)])
+    if BACKEND == "jax":
+        import jax
+
+        mapped = jax.jit(jax.vmap(warp))(image, theta)
+        slopes = jax.vmap(jax.grad(lambda i, t: warp(i, t).sum(), 1))(image, theta)
+        assert np.isfinite(np.asarray(slopes)).all()
+    elif BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        @tf.function(jit_compile=True, input_signature=[tf.TensorSpec((None, 5, 6, 1)), tf.TensorSpec((None, 6))])
+        def opened(image, theta):
+            return warp(image, theta)
+
+        for count in (1, 2):
+            got = opened(image[0, :count].astype("float32"), theta[0, :count].astype("float32"))
+            assert abs(got.numpy() - one_by_one[0, :count]).max() < 1e-5
+        mapped = tf.vectorized_map(lambda both: warp(*both), (tf.constant(image), tf.constant(theta)))
+    else:
+        mapped = torch.func.vmap(warp)(torch.tensor(image), torch.tensor(theta))
+    assert abs(numbers(mapped) - one_by_one).max() < 1e-12
+
+
+def numbers(array):
+    return ops.convert_to_numpy(array)
+
+
+def main(what):
+    if BACKEND == "jax":
+        import jax
+
+        jax.config.update("jax_enable_x64", True)
+    everything = what == "everything"
+    check_families(everything=everything)
+    check_reading(everything=everything)
+    check_corners_of_the_rules(everything=everything)
+    check_refusals()
+    check_layer()
+    check_compiled(everything=everything)
+    print("held")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
