@@ -70,6 +70,5 @@ def _affine_in_theta(transform: AbstractTransform, size: tuple[int, ...], frame:
             f"Projective, ThinPlateSpline, BSpline, DisplacementField, ...), got {name}; make its matrices with "
             f"jax.numpy, or take stn.keras, which has all families under JAX"
         )
-    return _Affine(
-        kind, *(a.numpy() for a in (identity[0], values[0], slope)), None if basis is None else basis.numpy()
-    )
+    start, known = values[0].numpy(), None if basis is None else basis.numpy()
+    return _Affine(kind, identity[0].numpy(), start, slope.numpy(), known)
