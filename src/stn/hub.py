@@ -274,9 +274,8 @@ class Classifier(TransformerClassifier, HubMixin, pipeline_tag="image-classifica
         for option in options:
             check_choice("options", option, list(parameters)[1:])
         made = models.create(network, **options)
-        nn.Module.__init__(self)  # the parts are made
-        self.transformer, self.pool, self.classifier = made.transformer, made.pool, made.classifier
-        self.feed_theta = made.feed_theta
+        nn.Module.__init__(self)
+        vars(self).update(vars(made))  # its parts and settings, whichever they are
 
         defaults = {name: parameter.default for name, parameter in list(parameters.items())[1:]}
         settings = defaults | options
