@@ -458,7 +458,8 @@ def test_every_setting_of_a_network_and_of_a_data_set_reaches_it() -> None:
     """Options of the same name; a setting that nobody takes would be ignored in silence."""
     network, data = (set(inspect.signature(of).parameters) for of in (stn.models.create, ImageDataModule))
     elsewhere = {
-        "recipe", "network", "transformer", "penalties", "epochs", "optimizer", "lr", "schedule", "weight_decay",
+        "recipe", "preset", "network", "transformer", "penalties", "epochs", "optimizer", "momentum", "lr", "schedule", "warmup",
+        "weight_decay", "mixup", "ema",
         "localizer_lr_scale", "clip", "label_smoothing", "early_stop", "init_from", "schedule_start", "out", "control",
         "accelerator", "devices", "num_nodes", "strategy", "precision", "channels_last", "threads", "progress",
     }  # fmt: skip
