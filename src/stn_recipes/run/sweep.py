@@ -354,7 +354,7 @@ class _Board:
         count = {state: sum(row.state == state for row in self.rows) for state in ("finished", "failed", "waiting")}
         done = sum(row.state == "kept" for row in self.rows) + count["finished"]
         title = f"{done} of {len(self.rows)} finished, {count['failed']} failed, {count['waiting']} waiting"
-        table = Table("run", "minutes", "", box=None, caption=title, caption_justify="left")
+        table = Table("run", "minutes", "", box=None, caption=title, caption_justify="left", min_width=48)
         for row in self.rows:
             if row.state == "running":
                 table.add_row(row.run.name, f"{(time.monotonic() - row.began) / 60:.1f}", row.text)
