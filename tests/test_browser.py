@@ -26,7 +26,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--enable-logging=stderr", "--host-resolver-rules=MAP * ~NOTFOUND",
-    "--timeout=60000", "--virtual-time-budget=30000", "--dump-dom",
+    "--timeout=60000", "--dump-dom",
 )  # fmt: skip
 
 spec = importlib.util.spec_from_file_location("build", FILE)
@@ -47,13 +47,18 @@ def test_the_page_computes_what_torch_computes(tmp_path: Path) -> None:
     run = train(settings)
     file = tmp_path / "digits.html"
     page.build(run, file, count=6)
-    command = [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", file.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180)
-    assert done.returncode == 0, done.stderr
-    assert [line for line in done.stderr.splitlines() if "CONSOLE" in line] == []
-    failed = re.search(r'data-failed="([^"]*)"', done.stdout)
-    assert failed is None, html.unescape(failed[1])
-    found = re.search(r'data-measured="([^"]*)"', done.stdout)
+    found = None
+    for seconds in (30, 120, 480):  # of the page's own clock, which runs ahead while WebAssembly is compiled
+        profile = tmp_path / f"profile{seconds}"
+        command = [CHROMIUM, *FLAGS, f"--virtual-time-budget={1000 * seconds}", f"--user-data-dir={profile}"]
+        done = subprocess.run([*command, file.as_uri()], capture_output=True, text=True, timeout=180)
+        assert done.returncode == 0, done.stderr
+        assert [line for line in done.stderr.splitlines() if "CONSOLE" in line] == []
+        failed = re.search(r'data-failed="([^"]*)"', done.stdout)
+        assert failed is None, html.unescape(failed[1])
+        found = re.search(r'data-measured="([^"]*)"', done.stdout)
+        if found is not None:
+            break
     assert found is not None
     got = torch.tensor(json.loads(html.unescape(found[1]))["probabilities"])
     with torch.no_grad():
