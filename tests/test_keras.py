@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -110,3 +111,13 @@ assert keras.ops.convert_to_numpy(turned).shape == image.shape
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_the_old_example_identity_and_45_degrees(framework):
     run(framework, "-c", TURN)
+
+
+def test_the_old_example_as_a_notebook():
+    """Its cells, one after the other: the identity, 45 degrees there and back, and a picture with the three side by side."""
+    pytest.importorskip("sklearn")
+    cells = json.loads((ROOT / "examples" / "tensorflow.ipynb").read_text())["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    shown = "\nassert [ax.get_title() for ax in axes] == ['input', '45 degrees', 'and back']\nassert np.ptp(turned[0]) > 0.5\n"
+    out = run("tensorflow", "-c", "\n".join(code) + shown, MPLBACKEND="Agg")
+    assert "changed by the identity: 0.0" in out
