@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import stn
+from stn.weights import read_weights, serialize_weights
 from stn_recipes import cli
 from stn_recipes.recipes import recipe
 from stn_recipes.run.folder import load_run
@@ -306,3 +307,12 @@ def test_publish_asks_for_a_finished_run(run, tmp_path):
     (tmp_path / "config.yaml").write_bytes((run / "config.yaml").read_bytes())
     with pytest.raises(ValueError, match="expected a finished run"):
         publish(tmp_path, out=tmp_path / "out")
+
+
+def test_equal_weights_are_equal_files(tmp_path):
+    weights = {f"layer {n} \u00e4": torch.randn(n + 1, 3) for n in range(5)}
+    files = {serialize_weights(dict(reversed(weights.items())) if n % 2 else weights) for n in range(40)}
+    assert len(files) == 1
+    (tmp_path / "model.safetensors").write_bytes(files.pop())
+    back = read_weights(tmp_path / "model.safetensors")
+    assert all(torch.equal(back[name], tensor) for name, tensor in weights.items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,7 +18,13 @@ def serialize_weights(weights: Mapping[str, Tensor]) -> bytes:
     apart = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()
     }
-    return save(apart, metadata={"format": "pt", "digest": _digest(apart)})
+    content = save(apart, metadata={"format": "pt", "digest": _digest(apart)})
+    # The library writes the metadata in another order each time, and equal weights are to be equal files.
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    return content[:8] + text.ljust(length) + content[8 + length :]
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
