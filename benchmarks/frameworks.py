@@ -284,8 +284,13 @@ def compiled(function: Callable[..., Any], framework: str, *arrays: np.ndarray) 
                 loss = tf.reduce_sum(function(*tensors) ** 2)
             return tape.gradient(loss, tensors)
 
-        forward = tf.function(function, jit_compile=True)
-        backward = tf.function(both, jit_compile=True)
+        try:
+            tf.function(function, jit_compile=True)(*tensors)
+            jit = True
+        except tf.errors.InvalidArgumentError:  # XLA has no such op
+            jit = False
+        forward = tf.function(function, jit_compile=jit)
+        backward = tf.function(both, jit_compile=jit)
         runs = (lambda: forward(*tensors).numpy(), lambda: [g.numpy() for g in backward(*tensors)])
     elif framework == "jax":
         import jax
