@@ -50,7 +50,10 @@ TABLE_1 = ("affine", "projective", "tps", "none")
 SHORT = ("--epochs=12",)
 
 CAMPAIGN = (
-    *(Cells(f"mnist_{name}", ("affine", "none"), schedule="short", options=SHORT) for name in ("r", "rts", "p", "e", "tc")),
+    *(
+        Cells(f"mnist_{name}", ("affine", "none"), schedule="short", options=SHORT)
+        for name in ("r", "rts", "p", "e", "tc")
+    ),
     *(Cells(f"mnist_{name}", TABLE_1) for name in ("r", "rts", "p", "e")),
     Cells("mnist_tc", ("affine", "none")),
     Cells("mnist_addition", TABLE_1),

@@ -6,17 +6,14 @@ Nothing else here needs `huggingface_hub`: pip install 'spatial-transformers[hub
 
 from __future__ import annotations
 
-import inspect
 import json
-import math
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 try:
     from huggingface_hub import ModelCard, PyTorchModelHubMixin, snapshot_download
@@ -24,9 +21,9 @@ try:
 except ImportError as missing:
     raise ImportError("stn.hub needs huggingface_hub: pip install 'spatial-transformers[hub]'") from missing
 
-from . import __version__, models
-from ._checks import check_choice, check_image, describe, nearest_name
-from .models import TransformerClassifier
+from . import __version__
+from ._checks import describe, nearest_name
+from .models import LabelledClassifier
 from .transforms import AbstractTransform, from_config
 from .weights import load_weights, read_weights, serialize_weights
 
@@ -77,6 +74,7 @@ class HubMixin(
 
     Example:
         >>> import tempfile
+        >>> import torch
         >>> import stn
         >>> class Reader(nn.Module, HubMixin):
         ...     def __init__(self, transform: stn.AbstractTransform, classes: int = 10) -> None:
@@ -86,7 +84,7 @@ class HubMixin(
         ...         self.classifier = nn.Sequential(nn.Flatten(), nn.LazyLinear(classes))
         ...         self.classifier(torch.zeros(1, 1, 28, 28))
         ...
-        ...     def forward(self, image: Tensor) -> Tensor:
+        ...     def forward(self, image: torch.Tensor) -> torch.Tensor:
         ...         return self.classifier(self.transformer(image))
         >>> reader = Reader(stn.Similarity(max_angle=1.0)).eval()
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -240,21 +238,13 @@ class HubMixin(
         return super().generate_model_card(*args, **said | options)
 
 
-class Classifier(TransformerClassifier, HubMixin, pipeline_tag="image-classification"):
+class Classifier(LabelledClassifier, HubMixin, pipeline_tag="image-classification"):
     """A network of `stn.models` that is saved, published and loaded: `stn publish` makes one of a run.
 
-    Args:
-        network: a name that `stn.models.names()` lists.
-        class_names: what the logits stand for, in order.
-        mean, std: of the channels of the images that it was trained on, for `normalize`; 0 and 1 unless given.
-        options: as for `stn.models.create`.
-
-    Shape: (B, C, H, W) -> (B, num_classes).
-
-    Raises:
-        ValueError: for bad arguments.
+    Arguments, shape and errors are those of `stn.models.LabelledClassifier`.
 
     Example:
+        >>> import torch
         >>> classifier = Classifier("compact", transform={"name": "similarity", "max_angle": 1.0}, num_classes=10)
         >>> images = torch.rand(2, 1, 28, 28)
         >>> classifier(classifier.normalize(images)).shape
@@ -270,43 +260,8 @@ class Classifier(TransformerClassifier, HubMixin, pipeline_tag="image-classifica
         std: Sequence[float] | None = None,
         **options: Any,
     ) -> None:
-        parameters = inspect.signature(models.create).parameters
-        for option in options:
-            check_choice("options", option, list(parameters)[1:])
-        made = models.create(network, **options)
-        nn.Module.__init__(self)
-        vars(self).update(vars(made))  # its parts and settings, whichever they are
-
-        defaults = {name: parameter.default for name, parameter in list(parameters.items())[1:]}
-        settings = defaults | options
-        settings["transform"] = None if made.transformer is None else made.transformer.transform.config()
-        channels, *_ = settings["in_shape"] or models.NETWORKS[network].in_shape
-        if class_names is not None and len(class_names) != settings["num_classes"]:
-            raise ValueError(f"class_names: expected {settings['num_classes']}, as num_classes, got {len(class_names)}")
-        self.class_names = None if class_names is None else tuple(class_names)
-        self._mean: Tensor
-        self._std: Tensor
-        self.register_buffer("_mean", _of_channels("mean", mean, 0.0, channels), persistent=False)
-        self.register_buffer("_std", _of_channels("std", std, 1.0, channels), persistent=False)
-        if bool((self._std <= 0).any()):
-            raise ValueError(f"std: expected numbers above 0, got {describe(std)}")
-        # All of it, those at their defaults too: a file still means the same where a default has changed.
-        data = {"class_names": class_names, "mean": mean, "std": std}
-        self._hub_mixin_config = {"network": network, **settings, **data}
-
-    def normalize(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) in [0, 1] as the network was trained on them."""
-        check_image(images, "images")
-        if images.shape[1] != self._mean.shape[1]:
-            raise ValueError(f"images: expected {self._mean.shape[1]} channels, got shape {tuple(images.shape)}")
-        return (images - self._mean) / self._std
-
-
-def _of_channels(argument: str, values: Sequence[float] | None, default: float, channels: int) -> Tensor:
-    numbers = [default] * channels if values is None else list(values)
-    if len(numbers) != channels or not all(isinstance(n, (int, float)) and math.isfinite(n) for n in numbers):
-        raise ValueError(f"{argument}: expected {channels} finite numbers, one a channel, got {describe(values)}")
-    return torch.tensor(numbers, dtype=torch.float32).reshape(1, -1, 1, 1)
+        super().__init__(network, class_names=class_names, mean=mean, std=std, **options)
+        self._hub_mixin_config = self.settings
 
 
 def _existing(file: Path, kind: type) -> Path:

@@ -340,7 +340,7 @@ def _list(text: str) -> list[str]:
 
 
 def _evaluate_options(parser: _Parser, argv: Sequence[str]) -> None:
-    parser.add_argument("run", help="folder of the run")
+    parser.add_argument("run", help="folder of the run, or a name that `stn models --pretrained` lists")
     parser.add_argument(
         "--data_dir", type=str | None, default=None, help="where the data lies now, or other images of the same classes"
     )
@@ -348,9 +348,9 @@ def _evaluate_options(parser: _Parser, argv: Sequence[str]) -> None:
 
 
 def _evaluate(a: Namespace) -> None:
-    from .run.folder import load_run
+    from .run.folder import load_run_or_pretrained
 
-    run = load_run(a.run)
+    run = load_run_or_pretrained(a.run)
 
     from .run.train import evaluate
 
@@ -369,7 +369,7 @@ def _evaluate(a: Namespace) -> None:
 
 
 def _predict_options(parser: _Parser, argv: Sequence[str]) -> None:
-    parser.add_argument("run", help="folder of the run")
+    parser.add_argument("run", help="folder of the run, or a name that `stn models --pretrained` lists")
     parser.add_argument("image", nargs="+", help="image files, or folders of them")
     parser.add_argument(
         "--out", type=str | None, default=None, help="folder for the rectified images; RUN/predictions if not given"
@@ -393,7 +393,7 @@ def _predict(a: Namespace) -> None:
 
 
 def _export_options(parser: _Parser, argv: Sequence[str]) -> None:
-    parser.add_argument("run", help="folder of the run")
+    parser.add_argument("run", help="folder of the run, or a name that `stn models --pretrained` lists")
     parser.add_argument(
         "--to",
         choices=["onnx", "pt2"],
@@ -531,10 +531,22 @@ def _recipes(a: Namespace) -> None:
 def _models_options(parser: _Parser, argv: Sequence[str]) -> None:
     parser.add_argument("name", nargs="?", default=None, help="network")
     parser.add_argument("--transformer", default="affine", help="family of warps, or none for the control")
+    parser.add_argument("--pretrained", action="store_true", help="list the weights that come with the package")
 
 
 def _models(a: Namespace) -> None:
     from stn import models
+
+    if a.pretrained:
+        from stn.models.pretrained import record
+
+        table = Table("name", "network", "transformer", "test error", "trained by", box=None)
+        for name in models.pretrained_names():
+            said = record(name)
+            error = f"{100 * len(said['wrong']) / said['images']:.2f} %"
+            table.add_row(name, said["settings"]["network"], said["transformer"], error, said["command"])
+        Console().print(table)
+        return
 
     if a.name is None:
         table = Table("network", "parameters", "control", "what it is", box=None)

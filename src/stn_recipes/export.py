@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import stn.export
 
-from .run.folder import Run, load_run
+from .run.folder import Run, load_run_or_pretrained
 
 FORMATS = ("onnx", "pt2")
 
@@ -52,8 +52,10 @@ def export(run: str | Path, to: str, out: str | Path | None = None) -> tuple[Pat
     """
     if to not in FORMATS:
         raise ValueError(f"to: expected one of {', '.join(FORMATS)}, got {to!r}")
-    loaded = load_run(run)
+    loaded = load_run_or_pretrained(run)
     model, facts = Deployed(loaded), loaded.facts
+    if out is None:
+        loaded.path.mkdir(parents=True, exist_ok=True)
     file = Path(out) if out is not None else loaded.path / f"model.{to}"
     names = ["probabilities", "rectified"][: 1 if loaded.model.transformer is None else 2]
     metadata = {name: dataclasses.asdict(facts)[name] for name in ("class_names", "input_shape")} | {"outputs": names}

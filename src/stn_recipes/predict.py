@@ -17,7 +17,7 @@ from stn.reading import Mode, PaddingMode
 
 from .data.images import NAMED, decode, image_files
 from .files import atomic_path
-from .run.folder import load_run
+from .run.folder import load_run_or_pretrained
 
 
 def read_image(path: str | Path, channels: int = 3, size: tuple[int, int] | None = None) -> Tensor:
@@ -87,7 +87,7 @@ def predict(
     Raises:
         ValueError: for an empty folder, for images that cannot be read, by name.
     """
-    loaded = load_run(run)
+    loaded = load_run_or_pretrained(run)
     channels, height, width = loaded.facts.input_shape
     if channels == 2:
         raise ValueError(f"run: expected one that was trained on images with 1 or 3 channels, got {run} with 2")

@@ -89,11 +89,15 @@ def classifier(run: Run) -> stn.hub.Classifier:
     return network.eval()
 
 
-def card(run: Run, *, repo: str | None = None, license: str | None = None) -> ModelCard:
-    """The model card of a finished run: what it is, what it reached beside its control, and how to repeat it."""
+def card(run: Run, *, control: Result | None = None, repo: str | None = None, license: str | None = None) -> ModelCard:
+    """The model card of a finished run: what it is, what it reached beside its control, and how to repeat it.
+
+    Args:
+        control: what the control reached, of the run in RUN/control unless given.
+    """
     result, config = run.result, run.config
     assert result is not None
-    control = _control(run)
+    control = control or _control(run)
     what = "your own images" if config.dataset == "images" else config.dataset
     what += f", {DISTORTIONS[config.distortion]}" if config.distortion is not None else ""
     title = repo.partition("/")[2] or repo if repo else f"{config.recipe}-{config.family}"

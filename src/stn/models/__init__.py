@@ -11,7 +11,9 @@ from .base import Network, TransformerClassifier
 from .base import Shape as Shape
 from .house_numbers import TRANSFORMERS, SequenceClassifier, svhn
 from .house_numbers import Transformers as Transformers
+from .labelled import LabelledClassifier
 from .paper import PAPER_PARAMETERS, paper_cnn, paper_fcn
+from .pretrained import pretrained_names
 from .registry import NETWORKS, create, names
 from .shared import SharedClassifier
 from .tutorial import lenet
@@ -20,6 +22,7 @@ __all__ = [
     "NETWORKS",
     "PAPER_PARAMETERS",
     "TRANSFORMERS",
+    "LabelledClassifier",
     "Network",
     "SequenceClassifier",
     "SharedClassifier",
@@ -30,5 +33,6 @@ __all__ = [
     "names",
     "paper_cnn",
     "paper_fcn",
+    "pretrained_names",
     "svhn",
 ]

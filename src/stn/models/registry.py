@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import nn
 
-from .._checks import check_choice, check_count, check_flag, check_number
+from .._checks import check_choice, check_count, check_flag, check_number, describe
 from ..reading import PADDING_MODES, PaddingMode
 from ..transformer import SpatialTransformer
 from ..transforms import AbstractTransform, Affine
@@ -38,11 +39,12 @@ def create(
     antialias: bool = False,
     gradient: Literal["exact", "linearized"] = "exact",
     feed_theta: bool = False,
+    pretrained: bool = False,
 ) -> TransformerClassifier:
-    """A network of the literature, with random weights and its transformer at the identity.
+    """A network of the literature, with random weights and its transformer at the identity; or one that has been trained.
 
     Args:
-        name: one of `names()`.
+        name: one of `names()`; with `pretrained`, one of `pretrained_names()`.
         transform: the family of warps, its name or its configuration; None or "none" gives the equal-parameter control,
             the same kind of classifier widened until it has at least as many parameters as with the affine transformer.
         in_shape: (C, H, W) of the images, the data set's unless given.
@@ -56,15 +58,28 @@ def create(
         antialias, gradient: of the transformer, as for `SpatialTransformer`.
         feed_theta: the classifier's last layer sees theta beside the hidden features. A control has no theta; it is
             widened for the parameters that this takes.
+        pretrained: the network of that recipe with the weights that come with the package, a `LabelledClassifier` in
+            eval mode: `normalize` its images, `class_names` says what the logits stand for. Its settings are those it
+            was trained with, so it takes no other argument. Needs safetensors.
 
     Raises:
-        ValueError: for an unknown name or transform, or an image too small for the layers.
+        ValueError: for an unknown name or transform, an image too small for the layers, or an argument beside
+            `pretrained`.
 
     Example:
         >>> model = create("cifar10_small")
         >>> sum(p.numel() for p in model.parameters())
         39884
     """
+    check_flag("pretrained", pretrained)
+    if pretrained:
+        given = {argument: value for argument, value in locals().items() if argument not in ("name", "pretrained")}
+        for argument, parameter in inspect.signature(create).parameters.items():
+            if argument in given and given[argument] != parameter.default:
+                raise ValueError(f"{argument}: expected none beside pretrained, got {describe(given[argument])}")
+        from .pretrained import load
+
+        return load(name)
     check_choice("name", name, NETWORKS)
     check_choice("padding_mode", padding_mode, PADDING_MODES)
     check_flag("feed_theta", feed_theta)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 import stn
 from stn import weights
-from stn.models import TransformerClassifier
+from stn.models import TransformerClassifier, pretrained
 
 from ..config import TrainConfig
 from ..files import write_bytes, write_text
@@ -173,6 +173,37 @@ class Run:
             raise DamagedError(f"{file}: damaged ({error})") from error
 
 
+class Pretrained(Run):
+    """Weights that come with the package, as the run that they are of.
+
+    Attributes:
+        path: a folder of the recipe's name, where what is made of it goes by default; nothing is read from there.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.path = Path(name)
+        self.config = _config_of(pretrained.record(name)["settings"])
+        self._network = pretrained.load(name)
+
+    @property
+    def result(self) -> None:
+        return None
+
+    @property
+    def facts(self) -> Facts:
+        said = self._network.settings
+        return Facts(
+            **{field.name: tuple(said[_SAID.get(field.name, field.name)]) for field in dataclasses.fields(Facts)}
+        )
+
+    @property
+    def model(self) -> TransformerClassifier:
+        return self._network
+
+
+_SAID = {"input_shape": "in_shape"}  # what a network calls it
+
+
 def metrics_files(run: Path) -> list[Path]:
     """The tables of epochs of a run, in the order in which its parts were trained."""
     files = (run / "logs" / "csv").glob("version_*/metrics.csv")
@@ -205,6 +236,17 @@ def load_run(path: str | Path) -> Run:
     return Run(Path(path))
 
 
+def load_run_or_pretrained(name: str | Path) -> Run:
+    """A run by its folder, or weights that come with the package by their name.
+
+    Raises:
+        RunError: where there is neither, or it is damaged.
+    """
+    if str(name) in pretrained.pretrained_names() and not (Path(name) / "config.yaml").exists():
+        return Pretrained(str(name))
+    return load_run(name)
+
+
 def read_config(path: Path) -> TrainConfig:
     """The settings of a run."""
     file = path / "config.yaml"
@@ -214,11 +256,13 @@ def read_config(path: Path) -> TrainConfig:
         text, mark, digest = file.read_text(encoding="utf-8").partition(_LAST_LINE)
         if mark and digest.strip() != _digest(text):
             raise ValueError("it is not what was written; delete its last line to go on with a change made by hand")
-        values = yaml.safe_load(text)
-        values["image_size"] = tuple(values["image_size"])
-        return TrainConfig(**values)
+        return _config_of(yaml.safe_load(text))
     except (yaml.YAMLError, TypeError, KeyError, ValueError) as error:
         raise RunError(f"{file}: not the settings of a run ({error})") from error
+
+
+def _config_of(values: dict[str, Any]) -> TrainConfig:
+    return TrainConfig(**{**values, "image_size": tuple(values["image_size"])})
 
 
 def read_checkpoint(file: Path) -> dict[str, Any]:
