@@ -23,6 +23,10 @@
 
 #include "simd.h"
 
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
+
 namespace stn::STN_SET {
 namespace {
 
@@ -36,7 +40,7 @@ template <> struct Wide<float> {
     typedef vint I;
     typedef int Int;
     static constexpr int TERMS = 9;
-    static constexpr float SLACK = 2.5e-7f, REACH = 0.75f;
+    static constexpr float SLACK = 2.5e-7f;
     static constexpr Int SIGN = Int(1u << 31);
 };
 template <> struct Wide<double> {
@@ -44,17 +48,43 @@ template <> struct Wide<double> {
     typedef i64 I __attribute__((vector_size(sizeof(vdouble))));
     typedef i64 Int;
     static constexpr int TERMS = 16;
-    static constexpr double SLACK = 2e-15, REACH = 0.75;
+    static constexpr double SLACK = 2e-15;
     static constexpr Int SIGN = Int(1ull << 63);
 };
 
 template <class I>
 STN_INLINE bool any(I mask) {
+#if defined(__AVX512F__)
+    return _mm512_test_epi64_mask(__m512i(mask), __m512i(mask)) != 0;
+#elif defined(__AVX__)
+    return !_mm256_testz_si256(__m256i(mask), __m256i(mask));
+#else
     i64 words[sizeof(I) / 8], found = 0;
     memcpy(words, &mask, sizeof mask);
     for (i64 word : words) found |= word;
     return found;
+#endif
 }
+
+// 1 / k, k (k - 1), and how large |t M| may be for the terms up to k to be enough: what follows is a rounding error of the
+// way. (|t M|^(k + 1) / (k + 1)! <= error)
+template <class R, int TERMS>
+struct Series {
+    R inverse[TERMS + 1], twice[TERMS + 1], reach[TERMS + 1];
+    constexpr Series() : inverse(), twice(), reach() {
+        double error = sizeof(R) == 4 ? 3e-8 : 1e-16;
+        for (int k = 1; k <= TERMS; k++) {
+            inverse[k] = R(1.0 / k), twice[k] = R(k * (k - 1));
+            double low = 0, high = 1;
+            for (int step = 0; step < 40; step++) {
+                double middle = (low + high) / 2, size = 1;
+                for (int e = 1; e <= k + 1; e++) size *= middle / e;
+                (size <= error ? low : high) = middle;
+            }
+            reach[k] = R(low);
+        }
+    }
+};
 
 // i! j! / (i + j + 1)!
 template <class R, int TERMS>
@@ -77,8 +107,9 @@ struct Flow {
     typedef typename Wide<R>::I I;
     typedef typename Wide<R>::Int Int;
     static constexpr int W = sizeof(V) / sizeof(R), S = D + 1, TERMS = Wide<R>::TERMS;
-    // A row of the table of an image's cells: M, A, the longest piece, then nothing.
-    static constexpr int M = 0, A = S * S, LONGEST = A + D * D, ROW = D == 2 ? 16 : 32;
+    // A row of the table of an image's cells: M, its norm, A, then nothing.
+    static constexpr int M = 0, NORM = S * S, A = NORM + 1, ROW = D == 2 ? 16 : 32;
+    static constexpr Series<R, TERMS> SERIES{};
     static constexpr R FAR = R(1e30);
 
     struct State {
@@ -88,6 +119,7 @@ struct Flow {
     struct Piece {
         V weight[S], time;
         I cell;
+        int terms;
     };
 
     const Paths& p;
@@ -132,9 +164,8 @@ struct Flow {
                 for (int f = 0; f < D; f++) a[e][f] += v[k][e] * to_weights[k * S + f];
         for (int e = 0; e < D; e++)
             for (int f = 0; f < D; f++) row[A + e * D + f] = R(a[e][f]);
-        // NaN where there is no number to go by
-        row[LONGEST] = norm <= 1e30 ? R(norm > 1e-30 ? double(Wide<R>::REACH) / norm : 1e30) : R(NAN);
-        for (int e = LONGEST + 1; e < ROW; e++) row[e] = 0;
+        row[NORM] = norm <= 1e30 ? R(norm > 1e-30 ? norm : 1e-30) : R(NAN);  // NaN where there is no number to go by
+        for (int e = A + D * D; e < ROW; e++) row[e] = 0;
     }
 
     template <class F>
@@ -287,72 +318,92 @@ struct Flow {
             }
     }
 
-    // The terms (t M)^k / k! w.
-    static STN_INLINE void expand(const V* m, V time, const V* weight, V (*term)[S]) {
+    // The terms (t M)^k / k! w up to k = `terms`.
+    static STN_INLINE void expand(const V* m, V time, const V* weight, int terms, V (*term)[S]) {
         V scaled[S * S];
         for (int e = 0; e < S * S; e++) scaled[e] = m[e] * time;
         for (int i = 0; i < S; i++) term[0][i] = weight[i];
-        for (int k = 1; k <= TERMS; k++)
+        for (int k = 1; k <= terms; k++)
             for (int i = 0; i < S; i++) {
                 V sum = scaled[i * S] * term[k - 1][0];
                 for (int j = 1; j < S; j++) sum += scaled[i * S + j] * term[k - 1][j];
-                term[k][i] = sum * R(1.0 / k);
+                term[k][i] = sum * SERIES.inverse[k];
             }
     }
 
-    // One piece of each path: to the first face, or as far as the terms reach. Returns how long it took.
-    STN_INLINE V advance(const R* table, State& s, V& slack) const {
-        V row[S * S], longest;
-        gather<S * S>(table, ROW, s.cell, row);
-        gather<1>(table + LONGEST, ROW, s.cell, &longest);
-        I unknown = ~I(longest > R(0)) & I(s.left > R(0));
-        s.lost |= unknown;
-        s.left = unknown ? V{} : s.left;
-        V time = least(s.left, longest);
-        time = s.left > R(0) ? time : V{};
+    static STN_INLINE R largest(V x) {
+        R most = x[0];
+        for (int l = 1; l < W; l++) most = x[l] > most ? x[l] : most;
+        return most;
+    }
 
-        V term[TERMS + 1][S], low[S];
-        expand(row, time, s.weight, term);
-        I safe = ~I{};
+    // One piece of each path: to the first face, or as far as the terms reach.
+    STN_INLINE void advance(const R* table, State& s, V& slack, Piece& piece) const {
+        V row[NORM + 1], term[TERMS + 1][S], low[S];
+        gather<NORM + 1>(table, ROW, s.cell, row);
+        I unknown = ~I(row[NORM] > R(0)) & I(s.left > R(0));
+        if (any(unknown)) {
+            s.lost |= unknown;
+            s.left = unknown ? V{} : s.left;
+        }
+        V time = least(s.left, SERIES.reach[TERMS] / row[NORM]);
+        time = s.left > R(0) ? time : V{};
+        R size = largest(time * row[NORM]);
+        int terms = 3;
+        while (terms < TERMS && size > SERIES.reach[terms]) terms++;
+        expand(row, time, s.weight, terms, term);
+
+        // Which faces may be reached, and by whom.
+        I open = I{};
+        bool in_reach[S];
         for (int i = 0; i < S; i++) {
             low[i] = 2 * term[2][i];
-            for (int k = 3; k <= TERMS; k++) low[i] -= R(k * (k - 1)) * size_of(term[k][i]);
-            V least_possible = term[0][i] + slack + (term[1][i] < R(0) ? term[1][i] : V{}) + R(0.5) * (low[i] < R(0) ? low[i] : V{});
-            safe &= I(least_possible > R(0));
+            for (int k = 3; k <= terms; k++) low[i] -= SERIES.twice[k] * size_of(term[k][i]);
+            V lowest = term[0][i] + slack + (term[1][i] < R(0) ? term[1][i] : V{}) + R(0.5) * (low[i] < R(0) ? low[i] : V{});
+            I mine = I(lowest <= R(0)) & I(time > R(0));
+            in_reach[i] = any(mine);
+            open |= mine;
         }
-        V u = safe ? R(1) + V{} : V{}, value[S];
-        I face = -1 + I{}, open = ~safe;
-        for (int step = 0;; step++) {
+        V u = open ? V{} : R(1) + V{};
+        I face = -1 + I{};
+        for (int step = 0; any(open); step++) {
             V next = R(1) + V{};
-            face = -1 + I{};
             for (int i = 0; i < S; i++) {
-                V f = term[TERMS][i], d = V{};
-                for (int k = TERMS - 1; k >= 0; k--) d = d * u + f, f = f * u + term[k][i];
-                value[i] = f;
-                if (step == 0 && !any(open)) continue;
-                I leaves = I(f <= R(-0.5) * slack) & I(d < R(0));
+                if (!in_reach[i]) continue;
+                V f = term[0][i], d = term[1][i];
+                if (step) {
+                    f = term[terms][i], d = V{};
+                    for (int k = terms - 1; k >= 0; k--) d = d * u + f, f = f * u + term[k][i];
+                }
+                I leaves = I(f <= R(-0.5) * slack) & I(d < R(0)) & open;
                 face = leaves ? i + I{} : face;
                 f += slack;
                 f = f > R(0) ? f : V{};
-                V root_of = d * d - 2 * low[i] * f;
-                V square = root(root_of > R(0) ? root_of : V{});
+                V inside = d * d - 2 * low[i] * f;
+                V square = root(inside > R(0) ? inside : V{});
                 I falls = I(d < R(0));
                 V first = (falls ? 2 * f : d + square) / (falls ? square - d : -low[i]);
-                I reached = falls ? I(root_of >= R(0)) : I(low[i] < R(0));
+                I reached = falls ? I(inside >= R(0)) : I(low[i] < R(0));
                 next = least(next, reached ? first : R(1) + V{});
             }
             open &= I(face < 0) & I(u < R(1));
-            if (!any(open) || step == MOST_STEPS) break;
+            if (step == MOST_STEPS) break;
             u = open ? least(u + next, R(1) + V{}) : u;
         }
-        for (int i = 0; i < S; i++) s.weight[i] = value[i];
-        V taken = u * time;
-        s.left -= taken;
+        for (int i = 0; i < S; i++) {
+            V f = term[terms][i];
+            for (int k = terms - 1; k >= 0; k--) f = f * u + term[k][i];
+            s.weight[i] = f;
+        }
+        piece.time = u * time;
+        piece.terms = terms;
+        s.left -= piece.time;
         I crosses = I(face >= 0) & I(s.left > R(0));
-        // Faces that are crossed without any way between them: a little further each time, so that it ends.
-        slack = crosses && (taken <= R(1e-3) * time) ? slack * R(1.5) : Wide<R>::SLACK + V{};
-        if (any(crosses)) cross(s, face, crosses);
-        return taken;
+        if (any(crosses)) {
+            // Faces that are crossed without any way between them: a little further each time, so that it ends.
+            slack = crosses && (piece.time <= R(1e-3) * time) ? slack * R(1.5) : Wide<R>::SLACK + V{};
+            cross(s, face, crosses);
+        }
     }
 
     STN_SHARED void cross(State& s, I face, I crosses) const {
@@ -374,11 +425,27 @@ struct Flow {
         }
     }
 
+    static constexpr bool IN_PAIRS = D == 2 && sizeof(R) == 4;
+
     void load_lanes(const R* from, i64 step, i64 axis, i64 count, V* to) const {
+        if constexpr (IN_PAIRS)
+            if (count == W && step == 2 && axis == 1) {
+                V low = load<V>(from), high = load<V>(from + W);
+                to[0] = evens(low, high), to[1] = odds(low, high);
+                return;
+            }
         for (int a = 0; a < D; a++)
             for (int l = 0; l < W; l++) to[a][l] = l < count ? from[l * step + a * axis] : R(0);
     }
     void store_lanes(R* to, i64 count, const V* from) const {
+        if constexpr (IN_PAIRS)
+            if (count == W) {
+                I second = I{};
+                for (int l = 1; l < W; l += 2) second[l] = -1;
+                store(to, second ? twice_low(from[1]) : twice_low(from[0]));
+                store(to + W, second ? twice_high(from[1]) : twice_high(from[0]));
+                return;
+            }
         for (int a = 0; a < D; a++)
             for (int l = 0; l < count; l++) to[l * D + a] = from[a][l];
     }
@@ -395,7 +462,7 @@ struct Flow {
             Piece piece;
             for (int k = 0; k < S; k++) piece.weight[k] = s.weight[k];
             piece.cell = s.cell;
-            piece.time = advance(table, s, slack);
+            advance(table, s, slack, piece);
             if (!record(piece)) return false;
         }
         return true;
@@ -444,28 +511,29 @@ struct Flow {
     // Takes the gradient of a piece's end to its start; adds what its cell's vertices get to sums (cells, D, S).
     void pull(const R* table, const Piece& piece, V* grad, double* sums) const {
         static constexpr Betas<R, TERMS> BETA{};
+        const int terms = piece.terms;
         V row[A + D * D], term[TERMS + 1][S], total[D][S], back[D], matrix[D * D];
         gather<A + D * D>(table, ROW, piece.cell, row);
-        expand(row + M, piece.time, piece.weight, term);
+        expand(row + M, piece.time, piece.weight, terms, term);
         for (int e = 0; e < D * D; e++) matrix[e] = row[A + e] * piece.time;
         for (int a = 0; a < D; a++) {
             back[a] = grad[a];
             for (int k = 0; k < S; k++) total[a][k] = V{};
         }
-        for (int i = 0; i <= TERMS; i++) {
+        for (int i = 0; i <= terms; i++) {
             V weighted[S];
             for (int k = 0; k < S; k++) {
                 weighted[k] = V{};
-                for (int j = 0; j <= TERMS - i; j++) weighted[k] += BETA.of[i][j] * term[j][k];
+                for (int j = 0; j <= terms - i; j++) weighted[k] += BETA.of[i][j] * term[j][k];
             }
             for (int a = 0; a < D; a++)
                 for (int k = 0; k < S; k++) total[a][k] += back[a] * weighted[k];
-            if (i == TERMS) break;
+            if (i == terms) break;
             V next[D];
             for (int a = 0; a < D; a++) {
                 next[a] = matrix[a] * back[0];
                 for (int e = 1; e < D; e++) next[a] += matrix[e * D + a] * back[e];
-                next[a] *= R(1.0 / (i + 1));
+                next[a] *= SERIES.inverse[i + 1];
             }
             for (int a = 0; a < D; a++) back[a] = next[a], grad[a] += (piece.time > R(0)) ? next[a] : V{};
         }
