@@ -41,9 +41,7 @@ def flow(velocities: Tensor, points: Tensor, tessellation: tuple[int, ...], othe
         return _operator(velocities, points, list(tessellation))
     if forward_mode or _torch.tracing() or refuses(points.device.type):
         return otherwise(velocities, points)
-    if not _torch.transforming() and (
-        _torch.modes() or type(velocities) not in _PLAIN or type(points) not in _PLAIN
-    ):
+    if not _torch.transforming() and (_torch.modes() or type(velocities) not in _PLAIN or type(points) not in _PLAIN):
         return _operator(velocities, points, list(tessellation))
     out: Tensor = _Flow.apply(velocities, points, tessellation, otherwise)
     return out
@@ -56,9 +54,7 @@ def _forward(velocities: Tensor, points: Tensor, tessellation: tuple[int, ...]) 
     return ends
 
 
-def _backward(
-    grad: Tensor, velocities: Tensor, points: Tensor, tessellation: tuple[int, ...]
-) -> tuple[Tensor, Tensor]:
+def _backward(grad: Tensor, velocities: Tensor, points: Tensor, tessellation: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     for_points = torch.empty(points.shape, dtype=points.dtype)
     for_velocities = torch.zeros(velocities.shape, dtype=torch.float64)
     if points.numel():
@@ -149,9 +145,7 @@ class _Pull(torch.autograd.Function):
 def _in_batch(info: Any, dims: tuple[Any, ...], tensors: tuple[Tensor, ...]) -> tuple[int, int, list[Tensor]]:
     """Tensors whose mapped axis has joined the batch."""
     n = info.batch_size
-    moved = [
-        t.expand(n, *t.shape) if d is None else t.movedim(d, 0) for t, d in zip(tensors, dims, strict=True)
-    ]
+    moved = [t.expand(n, *t.shape) if d is None else t.movedim(d, 0) for t, d in zip(tensors, dims, strict=True)]
     return n, moved[0].shape[1], [t.flatten(0, 1) for t in moved]
 
 

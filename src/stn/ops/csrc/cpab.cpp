@@ -31,7 +31,7 @@ namespace stn::STN_SET {
 namespace {
 
 constexpr i64 BLOCK = 4096, MOST_BLOCKS = 64;
-constexpr int MOST_PIECES = 8192;  // of a path: beyond it is NaN
+constexpr int MOST_PIECES = 2048;  // of a path, then its end is NaN
 constexpr int MOST_STEPS = 24;     // towards a zero, then the piece ends before it
 
 template <class R> struct Wide;
@@ -304,7 +304,8 @@ struct Flow {
         locate(point, s, box);
         for (int a = 0; a < D; a++) outside |= I(size_of(point[a]) > R(1));
         s.lost = I{};
-        for (int l = 0; l < W; l++) s.left[l] = l < count;
+        for (int a = 0; a < D; a++) s.lost |= I(point[a] != point[a]);
+        for (int l = 0; l < W; l++) s.left[l] = l < count && !s.lost[l];
         if (any(outside))
             for (int l = 0; l < W; l++) {
                 if (!outside[l]) continue;
