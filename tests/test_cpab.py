@@ -8,8 +8,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.integrate import solve_ivp
 
 import stn
+from stn._tracing import exporting
+from stn.ops import cpab as native
+from stn.ops import cpu, use_backend
+from stn.tessellation import mesh
 from stn.transforms import cpab
 from stn.transforms.base import AbstractTransform
 from stn.transforms.cpab import CPAB, cpab_basis, cpab_flow_1d, cpab_velocity
@@ -242,24 +247,25 @@ def test_points_that_rest():
 # Two and three dimensions
 
 
+@pytest.mark.parametrize(("steps", "tolerance"), [(20, 1e-7), (None, 1e-14)])
 @pytest.mark.parametrize("tessellation", [(1, 1), (3, 2), (2, 1, 2)])
-def test_an_affine_velocity_is_the_matrix_exponential(tessellation):
+def test_an_affine_velocity_is_the_matrix_exponential(tessellation, steps, tolerance):
     d = len(tessellation)
-    family = CPAB(tessellation, zero_boundary=False, steps=20)
+    family = CPAB(tessellation, zero_boundary=False, steps=steps)
     field = 0.2 * torch.randn(d, d + 1, dtype=torch.float64)
     points = some_points(d, 40, 1, reach=0.25)
     exponential = torch.linalg.matrix_exp(torch.cat([field, torch.zeros(1, d + 1, dtype=torch.float64)]))
     wanted = points @ exponential[:d, :d].T + exponential[:d, d]
     assert float(wanted.abs().max()) < 1
     mapped = family.map_points(theta_of(family, field), points)
-    torch.testing.assert_close(mapped, wanted, rtol=0, atol=1e-7)
+    torch.testing.assert_close(mapped, wanted, rtol=0, atol=tolerance)
     assert float((mapped - points).abs().max()) > 0.05
 
 
 @pytest.mark.parametrize("zero_boundary", [False, True])
 def test_integration_error_and_inverse_in_two_dimensions(zero_boundary):
     """The bounds that the docstring states."""
-    family = CPAB((4, 4), zero_boundary=zero_boundary)
+    family = CPAB((4, 4), zero_boundary=zero_boundary, steps=10)
     theta, points = random_theta(family, 4), some_points(2, 100, 4)
     mapped = family.map_points(theta, points)
     assert float((mapped - points).abs().max()) > 0.2
@@ -300,6 +306,286 @@ def test_volumes_stay(tessellation, zero_boundary):
     torch.testing.assert_close(determinants(family), torch.ones(10, dtype=torch.float64), rtol=0, atol=1e-2)
     assert float((determinants(free) - 1).abs().max()) > 0.05
     assert float(determinants(free).min()) > 0
+
+
+# The closed form in two and three dimensions, which is native
+
+
+needs_native = pytest.mark.skipif(native.refuses("cpu") is not None, reason="no native code here")
+EXACT = [
+    CPAB((2, 3)), CPAB((4, 4)), CPAB((3, 2), zero_boundary=False), CPAB((2, 2), volume_preserving=True),
+    CPAB((2, 2, 1)), CPAB((1, 2, 2), zero_boundary=False), CPAB((2, 1, 2), zero_boundary=False, volume_preserving=True),
+]  # fmt: skip
+
+
+def with_steps(family, steps):
+    options = {"zero_boundary": family.zero_boundary, "volume_preserving": family.volume_preserving}
+    return CPAB(family.tessellation, **options, steps=steps)
+
+
+def reach(family):
+    """How far out points are taken: nothing is said to stay in the frame where its border is free."""
+    return 1.0 if family.zero_boundary else 1.4
+
+
+@pytest.mark.parametrize("tessellation", [(1, 1), (2, 3), (1, 1, 1), (2, 1, 3)])
+def test_the_mesh_covers_all_of_space_once(tessellation):
+    found, d = mesh(tessellation), len(tessellation)
+    points = np.random.default_rng(0).normal(size=(500, d)) * 1.2
+    weights = np.einsum("cij,nj->nci", found.weights, np.c_[points, np.ones(500)])
+    assert ((weights.min(-1) >= 0).sum(axis=1) == 1).all()
+    finite = found.slots < found.vertices
+    # A cell ends nowhere but infinitely far away: opposite of the one vertex of a corner.
+    assert ((found.beyond < 0) == (finite & (finite.sum(axis=1) == 1)[:, None])).all()
+    for cell, slot in zip(*np.nonzero(found.beyond >= 0), strict=True):
+        other = found.beyond[cell, slot]
+        assert cell in found.beyond[other]
+        for k in range(d + 1):
+            origin = found.order[cell, slot] >> 2 * k & 3
+            assert origin == slot or found.slots[cell, origin] == found.slots[other, k]
+    inside = len(cells_by_definition(tessellation))
+    assert (found.order[:inside][found.beyond[:inside] < inside] == sum(k << 2 * k for k in range(d + 1))).all()
+
+
+@needs_native
+@pytest.mark.parametrize("spread", [0.7, pytest.param(3.0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("family", EXACT, ids=repr)
+def test_the_closed_form_solves_the_differential_equation(family, spread):
+    """SciPy's solver at its limits, which kinks of the velocity set; it is nearer to the closed form than to any number of
+    steps that somebody would take."""
+    theta, points = random_theta(family, 1, spread), some_points(family.ndim, 2, 1, reach(family))
+    field = family.coefficients(theta)
+
+    def velocity(_, flat):
+        at = torch.from_numpy(flat.copy()).reshape(1, -1, family.ndim)
+        return cpab_velocity(field, at, family.tessellation).flatten().numpy()
+
+    wanted = torch.empty_like(points)
+    for n, point in enumerate(points[0].numpy()):
+        solved = solve_ivp(velocity, (0, 1), point, method="DOP853", rtol=1e-11, atol=1e-13, max_step=0.05)
+        wanted[0, n] = torch.from_numpy(solved.y[:, -1])
+    mapped = family.map_points(theta, points)
+    scale = max(1.0, float(wanted.abs().max()))
+    torch.testing.assert_close(mapped, wanted, rtol=0, atol=2e-7 * scale)
+    stepped = with_steps(family, 40).map_points(theta, points)
+    assert float((mapped - wanted).abs().max()) < float((stepped - wanted).abs().max())
+    single = family.map_points(theta.float(), points.float())
+    torch.testing.assert_close(single.double(), mapped, rtol=0, atol=4e-6 * scale)
+
+
+@needs_native
+@pytest.mark.parametrize("family", EXACT, ids=repr)
+def test_the_closed_form_is_the_limit_of_many_steps(family):
+    """Values to 1e-6. The gradient of a step is of first order alone where a path crosses a face."""
+    theta, points = random_theta(family, 2).requires_grad_(), some_points(family.ndim, 100, 2, reach(family))
+    points[:, :40] = points[:, :40].mul(4).round() / 4  # on vertices, edges and faces, and on the border
+    points.requires_grad_()
+    upstream = torch.randn_like(points)
+    found, wanted = [
+        [
+            each.map_points(theta, points),
+            *torch.autograd.grad(each.map_points(theta, points), (theta, points), upstream),
+        ]
+        for each in (family, with_steps(family, 500))
+    ]
+    torch.testing.assert_close(found[0], wanted[0], rtol=0, atol=1e-6)
+    torch.testing.assert_close(found[1], wanted[1], rtol=0, atol=2e-3 * float(wanted[1].abs().max()))
+    assert float((found[2] - wanted[2]).abs().median()) < 1e-3
+    stepped = with_steps(family, 10).map_points(theta, points)
+    assert not torch.allclose(stepped, found[0], rtol=0, atol=1e-6)  # what the first line can tell apart
+
+
+@needs_native
+@pytest.mark.parametrize("family", EXACT, ids=repr)
+def test_gradients_of_the_closed_form(family):
+    points = some_points(family.ndim, 6, 1, 1.3).requires_grad_()
+    for spread in (0.0, 0.7, 3.0):
+        theta = random_theta(family, 1, spread).requires_grad_()
+        assert torch.autograd.gradcheck(family.map_points, (theta, points), atol=1e-6)
+    upstream = torch.randn_like(points)
+    exact = torch.autograd.grad(family.map_points(theta, points), (theta, points), upstream)
+    single = family.map_points(theta.float(), points.float())
+    for a, b in zip(torch.autograd.grad(single, (theta, points), upstream.float()), exact, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-5 * float(b.abs().max()))
+
+
+@needs_native
+@pytest.mark.parametrize("spread", [0.1, 1.0, 4.0])
+@pytest.mark.parametrize("family", EXACT, ids=repr)
+def test_there_and_back_and_half_by_half(family, spread):
+    theta, points = random_theta(family, 8, spread), some_points(family.ndim, 100, 8, reach(family))
+    mapped = family.map_points(theta, points)
+    scale = float(mapped.abs().max())
+    assert float((family.map_points(-theta, mapped) - points).abs().max()) < 1e-9
+    half = family.map_points(theta / 2, family.map_points(theta / 2, points))
+    torch.testing.assert_close(half, mapped, rtol=0, atol=1e-11 * scale)
+
+
+@needs_native
+def test_a_rotation_goes_round_and_round():
+    """One matrix in every cell: 30 turns through all of them, and points that pass through vertices and along faces."""
+    family = CPAB((4, 4), zero_boundary=False)
+    points = torch.tensor([[[0.5, 0.0], [0.25, 0.25], [0.0, 0.75], [0.1, 0.6], [0.0, 0.0]]], dtype=torch.float64)
+    turn = 2 * math.pi * theta_of(family, torch.tensor([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0]], dtype=torch.float64))
+    torch.testing.assert_close(family.map_points(30 * turn, points), points, rtol=0, atol=1e-11)
+    quarter = family.map_points(turn / 4, points)
+    wanted = torch.stack([-points[..., 1], points[..., 0]], dim=-1)
+    torch.testing.assert_close(quarter, wanted, rtol=0, atol=1e-13)
+
+
+@needs_native
+@pytest.mark.parametrize("family", EXACT[1::4], ids=repr)
+def test_the_same_bits_for_any_threads_and_any_company(family):
+    # From the velocities on: the products that make them of theta are torch's.
+    velocities = family.vertex_velocities(random_theta(family, 3).float())
+    points = some_points(family.ndim, 9000, 3, 1.2).float()
+    upstream = torch.randn_like(points)
+
+    def flow(velocities, points):
+        return native.flow(velocities, points, family.tessellation, None)
+
+    def run(velocities, points, upstream):
+        velocities, points = velocities.clone().requires_grad_(), points.clone().requires_grad_()
+        mapped = flow(velocities, points)
+        return [mapped.detach(), *torch.autograd.grad(mapped, (velocities, points), upstream)]
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = run(velocities, points, upstream)
+        for threads in (2, 3, 7):
+            torch.set_num_threads(threads)
+            assert all(torch.equal(a, b) for a, b in zip(alone, run(velocities, points, upstream), strict=True))
+    finally:
+        torch.set_num_threads(before)
+    last = run(velocities[2:], points[2:], upstream[2:])
+    assert all(torch.equal(a[2:], b) for a, b in zip(alone, last, strict=True))
+    strided = points.mT.contiguous().mT
+    assert torch.equal(flow(velocities, strided), alone[0])
+    shared = flow(velocities, points[:1].expand(3, -1, -1))
+    assert torch.equal(shared[0], alone[0][0])
+    for count in (1, 7, 17):  # what fills no vector
+        torch.testing.assert_close(flow(velocities, points[:, :count]), alone[0][:, :count], rtol=0, atol=2e-6)
+
+
+@needs_native
+@pytest.mark.parametrize("family", EXACT[2::3], ids=repr)
+def test_what_is_no_number_and_what_is_beyond_bounds(family):
+    points = some_points(family.ndim, 60, 2, 1.5).float()
+    for bad in (math.nan, math.inf, -math.inf):
+        theta = random_theta(family).float()
+        theta[0, 0] = bad
+        mapped = family.map_points(theta.requires_grad_(), points)
+        assert mapped[0].isnan().all()
+        assert mapped[1].isfinite().all()
+        mapped[1].sum().backward()
+        assert theta.grad[1].isfinite().all()
+    for spread in (30.0, 1e3, 1e5, 1e30):
+        theta = random_theta(family, 2, spread).float().requires_grad_()
+        mapped = family.map_points(theta, points)
+        assert spread > 30 or mapped.isfinite().all()
+        mapped.sum().backward()
+    theta = random_theta(family, 1)
+    far = torch.full((1, 4, family.ndim), 0.3, dtype=torch.float64)
+    far[0, 0, 0], far[0, 1, 0], far[0, 2, 0], far[0, 3, -1] = math.nan, math.inf, -1e10, 1e300
+    mapped, wanted = (f.map_points(theta, far) for f in (family, with_steps(family, 1000)))
+    assert mapped[0, 0].isnan().all()
+    torch.testing.assert_close(mapped, wanted, rtol=1e-6, atol=1e-6, equal_nan=True)
+    poisoned = far.requires_grad_()
+    theta.requires_grad_()
+    family.map_points(theta, poisoned)[:, 1:].sum().backward()
+    assert theta.grad.isfinite().all()
+
+
+@needs_native
+def test_who_runs(monkeypatch):
+    family, stepped = CPAB((2, 2)), CPAB((2, 2), steps=10)
+    theta, points = random_theta(family), some_points(2)
+    exact, wanted = family.map_points(theta, points), stepped.map_points(theta, points)
+    assert not torch.equal(exact, wanted)
+    with use_backend("cpu"):
+        assert torch.equal(family.map_points(theta, points), exact)
+    with use_backend("reference"):
+        assert torch.equal(family.map_points(theta, points), wanted)
+    with exporting():
+        assert torch.equal(family.map_points(theta, points), wanted)
+    assert torch.equal(torch.func.jvp(lambda t: family.map_points(t, points), (theta,), (theta,))[0], wanted)
+    monkeypatch.setattr(cpu, "_reason", "not here")
+    assert native.refuses("cpu") == "not here"
+    assert torch.equal(family.map_points(theta, points), wanted)
+    assert "CPU" in native.refuses("cuda")
+
+
+@needs_native
+@pytest.mark.parametrize("family", [EXACT[0], EXACT[5]], ids=repr)
+def test_transforms_of_functions(family):
+    theta, points = random_theta(family, 3), some_points(family.ndim, 5, 3)
+    exact = family.map_points(theta, points)
+
+    def single(theta, points):
+        return family.map_points(theta[None], points[None])[0]
+
+    torch.testing.assert_close(torch.func.vmap(single)(theta, points), exact, rtol=0, atol=1e-14)
+    each = torch.func.vmap(single, (None, 0))(theta[0], points)
+    torch.testing.assert_close(each[0], exact[0], rtol=0, atol=1e-14)
+    upstream = torch.randn_like(exact)
+    wanted = torch.autograd.grad(
+        family.map_points(theta.requires_grad_(), points.requires_grad_()), (theta, points), upstream
+    )
+    found = torch.func.vjp(family.map_points, theta, points)[1](upstream)
+    mapped = torch.func.vmap(lambda t, p, u: torch.func.vjp(single, t, p)[1](u))(theta, points, upstream)
+    for a, b, c in zip(found, mapped, wanted, strict=True):
+        torch.testing.assert_close(a, c, rtol=0, atol=1e-13)
+        torch.testing.assert_close(b, c, rtol=0, atol=1e-13)
+
+    # Second derivatives are those of the steps.
+    def squares(family, theta):
+        (grad,) = torch.autograd.grad((family.map_points(theta, points) * upstream).sum(), theta, create_graph=True)
+        return torch.autograd.grad(grad.square().sum(), theta)[0]
+
+    stepped = with_steps(family, 10)
+    close = squares(family, theta) - squares(stepped, theta)
+    assert float(close.abs().max()) < 0.05 * float(squares(stepped, theta).abs().max())
+    # The derivative by points is that of the closed form.
+    jacobian = family.jacobian(theta.detach(), points.detach())
+    step = 1e-6
+    for axis in range(family.ndim):
+        shift = step * torch.eye(family.ndim, dtype=torch.float64)[axis]
+        ahead, behind = (family.map_points(theta.detach(), points.detach() + s * shift) for s in (1, -1))
+        torch.testing.assert_close(jacobian[..., axis], (ahead - behind) / (2 * step), rtol=0, atol=1e-6)
+
+
+@needs_native
+def test_the_registered_op_and_compilers():
+    family = CPAB((2, 2), zero_boundary=False)
+    theta, points = random_theta(family), some_points(2, 6, reach=1.2)
+    velocities = family.vertex_velocities(theta).requires_grad_()
+    torch.library.opcheck(torch.ops.stn.cpab_flow, (velocities, points.requires_grad_(), [2, 2]))
+    compiled = torch.compile(lambda theta: family.grid(theta, (4, 5)), backend="aot_eager", fullgraph=True)
+    found, wanted = [], []
+    for run, results in ((compiled, found), (lambda theta: family.grid(theta, (4, 5)), wanted)):
+        leaf = theta.detach().clone().requires_grad_()
+        grid = run(leaf)
+        grid.sin().sum().backward()
+        results += [grid.detach(), leaf.grad]
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-13)
+
+
+@needs_native
+def test_the_door_refuses_what_it_cannot_read():
+    velocities, points = torch.zeros(1, 5, 2, dtype=torch.float64), torch.zeros(1, 3, 2)
+    found = mesh((1, 1))
+    arguments = [(1, 1), *found[:1], *found[2:], velocities, points, torch.empty(1, 3, 2), None, None, 1]
+    cpu._native.follow(*arguments)
+    for position, bad in [
+        (0, (1, 1, 1, 1)), (0, (2, 1)), (0, (0, 1)), (1, found.generators[1:]), (2, found.slots[:-1]), (2, found.slots + 9),
+        (3, found.beyond + 99), (4, found.order[1:]), (5, found.weights[:, :2]), (6, found.outside[:0]), (6, found.outside + 99),
+        (7, velocities[:, :4]), (7, velocities[:0]), (8, points[:, :, :1]), (8, points[:, :0]), (9, torch.empty(1, 2, 2)),
+        (9, torch.empty(1, 3, 2, dtype=torch.float64)), (9, torch.empty(1, 2, 3).mT), (10, torch.empty(1, 3, 2)),
+    ]:  # fmt: skip
+        with pytest.raises((ValueError, TypeError)):
+            cpu._native.follow(*arguments[:position], bad, *arguments[position + 1 :])
 
 
 # The contract
@@ -382,7 +668,7 @@ def test_wrong_arguments():
     for bad in ((), (0, 3), "34", None, 5, (3, 4, 5, 6), (2.0, 3)):
         with pytest.raises(ValueError, match=r"^tessellation: "):
             CPAB(bad)
-    for steps in (0, 1.5, None, True):
+    for steps in (0, 1.5, "10", True):
         with pytest.raises(ValueError, match=r"^steps: "):
             CPAB((2, 2), steps=steps)
     with pytest.raises(ValueError, match=r"^zero_boundary: "):

@@ -68,7 +68,7 @@ def map_points(
     if isinstance(transform, CPAB) and transform.ndim > 1:
         start, step = _flow(canonical(transform), points.shape[1], dtype)
         short = start(theta)
-        return repeat(lambda points: step(short, points), points, transform.steps)
+        return repeat(lambda points: step(short, points), points, transform.steps_taken)
     return _map_points(canonical(transform), points.shape[1], frame, dtype)(theta, points)
 
 
