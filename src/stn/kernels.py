@@ -5,8 +5,9 @@ By name: "integer", "lanczos3", "bspline2" to "bspline5". With parameters: `cubi
 
     V(x) = sum over pixels m of U[m] k(x - m),
 
-a product over the axes of the image. The first six of these have fast code on the CPU (with up to 6 taps on an axis); a function of your own runs on the
-reference kernel. All of them in any dimension, with every derivative.
+a product over the axes of the image. With 3 to 6 taps on an axis those with a name or parameters have fast code on the
+CPU, and on GPUs in 2D and 3D; a function of your own runs on the reference kernel. All of them in any dimension, with
+every derivative.
 """
 
 from __future__ import annotations

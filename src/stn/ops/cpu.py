@@ -65,7 +65,7 @@ def refuses(case: Case) -> str | None:
 
 
 def forward(image: Tensor, coordinates: Coordinates, reading: Reading) -> Tensor:
-    if _is_of_polynomials(reading):
+    if isinstance(reading.kernel, Kernel) and reading.kernel.name != "integer":
         return _forward_by_polynomials(image, coordinates, reading)
     if image.ndim == 3:
         return signals.forward(forward, image, coordinates, reading)
@@ -80,7 +80,7 @@ def forward(image: Tensor, coordinates: Coordinates, reading: Reading) -> Tensor
 def backward(
     grad: Tensor, image: Tensor, coordinates: Coordinates, reading: Reading, for_image: bool, for_values: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    if _is_of_polynomials(reading):
+    if isinstance(reading.kernel, Kernel) and reading.kernel.name != "integer":
         return _backward_by_polynomials(grad, image, coordinates, reading, for_image, for_values)
     if image.ndim == 3:
         return signals.backward(backward, grad, image, coordinates, reading, for_image, for_values)
@@ -114,10 +114,6 @@ def backward(
 
 
 # Kernels of polynomials. What they read is a copy in any case, of the working type and dense.
-
-
-def _is_of_polynomials(reading: Reading) -> bool:
-    return isinstance(reading.kernel, Kernel) and reading.kernel.name != "integer"
 
 
 def _forward_by_polynomials(
