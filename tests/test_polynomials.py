@@ -190,6 +190,16 @@ def test_nothing_to_read_or_write(name, d):
         assert not any(t.grad.any() for t in (image, grid))
 
 
+@pytest.mark.parametrize("padding_mode", ["border", "circular"])
+def test_the_image_gradient_of_one_large_image(padding_mode):
+    """Which is divided into parts of rows."""
+    image, coords, _, size = problem("affine", 2, batch=1, channels=1, in_size=(90, 80), out_size=(270, 250))
+    for name in ("bspline2", "bspline3"):
+        options = options_of(name, padding_mode, False, 1)
+        ours, truth = (three(b, "affine", image, coords, None, size, options)[1] for b in ("cpu", "reference"))
+        torch.testing.assert_close(ours, truth, rtol=0, atol=float(truth.abs().max()) * 1e-11)
+
+
 @every_kernel
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_bits_for_any_number_of_threads(name, kind):
