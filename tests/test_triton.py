@@ -24,6 +24,7 @@ from torch.autograd import forward_ad, gradcheck
 
 import stn
 from stn.geometry import affine_positions, projective_positions
+from stn.kernels import Kernel
 from stn.ops import dispatch, use_backend, which_backend
 from stn.ops.backend import Case
 from stn.ops.triton import kernels
@@ -37,6 +38,7 @@ TRITON_VERSION = tuple(int(part) for part in importlib.metadata.version("triton"
 HERE = stn.ops.backends()["triton"] == "available"
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 
+NAMED = ("integer", "lanczos(3)", "cubic(-0.5)", "bspline(2)", "bspline(3)", "bspline(4)", "bspline(5)", "lanczos(2)")
 MODES = ("bilinear", "nearest", "bicubic")
 PADDINGS = ("zeros", "border", "reflection", "circular", "constant")
 KINDS = ("grid", "affine", "projective", "basis")
@@ -152,6 +154,33 @@ def test_agrees_with_the_reference(mode, padding_mode, align_corners, d, kind):
     theirs = agree(kernel, truth, inputs)
     if mode != "nearest":
         assert all(bool(t.abs().max() > 0) for t in theirs[:3])  # something was compared
+
+
+def some_polynomials():
+    for number, (name, padding_mode) in enumerate(zip(NAMED, itertools.cycle(PADDINGS))):
+        yield name, padding_mode, bool(number % 2), 2, KINDS[number % 4]
+    yield "bspline(3)", "reflection", False, 2, "affine"
+    yield "bspline(4)", "circular", True, 2, "grid"
+    yield "lanczos(3)", "constant", False, 2, "basis"
+    yield "bspline(2)", "constant", True, 3, "affine"
+    yield "cubic(-0.5)", "reflection", True, 3, "projective"
+
+
+@pytest.mark.parametrize(("name", "padding_mode", "align_corners", "d", "kind"), list(some_polynomials()))
+def test_polynomials_agree_with_the_reference(name, padding_mode, align_corners, d, kind):
+    kernel, truth, inputs, _ = problem(kind, Kernel.named(name), padding_mode, align_corners, d, batch=1)
+    theirs = agree(kernel, truth, inputs, atol=1e-9)
+    assert bool(theirs[0].abs().max() > 0)
+    if name != "integer":
+        assert all(bool(t.abs().max() > 0) for t in theirs[1:3])
+
+
+def test_polynomials_where_positions_are_none_and_in_whole_numbers(request):
+    kernel, truth, inputs, _ = problem("grid", Kernel.named("bspline(3)"), out_size=(2, 3), batch=1)
+    inputs[1][0, 0, :, 0] = torch.tensor([torch.nan, torch.inf, -50.0])
+    agree(kernel, truth, inputs, atol=1e-9)
+    request.getfixturevalue("deterministic")
+    agree(kernel, truth, inputs, atol=1e-9)
 
 
 @pytest.mark.slow
@@ -501,7 +530,7 @@ def test_compiles_for_a_gpu(elsewhere, kernel, kind, d, tmp_path, monkeypatch):
     kernels.load()
     function = getattr(kernels, kernel)
     switches = {
-        "NDIM": d, "KIND": kind, "MODE": "bilinear", "PADDING": "constant", "ALIGN": 0, "TAPS": 2,
+        "NDIM": d, "KIND": kind, "MODE": "bilinear", "PADDING": "constant", "ALIGN": 0, "TAPS": 2, "DEGREE": 0,
         "WORK": kernels.tl.float32, "SUM": kernels.tl.float64, "TILE_X": 32, "TILE_Y": 4, "LANES": 1,
         "TO_IMAGE": True, "TO_COORDS": True, "COUNTED": False, "KINK": 2.0**-21,
     }  # fmt: skip
@@ -511,7 +540,7 @@ def test_compiles_for_a_gpu(elsewhere, kernel, kind, d, tmp_path, monkeypatch):
         "grad_coords_strides": d + 3 if kind == "grid" else 2, "in_size": d, "out_size": d,
     }  # fmt: skip
     pointers = {"image": "bf16", "out": "bf16", "grad": "bf16", "basis": "fp64", "counts": "i64"}
-    pointers |= dict.fromkeys(("coords", "fill", "grad_image", "scales", "grad_coords"), "fp32")
+    pointers |= dict.fromkeys(("coords", "powers", "fill", "grad_image", "scales", "grad_coords"), "fp32")
     signature = {}
     for name in function.arg_names:
         signature[name] = (
@@ -538,7 +567,7 @@ def test_who_runs(monkeypatch):
     case = Case(3, "bicubic", "circular", "cuda", torch.float32)
     assert stn.ops.backends()["triton"] == "available"
     assert triton.refuses(case) is None
-    for other in (case._replace(kernel=stn.kernels.lanczos()), case._replace(device="meta"),
+    for other in (case._replace(kernel=stn.kernels.lanczos(4)), case._replace(kernel=stn.kernels.lanczos(), ndim=1), case._replace(device="meta"),
                   case._replace(dtype=torch.uint8)):  # fmt: skip
         assert triton.refuses(other)
     if INTERPRETED:  # by name alone, so that it makes nothing else slow

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..coordinates import Coordinates, Kind
+from ..kernels import Kernel
 from ..reading import Reading
 from . import _torch, layout, reference
 from .backend import Backend
@@ -229,7 +230,8 @@ class _Operator:
 
 def _loose(coordinates: Coordinates, reading: Reading) -> tuple[Any, ...]:
     kind, size, values, basis = coordinates
-    return (values, basis, reading.fill, kind, list(size), reading.kernel, reading.padding, reading.align_corners)
+    kernel = reading.kernel.name if isinstance(reading.kernel, Kernel) else reading.kernel
+    return (values, basis, reading.fill, kind, list(size), kernel, reading.padding, reading.align_corners)
 
 
 def records(
@@ -242,7 +244,8 @@ def records(
     padding: str,
     align_corners: bool,
 ) -> tuple[Coordinates, Reading]:
-    return Coordinates(kind, tuple(size), values, basis), Reading(kernel, padding, fill, align_corners)
+    made = kernel if kernel in ("nearest", "bilinear", "bicubic") else Kernel.named(kernel)
+    return Coordinates(kind, tuple(size), values, basis), Reading(made, padding, fill, align_corners)
 
 
 def _fake_forward(

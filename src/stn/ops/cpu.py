@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from .._checks import coordinate_dtype
 from ..coordinates import Coordinates
+from ..kernels import Kernel
 from ..reading import Reading
-from . import layout, signals
+from . import layout, polynomials, reference, signals
 from .backend import Case
 
 
@@ -40,6 +42,7 @@ _PADDINGS: dict[str, int] = _native.PADDINGS if _native else {}
 _COORDINATES: dict[str, int] = _native.COORDINATES if _native else {}
 if _native:
     _FORWARD, _GRAD_COORDINATES, _GRAD_IMAGE = _native.FORWARD, _native.GRAD_COORDINATES, _native.GRAD_IMAGE
+    _INTEGER = _native.INTEGER  # a mode that is no torch mode: "nearest", but for ties
 _TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.uint8)
 
 
@@ -48,7 +51,11 @@ def refuses(case: Case) -> str | None:
         return _reason
     if case.device != "cpu":
         return f"runs on the CPU, not on {case.device}"
-    if case.kernel not in _MODES:
+    if isinstance(case.kernel, Kernel):
+        reason = None if case.kernel.name == "integer" else polynomials.refuses(case.kernel)
+        if reason is not None:
+            return reason
+    elif case.kernel not in _MODES:
         return f"has no {case.kernel} for the CPU"
     if case.padding not in _PADDINGS:
         return f"has no {case.padding} padding"
@@ -58,6 +65,8 @@ def refuses(case: Case) -> str | None:
 
 
 def forward(image: Tensor, coordinates: Coordinates, reading: Reading) -> Tensor:
+    if isinstance(reading.kernel, Kernel) and reading.kernel.name != "integer":
+        return _forward_by_polynomials(image, coordinates, reading)
     if image.ndim == 3:
         return signals.forward(forward, image, coordinates, reading)
     if not image.is_contiguous() and _is_better_plane_by_plane(image, reading):
@@ -71,6 +80,8 @@ def forward(image: Tensor, coordinates: Coordinates, reading: Reading) -> Tensor
 def backward(
     grad: Tensor, image: Tensor, coordinates: Coordinates, reading: Reading, for_image: bool, for_values: bool
 ) -> tuple[Tensor | None, Tensor | None]:
+    if isinstance(reading.kernel, Kernel) and reading.kernel.name != "integer":
+        return _backward_by_polynomials(grad, image, coordinates, reading, for_image, for_values)
     if image.ndim == 3:
         return signals.backward(backward, grad, image, coordinates, reading, for_image, for_values)
     if not image.is_contiguous() and _is_better_plane_by_plane(image, reading):
@@ -93,7 +104,7 @@ def backward(
         values = prepared.values
         dense = values.is_contiguous()
         grad_values = torch.empty_like(values) if dense else torch.empty(values.shape, dtype=values.dtype)
-        if empty or reading.kernel == "nearest":
+        if empty or reading.kernel == "nearest" or isinstance(reading.kernel, Kernel):  # the integer kernel
             grad_values.zero_()
         else:
             _run(_GRAD_COORDINATES, image, prepared, reading, grad, grad_values)
@@ -102,22 +113,92 @@ def backward(
     return grad_image, grad_values
 
 
+# Kernels of polynomials. What they read is a copy in any case, of the working type and dense.
+
+
+def _forward_by_polynomials(
+    image: Tensor, coordinates: Coordinates, reading: Reading, is_signal: bool = False
+) -> Tensor:
+    if image.ndim == 3:
+        return signals.forward(partial(_forward_by_polynomials, is_signal=True), image, coordinates, reading)
+    wide = image.to(coordinate_dtype(image))
+    out = wide.new_empty((*wide.shape[:2], *coordinates.size))
+    if out.numel():
+        prepared, filled = _prepared(coordinates), _with_fill(reading, wide)
+        if not _run(_FORWARD, wide, prepared, filled, out, out, is_signal):
+            return reference.forward(image, coordinates, reading)
+    return layout.as_image(out, image)
+
+
+def _backward_by_polynomials(
+    grad: Tensor,
+    image: Tensor,
+    coordinates: Coordinates,
+    reading: Reading,
+    for_image: bool,
+    for_values: bool,
+    is_signal: bool = False,
+) -> tuple[Tensor | None, Tensor | None]:
+    if image.ndim == 3:
+        by_rows = partial(_backward_by_polynomials, is_signal=True)
+        return signals.backward(by_rows, grad, image, coordinates, reading, for_image, for_values)
+    wide = image.to(coordinate_dtype(image)).contiguous()
+    grad = grad.to(wide.dtype).contiguous()
+    prepared, filled = _prepared(coordinates), _with_fill(reading, wide)
+    results: list[Tensor | None] = []
+    for what, like in ((_GRAD_IMAGE, wide), (_GRAD_COORDINATES, prepared.values)):
+        if not (for_image if what == _GRAD_IMAGE else for_values):
+            results.append(None)
+            continue
+        result = torch.zeros(like.shape, dtype=like.dtype)
+        lends = result if what == _GRAD_IMAGE else wide
+        if grad.numel() and not _run(what, lends, prepared, filled, grad, result, is_signal):
+            return reference.backward(grad.to(image.dtype), image, coordinates, reading, for_image, for_values)
+        results.append(result)
+    grad_image, grad_values = results
+    return (
+        None if grad_image is None else layout.as_image(grad_image, image),
+        None if grad_values is None else grad_values.to(coordinates.values.dtype),
+    )
+
+
+@lru_cache(maxsize=64)
+def _polynomials(name: str, double: bool) -> Any:
+    return _native.polynomials(*polynomials.of(name, double))
+
+
 def threads() -> int:
     """Of a call that is not torch's: OMP_NUM_THREADS, or as many as the process may use."""
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     return int(wanted) if wanted.isdigit() and int(wanted) else len(os.sched_getaffinity(0))
 
 
-def _run(what: int, image: Tensor, coordinates: Coordinates, reading: Reading, out: Tensor, result: Tensor) -> bool:
+def _run(
+    what: int,
+    image: Tensor,
+    coordinates: Coordinates,
+    reading: Reading,
+    out: Tensor,
+    result: Tensor,
+    is_signal: bool = False,
+) -> bool:
     """Fills `result`: the output, or the gradient of the coordinates or of the image (in whose layout `image` then comes).
 
-    False, and nothing filled, where the gradient of the image has to be of the working type.
+    False, and nothing to be used, where the gradient of the image has to be of the working type, and where the recursive
+    filter of a spline met numbers that are not finite, which it would spread all over.
     """
     kind, _, values, basis = coordinates
     kernel, padding, fill, align_corners = reading
+    mode, of = 0, None
+    if not isinstance(kernel, Kernel):
+        mode = _MODES[kernel]
+    elif kernel.name == "integer":
+        mode = _INTEGER
+    else:
+        of = _polynomials(str(kernel.name), out.dtype == torch.float64)
     done: bool = _native.run(
         what,
-        _MODES[kernel],
+        mode,
         _PADDINGS[padding],
         _COORDINATES[kind],
         align_corners,
@@ -128,6 +209,8 @@ def _run(what: int, image: Tensor, coordinates: Coordinates, reading: Reading, o
         fill,
         out,
         result,
+        of,
+        is_signal,
     )
     return done
 

@@ -83,7 +83,7 @@ def _read(image: Tensor, coordinates: Coordinates, reading: Reading) -> Tensor:
     if not exact:
         image = image.to(grid.dtype)
     if isinstance(kernel, Kernel) and kernel.prefilter:
-        image, margin = _prefilter(image, kernel, padding, fill, align_corners)
+        image, margin = prefiltered(image, kernel, padding, fill, align_corners)
         padding, fill = ("border" if margin else padding), None
     batch, channels, *in_size = image.shape
     out_size = grid.shape[1:-1]
@@ -190,7 +190,7 @@ def _axis_taps(position: Tensor, mode: str | Kernel) -> list[tuple[Tensor, Tenso
     return [(first + k - 1, _cubic(t - (k - 1))) for k in range(4)]
 
 
-def _prefilter(
+def prefiltered(
     image: Tensor, kernel: Kernel, padding_mode: str, fill: Tensor | None, align_corners: bool
 ) -> tuple[Tensor, int]:
     """The coefficients of an image, and how many more there are on each side of it.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..coordinates import Coordinates
+from ..kernels import Kernel
 from ..reading import Reading
 
 
@@ -59,8 +60,11 @@ def backward(
 
 
 def _rows(image: Tensor, reading: Reading) -> Tensor:
-    """(B, C, H, W), H as many as there are taps, which all read the same."""
-    return image.unsqueeze(2).expand(-1, -1, 4 if reading.kernel == "bicubic" else 2, -1)
+    """(B, C, H, W), H as many as there are taps, which all read the same; one for kernels that know of signals."""
+    kernel = reading.kernel
+    count = {"nearest": 2, "bilinear": 2, "bicubic": 4, "integer": 2}
+    rows = count.get(str(kernel.name), 1) if isinstance(kernel, Kernel) else count[kernel]
+    return image.unsqueeze(2).expand(-1, -1, rows, -1)
 
 
 def _in_plane(coordinates: Coordinates, rows: Tensor) -> Coordinates:

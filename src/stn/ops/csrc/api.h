@@ -8,18 +8,34 @@ namespace stn {
 using i64 = std::int64_t;
 
 enum What { FORWARD, GRAD_COORDINATES, GRAD_IMAGE };
-enum Mode { NEAREST, LINEAR, CUBIC };
+enum Mode { NEAREST, LINEAR, CUBIC, INTEGER };  // the last: of two pixels equally near the one to the right, not the even one
 enum Padding { ZEROS, BORDER, REFLECTION, CIRCULAR, CONSTANT };
 enum Kind { AFFINE, PROJECTIVE, BASIS, GRID, PIXELS };  // the last for the door alone: a grid that is `in_pixels`
 enum Type { F32, F64, BF16, F16, U8, TYPES };
+
+// An interpolation kernel, the same along every axis: the weight of each of its taps is a polynomial in u = t - 1/2, where t is
+// the fraction of a position and lies between 0 and 1. Positions of kernels of an odd number of taps are moved by half a pixel
+// first, so that it does. The taps begin (taps - 1) / 2 pixels to the left of the integer part.
+struct Polynomials {
+    static constexpr int MOST_TAPS = 6, MOST_DEGREE = 23, MOST_POLES = 2;
+    int taps, degree;
+    double weight[MOST_DEGREE + 1][MOST_TAPS];  // by power and tap
+    // Of the recursive filter that turns an image into the kernel's coefficients, and how far it reaches; none for kernels that
+    // interpolate by themselves.
+    int poles, reach;
+    double pole[MOST_POLES];
+};
 
 // Axes are ordered x, y, z; a missing one has size 1 and stride 0. Strides count elements.
 struct Problem {
     int what, ndim, mode, padding, kind, type, threads;
     bool align_corners;
     bool in_pixels;  // GRID: positions in pixels of the image, not normalized
+    bool is_signal;  // of two dimensions, the second of which is one pixel that everybody reads: `polynomials` alone
     i64 batch, channels;
     i64 in[3], out[3];
+    i64 margin[3];  // of `in`, on each side: pixels that positions do not count
+    double shift;   // of positions, in pixels
     i64 image_batch, image_channel, image_stride[3];
     // The output or its gradient: pixels of one image are numbered row by row, `out_pixel` apart.
     i64 out_batch, out_channel, out_pixel;
@@ -35,12 +51,15 @@ struct Problem {
     void* grad_coordinates;  // dense, as `coordinates`; GRID: (B, pixel, d)
     void* grad_image;        // with the strides of `image`, all of it written, in the working type,
     bool grad_as_image;      // or in that of the image: then some cases cannot add it up
+    const Polynomials* polynomials;  // instead of a mode
 };
 
 // Positions within KINK * epsilon * n pixels of a pixel's centre, on an axis of n pixels, lie on it: see kinks.h.
 constexpr int KINK = 4;
 
-enum Status { DONE, NO_MEMORY, WORKING_TYPE };  // the last: this gradient has to be of the working type
+// WORKING_TYPE: this gradient has to be of the working type. NOT_FINITE: a recursive filter met numbers that are not finite,
+// which would be all over its output.
+enum Status { DONE, NO_MEMORY, WORKING_TYPE, NOT_FINITE };
 
 using Run = Status (*)(const Problem&);
 
@@ -50,5 +69,6 @@ const char* choose(const char* limit);
 const char* instruction_set();
 bool is_built(int set);
 Run chosen(int type);
+Run chosen_polynomials(int type);  // F32 or F64
 
 }  // namespace stn

@@ -12,8 +12,10 @@ namespace stn {
     Status run_##set##_f64(const Problem&);  \
     Status run_##set##_bf16(const Problem&); \
     Status run_##set##_f16(const Problem&);  \
-    Status run_##set##_u8(const Problem&);
-#define STN_TABLE(set) {run_##set##_f32, run_##set##_f64, run_##set##_bf16, run_##set##_f16, run_##set##_u8}
+    Status run_##set##_u8(const Problem&);   \
+    Status polynomials_##set##_f32(const Problem&); \
+    Status polynomials_##set##_f64(const Problem&);
+#define STN_TABLE(set) {run_##set##_f32, run_##set##_f64, run_##set##_bf16, run_##set##_f16, run_##set##_u8, polynomials_##set##_f32, polynomials_##set##_f64}
 
 STN_DECLARE(baseline)
 #if defined(STN_BUILT_V3)
@@ -25,7 +27,7 @@ STN_DECLARE(v4)
 
 namespace {
 
-const Run built[][TYPES] = {  // in the order of INSTRUCTION_SETS, empty where not built
+const Run built[][TYPES + 2] = {  // in the order of INSTRUCTION_SETS, empty where not built
     STN_TABLE(baseline),
 #if defined(STN_BUILT_V3)
     STN_TABLE(v3),
@@ -62,5 +64,7 @@ const char* choose(const char* limit) {
 const char* instruction_set() { return INSTRUCTION_SETS[current]; }
 
 Run chosen(int type) { return built[current][type]; }
+
+Run chosen_polynomials(int type) { return built[current][TYPES + type]; }
 
 }  // namespace stn

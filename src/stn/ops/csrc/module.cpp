@@ -46,6 +46,7 @@ struct Exchange {
     int (*view)(void* object, DLTensor* view);  // borrowed, while the object lives
 };
 const Exchange* exchange = nullptr;
+constexpr const char* POLYNOMIALS = "stn.polynomials";
 
 bool connect(nb::object tensor_type) {
     nb::object capsule = nb::getattr(tensor_type, "__dlpack_c_exchange_api__", nb::none());
@@ -132,15 +133,17 @@ i64 pixel_stride(const DLTensor& v) {
 
 // `out`: the output, or the gradient that came in; `result`: what is written, the output once more or a gradient. For a
 // gradient of the image `image` only lends its shape and strides.
-// False where the gradient of the image has to be in the working type.
+// `polynomials` (of `polynomials`, or none) are in place of a mode.
+// False, and the result is not to be used, where the gradient of the image has to be in the working type, and where a recursive
+// filter met numbers that are not finite.
 bool run(int what, int mode, int padding, int kind, bool align_corners, int threads, nb::handle image_tensor,
          nb::handle coords_tensor, nb::handle basis_tensor, nb::handle fill_tensor, nb::handle out_tensor,
-         nb::handle result_tensor) {
+         nb::handle result_tensor, nb::handle polynomials, bool is_signal) {
     auto within = [](int value, int last, const char* name) {
         if (value < 0 || value > last) refuse(name, "expected one of the module's numbers, got " + std::to_string(value));
     };
     within(what, stn::GRAD_IMAGE, "what");
-    within(mode, stn::CUBIC, "mode");
+    within(mode, stn::INTEGER, "mode");
     within(padding, stn::CONSTANT, "padding");
     within(kind, stn::PIXELS, "kind");
     const bool in_pixels = kind == stn::PIXELS;
@@ -157,6 +160,13 @@ bool run(int what, int mode, int padding, int kind, bool align_corners, int thre
     Problem p{};
     p.what = what, p.mode = mode, p.padding = padding, p.kind = kind, p.align_corners = align_corners;
     p.in_pixels = in_pixels;
+    p.shift = mode == stn::INTEGER ? 0.5 : 0;
+    if (!polynomials.is_none()) {
+        p.polynomials = static_cast<const stn::Polynomials*>(PyCapsule_GetPointer(polynomials.ptr(), POLYNOMIALS));
+        if (!p.polynomials) nb::raise_python_error();
+        p.shift = 0;
+        p.is_signal = is_signal;
+    }
     p.type = type_of(out, "out");
     p.threads = stn::forked() || threads < 1 ? 1 : threads;
     p.ndim = d;
@@ -173,9 +183,11 @@ bool run(int what, int mode, int padding, int kind, bool align_corners, int thre
     }
     int working = p.type == stn::F64 ? stn::F64 : stn::F32;
     if (what != stn::FORWARD && p.type == stn::U8) refuse("out", "expected a float type, there is no gradient of uint8");
-    if (what == stn::GRAD_COORDINATES && mode == stn::NEAREST) refuse("mode", "the gradient of the coordinates is 0 for the nearest pixel");
+    if (what == stn::GRAD_COORDINATES && !p.polynomials && (mode == stn::NEAREST || mode == stn::INTEGER)) refuse("mode", "the gradient of the coordinates is 0 for the nearest pixel");
     if (what != stn::GRAD_IMAGE) want_type(image, "image", p.type);
     want_shape(out, "out", image.shape, 2);
+    if (p.polynomials && working != p.type) refuse("out", "expected float32 or float64");
+    if (p.is_signal && (d != 2 || p.in[1] != 1 || p.out[1] != 1)) refuse("is_signal", "expected images of one row");
     p.image = image.begin();
     p.output = out.begin();
     p.out_batch = out.strides[0];
@@ -240,10 +252,33 @@ bool run(int what, int mode, int padding, int kind, bool align_corners, int thre
     {
         nb::gil_scoped_release release;
         stn::large_pages(result.begin(), fresh);
-        status = stn::chosen(p.type)(p);
+        status = p.polynomials ? stn::chosen_polynomials(p.type)(p) : stn::chosen(p.type)(p);
     }
     if (status == stn::NO_MEMORY) throw std::bad_alloc();
     return status == stn::DONE;
+}
+
+// A kernel for `run`: the polynomials of its taps, each from the constant on, and the recursive filters before it.
+nb::capsule polynomials(const std::vector<std::vector<double>>& taps, const std::vector<double>& poles, int reach) {
+    using stn::Polynomials;
+    if (taps.size() < 3 || taps.size() > Polynomials::MOST_TAPS) refuse("taps", "expected 3 to 6 of them, got " + std::to_string(taps.size()));
+    if (poles.size() > Polynomials::MOST_POLES) refuse("poles", "expected at most two, got " + std::to_string(poles.size()));
+    for (double pole : poles)
+        if (!(pole > -1 && pole < 0)) refuse("poles", "expected numbers between -1 and 0, got " + std::to_string(pole));
+    if (reach < 0 || reach > 256) refuse("reach", "expected 0 to 256 pixels, got " + std::to_string(reach));
+    auto* made = new Polynomials{};
+    nb::capsule owner(made, POLYNOMIALS, [](void* p) noexcept { delete static_cast<Polynomials*>(p); });
+    made->taps = int(taps.size());
+    made->degree = int(taps[0].size()) - 1;
+    if (made->degree < 0 || made->degree > Polynomials::MOST_DEGREE) refuse("taps", "expected polynomials of a degree up to 23, got " + std::to_string(made->degree));
+    for (std::size_t tap = 0; tap < taps.size(); tap++) {
+        if (taps[tap].size() != taps[0].size()) refuse("taps", "expected polynomials of the same degree");
+        for (std::size_t power = 0; power < taps[tap].size(); power++) made->weight[power][tap] = taps[tap][power];
+    }
+    made->poles = int(poles.size());
+    for (std::size_t k = 0; k < poles.size(); k++) made->pole[k] = poles[k];
+    made->reach = reach;
+    return owner;
 }
 
 std::string choose(const std::string& limit) {
@@ -266,6 +301,7 @@ NB_MODULE(_native, m) {
     m.attr("GRAD_COORDINATES") = int(stn::GRAD_COORDINATES);
     m.attr("GRAD_IMAGE") = int(stn::GRAD_IMAGE);
     m.attr("MODES") = named({{"nearest", stn::NEAREST}, {"bilinear", stn::LINEAR}, {"bicubic", stn::CUBIC}});
+    m.attr("INTEGER") = int(stn::INTEGER);
     m.attr("PADDINGS") = named({{"zeros", stn::ZEROS}, {"border", stn::BORDER}, {"reflection", stn::REFLECTION}, {"circular", stn::CIRCULAR}, {"constant", stn::CONSTANT}});
     m.attr("COORDINATES") = named({{"affine", stn::AFFINE}, {"projective", stn::PROJECTIVE}, {"basis", stn::BASIS}, {"grid", stn::GRID}, {"pixels", stn::PIXELS}});
     m.attr("KINK") = stn::KINK;
@@ -276,7 +312,9 @@ NB_MODULE(_native, m) {
     m.def("connect", &connect, "Whether this tensor type can be read.");
     m.def("run", &run, nb::arg("what"), nb::arg("mode"), nb::arg("padding"), nb::arg("kind"), nb::arg("align_corners"),
           nb::arg("threads"), nb::arg("image"), nb::arg("coords"), nb::arg("basis").none(), nb::arg("fill").none(),
-          nb::arg("out"), nb::arg("result"));
+          nb::arg("out"), nb::arg("result"), nb::arg("polynomials").none() = nb::none(), nb::arg("is_signal") = false);
+    m.def("polynomials", &polynomials, nb::arg("taps"), nb::arg("poles"), nb::arg("reach"),
+          "An interpolation kernel for `run`: its taps' weights as polynomials in u = t - 1/2, poles of its prefilter.");
     m.def("pixel_stride", [](nb::handle tensor) { return pixel_stride(view(tensor)); });
     m.def("override", &stn::override_grid_sampler, nb::arg("library"), nb::arg("originals"),
           "Puts itself under torch's grid_sampler ops, switched off: what is missing for it, or nothing.");

@@ -35,10 +35,11 @@ struct Positions {
 
     Positions(const Problem& problem, i64 image, const Lattice<R>* narrow = nullptr) : p(problem), b(image), lattice(narrow) {
         for (int a = 0; a < D; a++) {
-            double n = double(p.in[a]), m = double(p.out[a]);
+            double n = double(p.in[a] - 2 * p.margin[a]), m = double(p.out[a]);
             scale[a] = p.align_corners ? (n - 1) / 2 : n / 2;
             centre[a] = (n - 1) / 2;
             if (p.in_pixels) scale[a] = 1, centre[a] = 0;
+            centre[a] += double(p.margin[a]) + p.shift;
             double span = p.align_corners ? (m > 1 ? m - 1 : 1) : m;
             first[a] = (1 - m) / span;
             step[a] = 2 / span;
@@ -98,7 +99,7 @@ struct Positions {
     bool touches(const Chunk<R>& c, i64 from, i64 to) const {
         if (p.kind != AFFINE) return true;
         bool background = p.padding == ZEROS || p.padding == CONSTANT;
-        double least = background ? -HUGE_VAL : 3, most = background ? HUGE_VAL : double(p.in[D - 1]) - 4;
+        double least = background ? -HUGE_VAL : 3 + double(p.margin[D - 1]), most = background ? HUGE_VAL : double(p.in[D - 1] - p.margin[D - 1]) - 4;
         bool any = false;
         for_segments(p, c.first, c.count, CHUNK, [&](int, int n, i64 j, i64 r, i64 s) {
             double a = at(D - 1, j, r, s), b = at(D - 1, j + n - 1, r, s);

@@ -80,7 +80,8 @@ Status run_job(const Problem& p) {
 template <class T, int D>
 Status run_mode(const Problem& p) {
     switch (p.mode) {
-        case NEAREST: return run_job<T, D, NEAREST>(p);
+        case NEAREST:
+        case INTEGER: return run_job<T, D, NEAREST>(p);
         case LINEAR: return run_job<T, D, LINEAR>(p);
         default: return run_job<T, D, CUBIC>(p);
     }

@@ -228,12 +228,19 @@ def _locate(
 
 
 @_jit
-def _first_tap(whole, part, MODE: tl.constexpr):
-    """The first pixel that is read along an axis, and how far beyond the pixel below the position lies."""
+def _first_tap(whole, part, MODE: tl.constexpr, TAPS: tl.constexpr):
+    """The first pixel that is read along an axis, and how far beyond the pixel below the position lies; where the taps of
+    a kernel of polynomials are an odd number, beyond the middle between two."""
     part = _bounded(part, 1073741824.0)  # 2^30: beyond it all is the same far outside
+    if MODE == "polynomials" and TAPS % 2 == 1:
+        part += 0.5
     low = tl.floor(part)
     beyond = part - low
     index = tl.where(low == low, low, 0.0).to(tl.int32)
+    if MODE == "polynomials":
+        index -= (TAPS - 1) // 2
+    if MODE == "integer":
+        index += (beyond >= 0.5).to(tl.int32)
     if MODE == "nearest":
         index += ((beyond > 0.5) | ((beyond == 0.5) & ((index & 1) == 1))).to(tl.int32)
     if MODE == "bicubic":
@@ -244,7 +251,7 @@ def _first_tap(whole, part, MODE: tl.constexpr):
 @_jit
 def _weight(beyond, k, MODE: tl.constexpr):
     """The weight of tap number k; NaN for NaN."""
-    if MODE == "nearest":
+    if MODE == "nearest" or MODE == "integer":
         weight = tl.where(beyond == beyond, 1.0, beyond)
     elif MODE == "bilinear":
         weight = tl.where(k == 0, 1.0 - beyond, beyond)
@@ -264,6 +271,30 @@ def _slope(beyond, k, MODE: tl.constexpr):
         x = tl.abs(signed)
         slope = tl.where(x <= 1.0, (3.75 * x - 4.5) * x, (-2.25 * x + 7.5) * x - 6.0)
         slope = tl.where(signed < 0.0, -slope, slope)
+    return slope
+
+
+@_jit
+def _tap(beyond, k, powers, MODE: tl.constexpr, TAPS: tl.constexpr, DEGREE: tl.constexpr):
+    """`_weight`, and of a kernel of polynomials, whose coefficients are (DEGREE + 1, TAPS)."""
+    if MODE == "polynomials":
+        weight = tl.load(powers + DEGREE * TAPS + k) + 0.0 * beyond
+        for d in range(1, DEGREE + 1):
+            weight = tl.fma(weight, beyond - 0.5, tl.load(powers + (DEGREE - d) * TAPS + k))
+    else:
+        weight = _weight(beyond, k, MODE)
+    return weight
+
+
+@_jit
+def _tap_slope(beyond, k, powers, MODE: tl.constexpr, TAPS: tl.constexpr, DEGREE: tl.constexpr):
+    """The derivative of `_tap` in `beyond`."""
+    if MODE == "polynomials":
+        slope = DEGREE * tl.load(powers + DEGREE * TAPS + k) + 0.0 * beyond
+        for d in range(1, DEGREE):
+            slope = tl.fma(slope, beyond - 0.5, (DEGREE - d) * tl.load(powers + (DEGREE - d) * TAPS + k))
+    else:
+        slope = _slope(beyond, k, MODE)
     return slope
 
 
@@ -383,6 +414,8 @@ def forward(
     out_size,
     channels,
     per_program,
+    powers,
+    margin,
     out,
     out_strides,
     NDIM: tl.constexpr,
@@ -391,6 +424,7 @@ def forward(
     PADDING: tl.constexpr,
     ALIGN: tl.constexpr,
     TAPS: tl.constexpr,
+    DEGREE: tl.constexpr,
     WORK: tl.constexpr,
     SUM: tl.constexpr,
     TILE_X: tl.constexpr,
@@ -402,10 +436,10 @@ def forward(
         coords, coords_strides, basis, basis_strides, terms, in_size, out_size, batch, start, ahead, exists,
         NDIM, KIND, ALIGN, WORK, SUM,
     )  # fmt: skip
-    first_x, beyond_x = _first_tap(whole[0], part[0], MODE)
-    first_y, beyond_y = _first_tap(whole[1], part[1], MODE)
+    first_x, beyond_x = _first_tap(whole[0] + margin, part[0], MODE, TAPS)
+    first_y, beyond_y = _first_tap(whole[1] + margin, part[1], MODE, TAPS)
     if NDIM == 3:
-        first_z, beyond_z = _first_tap(whole[2], part[2], MODE)
+        first_z, beyond_z = _first_tap(whole[2] + margin, part[2], MODE, TAPS)
     image += batch * image_strides[0]
     out += batch * out_strides[0] + _pixel(start, ahead, out_strides, 2, NDIM)
 
@@ -422,21 +456,21 @@ def forward(
             there_z = wanted
             weight_z = 1.0
             if NDIM == 3:
-                z, inside = _padded(first_z + kz, in_size[2], PADDING, ALIGN)
+                z, inside = _padded(first_z + kz, in_size[2] + 2 * margin, PADDING, ALIGN)
                 row += z * image_strides[4]
                 there_z = wanted & inside
-                weight_z = _weight(beyond_z, kz, MODE)
+                weight_z = _tap(beyond_z, kz, powers, MODE, TAPS, DEGREE)
             for ky in tl.static_range(TAPS):
-                y, inside = _padded(first_y + ky, in_size[1], PADDING, ALIGN)
+                y, inside = _padded(first_y + ky, in_size[1] + 2 * margin, PADDING, ALIGN)
                 there_y = there_z & inside
-                weight_y = weight_z * _weight(beyond_y, ky, MODE)
+                weight_y = weight_z * _tap(beyond_y, ky, powers, MODE, TAPS, DEGREE)
                 for kx in tl.static_range(TAPS):
-                    x, inside = _padded(first_x + kx, in_size[0], PADDING, ALIGN)
+                    x, inside = _padded(first_x + kx, in_size[0] + 2 * margin, PADDING, ALIGN)
                     there = there_y & inside
                     value = tl.load(row + y * image_strides[3] + x * image_strides[2], mask=there, other=0.0).to(WORK)
                     if PADDING == "constant":
                         value = tl.where(there, value, background)
-                    total = tl.fma(value, weight_y * _weight(beyond_x, kx, MODE), total)
+                    total = tl.fma(value, weight_y * _tap(beyond_x, kx, powers, MODE, TAPS, DEGREE), total)
         tl.store(out + channel.to(tl.int64) * out_strides[1], total.to(out.dtype.element_ty), mask=wanted)
 
 
@@ -455,6 +489,8 @@ def backward(
     out_size,
     channels,
     per_program,
+    powers,
+    margin,
     grad,
     grad_strides,
     grad_image,
@@ -470,6 +506,7 @@ def backward(
     PADDING: tl.constexpr,
     ALIGN: tl.constexpr,
     TAPS: tl.constexpr,
+    DEGREE: tl.constexpr,
     WORK: tl.constexpr,
     SUM: tl.constexpr,
     TILE_X: tl.constexpr,
@@ -485,10 +522,10 @@ def backward(
         coords, coords_strides, basis, basis_strides, terms, in_size, out_size, batch, start, ahead, exists,
         NDIM, KIND, ALIGN, WORK, SUM,
     )  # fmt: skip
-    first_x, beyond_x = _first_tap(whole[0], part[0], MODE)
-    first_y, beyond_y = _first_tap(whole[1], part[1], MODE)
+    first_x, beyond_x = _first_tap(whole[0] + margin, part[0], MODE, TAPS)
+    first_y, beyond_y = _first_tap(whole[1] + margin, part[1], MODE, TAPS)
     if NDIM == 3:
-        first_z, beyond_z = _first_tap(whole[2], part[2], MODE)
+        first_z, beyond_z = _first_tap(whole[2] + margin, part[2], MODE, TAPS)
     # A position that is not finite passes no gradient.
     sound = exists
     for axis in tl.static_range(NDIM):
@@ -518,19 +555,19 @@ def backward(
             weight_z = 1.0
             slope_z = 0.0
             if NDIM == 3:
-                z, inside = _padded(first_z + kz, in_size[2], PADDING, ALIGN)
+                z, inside = _padded(first_z + kz, in_size[2] + 2 * margin, PADDING, ALIGN)
                 there_z = wanted & inside
-                weight_z = _weight(beyond_z, kz, MODE)
+                weight_z = _tap(beyond_z, kz, powers, MODE, TAPS, DEGREE)
                 if TO_COORDS:
-                    slope_z = _slope(beyond_z, kz, MODE)
+                    slope_z = _tap_slope(beyond_z, kz, powers, MODE, TAPS, DEGREE)
             for ky in tl.static_range(TAPS):
-                y, inside = _padded(first_y + ky, in_size[1], PADDING, ALIGN)
+                y, inside = _padded(first_y + ky, in_size[1] + 2 * margin, PADDING, ALIGN)
                 there_y = there_z & inside
-                weight_y = _weight(beyond_y, ky, MODE)
+                weight_y = _tap(beyond_y, ky, powers, MODE, TAPS, DEGREE)
                 for kx in tl.static_range(TAPS):
-                    x, inside = _padded(first_x + kx, in_size[0], PADDING, ALIGN)
+                    x, inside = _padded(first_x + kx, in_size[0] + 2 * margin, PADDING, ALIGN)
                     there = there_y & inside
-                    weight_x = _weight(beyond_x, kx, MODE)
+                    weight_x = _tap(beyond_x, kx, powers, MODE, TAPS, DEGREE)
                     if TO_COORDS:
                         pixel = y * image_strides[3] + x * image_strides[2]
                         if NDIM == 3:
@@ -539,8 +576,12 @@ def backward(
                         if PADDING == "constant":
                             value = tl.where(there, value, background)
                         value *= arrived
-                        to_x = tl.fma(value, _slope(beyond_x, kx, MODE) * weight_y * weight_z, to_x)
-                        to_y = tl.fma(value, weight_x * _slope(beyond_y, ky, MODE) * weight_z, to_y)
+                        to_x = tl.fma(
+                            value, _tap_slope(beyond_x, kx, powers, MODE, TAPS, DEGREE) * weight_y * weight_z, to_x
+                        )
+                        to_y = tl.fma(
+                            value, weight_x * _tap_slope(beyond_y, ky, powers, MODE, TAPS, DEGREE) * weight_z, to_y
+                        )
                         if NDIM == 3:
                             to_z = tl.fma(value, weight_x * weight_y * slope_z, to_z)
                     if TO_IMAGE:
