@@ -301,7 +301,7 @@ class AbstractTransform(nn.Module, ABC):
         """The size of an output, and the frame: that of an image of the same size unless it says another."""
         size, frame = check_size(size, self.ndim, least=0), check_frame(frame, self.ndim)
         image_size = frame.image_size or tuple(max(n, 1) for n in size)
-        return size, Frame(image_size, frame.align_corners)
+        return size, frame._replace(image_size=image_size)
 
     def check_theta(self, theta: Tensor) -> Tensor:
         """theta as float32 or float64 (B, num_params), or a ValueError that says the right width."""
