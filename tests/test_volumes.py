@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -229,3 +231,128 @@ def test_a_matrix_that_is_no_world_is_refused(bad):
     for name, first, second in (("in_world", bad, torch.eye(4)), ("out_world", torch.eye(4), bad)):
         with pytest.raises(ValueError, match=rf"^{name}: expected a pixel-to-world matrix \(4, 4\)"):
             conventions.theta_from_world(torch.eye(3, 4)[None], first, SIZE, second, SIZE)
+
+
+# Inverses of many points
+
+
+SMOOTH = {
+    "affine": lambda d: stn.Affine(d),
+    "rigid": lambda d: stn.Rigid(d, spacing=SPACING[:d]),
+    "projective": lambda d: stn.Projective(d),
+    "tps": lambda d: stn.ThinPlateSpline((3,) * d),
+    "bspline": lambda d: stn.BSpline((4,) * d, levels=2),
+    "displacement": lambda d: stn.DisplacementField((5,) * d),
+    "velocity": lambda d: stn.VelocityField((5,) * d),
+    "cpab": lambda d: stn.CPAB((2,) * d),
+    "composed": lambda d: stn.Similarity(d) @ stn.BSpline((4,) * d),
+}
+
+
+@pytest.mark.parametrize("d", [2, 3])
+@pytest.mark.parametrize("name", SMOOTH)
+def test_many_points_are_found_as_few_are(name, d):
+    """Those of a whole lattice, which start from a common inverse and go in pieces, and a few of them alone."""
+    family = SMOOTH[name](d)
+    theta = family.identity().double() + 0.03 * torch.randn(2, family.num_params, dtype=torch.float64)
+    size = (80, 110) if d == 2 else (20, 21, 22)
+    frame = stn.Frame(size)
+    points = stn.geometry.lattice_points(theta, size, False)
+    found = family.unmap_points(theta, points, frame, missing="nan")
+    reached = ~found.isnan().any(-1)
+    assert reached.double().mean() > 0.98  # the border's derivative has a jump, and homographies have a horizon
+    back = family.map_points(theta, found, frame)
+    torch.testing.assert_close(back[reached], points.expand(2, -1, -1)[reached], atol=1e-4, rtol=0)
+    few = points[:, ::97]
+    alone = family.unmap_points(theta, few, frame, missing="nan")
+    both = reached[:, ::97] & ~alone.isnan().any(-1)
+    torch.testing.assert_close(found[:, ::97][both], alone[both], atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_a_warp_and_its_derivative_are_one_whether_they_are_watched_or_not(name):
+    family = SMOOTH[name](3)
+    theta = family.identity().double() + 0.05 * torch.randn(2, family.num_params, dtype=torch.float64)
+    points = 2.2 * torch.rand(2, 30, 3, dtype=torch.float64) - 1.1
+    frame = stn.Frame(SIZE)
+    mapped, wanted = stn.geometry.linearized(lambda p: family.map_points(theta, p, frame), points)
+    for watched in (torch.enable_grad(), torch.no_grad(), torch.inference_mode()):
+        with watched:
+            values, derivative = family._linearize(theta, points, frame)
+            torch.testing.assert_close(values, mapped)
+            torch.testing.assert_close(derivative, wanted)
+
+
+@pytest.mark.parametrize("name", ["rigid", "bspline", "tps"])
+def test_the_inverse_has_first_and_second_derivatives(name):
+    family = SMOOTH[name](2)
+    theta = (family.identity().double() + 0.05 * torch.randn(1, family.num_params)).double()[:, :18]
+    pad = family.identity().double()[None, 18:]
+    points = torch.rand(1, 3, 2, dtype=torch.float64) - 0.5
+
+    def inverse(theta, points):
+        return family.unmap_points(torch.cat([theta, pad], 1), points, stn.Frame((10, 15)), tolerance=1e-9)
+
+    inputs = theta.requires_grad_(), points.requires_grad_()
+    assert torch.autograd.gradcheck(inverse, inputs)
+    assert torch.autograd.gradgradcheck(inverse, inputs)
+
+
+def test_folds_of_a_large_warp_are_those_of_its_parts():
+    """One voxel that folds is found in whatever piece it lies; a mirror image does not fold."""
+    family = stn.DisplacementField((2, 2, 24))
+    theta = family.identity().expand(3, -1).clone()
+    theta.reshape(3, 2, 2, 24, 3)[1, :, :, 20, 0] = 0.3  # overtakes its neighbour at x = 0.74
+    theta.reshape(3, 2, 2, 24, 3)[2, ..., 0] = -2 * torch.linspace(-1, 1, 24)
+    assert family.folds(theta, (30, 31, 32)).tolist() == [False, True, False]
+    theta.requires_grad_()
+    assert family.folds(theta, (30, 31, 32)).tolist() == [False, True, False]
+
+
+def test_points_that_no_warp_reads_are_missing_among_many():
+    """A stretched image: what lies outside of its crop along x is read nowhere by a field that ends there."""
+    family = stn.BSpline((4, 4))
+    theta = 0.6 * torch.randn(1, family.num_params)  # folds all over
+    points = stn.geometry.lattice_points(theta, (100, 100), False)
+    found = family.unmap_points(theta, points, missing="nan")
+    kept = ~found.isnan().any(-1)
+    assert 0 < kept.sum() <= kept.numel()
+    torch.testing.assert_close(family.map_points(theta, found[kept][None]), points[kept][None], atol=1.1e-4, rtol=0)
+    flat = stn.Affine().from_matrix(torch.tensor([[[1.0, 0, 0], [0, 0, 0]]]))
+    assert bool(stn.Affine().unmap_points(flat, points, missing="nan").isnan().any())
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64, torch.bool])
+def test_labels_of_any_integer_type_come_and_go_through_a_bent_volume(dtype):
+    size = (24, 26, 28)
+    z, y, x = torch.meshgrid(*[stn.geometry.lattice(n) for n in size], indexing="ij")
+    ball = (x.square() + y.square() + z.square()).sqrt() < 0.6
+    labels = (ball if dtype == torch.bool else ball * 100)[None, None].to(dtype)
+    family = stn.BSpline((4, 4, 4))
+    theta = 0.06 * torch.randn(1, family.num_params)
+    warped = stn.warp(labels, theta, transform=family, mode="nearest")
+    assert warped.dtype == dtype
+    back = stn.Warp(warped, theta, family, size, size, False).unwarp(warped)
+    assert back.dtype == dtype
+    assert set(back.unique().tolist()) <= set(labels.unique().tolist())
+    kept = (back == labels).double().mean()
+    assert kept > 0.98
+    assert (warped == labels).double().mean() < kept
+
+
+@pytest.mark.slow
+def test_a_large_volume_needs_little_memory():
+    """What `unwarp` and `folds` of a B-spline take at 96^3 beyond their results, in a process of their own."""
+    program = """
+import resource, torch, stn
+size, family = (96,) * 3, stn.BSpline((6, 6, 6))
+theta = 0.05 * torch.randn(1, family.num_params)
+warp = stn.Warp(torch.zeros(1, 1, *size), theta, family, size, size, False)
+stn.Warp(torch.zeros(1, 1, 8, 8, 8), theta, family, (8, 8, 8), (8, 8, 8), False).unwarp(torch.zeros(1, 1, 8, 8, 8))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+warp.unwarp(torch.zeros(1, 1, *size))
+family.folds(theta, size)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 500  # MB; 3000 at once

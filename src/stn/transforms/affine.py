@@ -93,6 +93,10 @@ class AbstractMatrixTransform(AbstractTransform):
         points = self.check_points(self.check_theta(theta), points)
         return map_affine(self.matrix(theta, frame), points)
 
+    def _linearize(self, theta: Tensor, points: Tensor, frame: Frame) -> tuple[Tensor, Tensor]:
+        matrix = self.matrix(theta, frame)
+        return map_affine(matrix, points), matrix[:, None, :, :-1].expand(-1, points.shape[1], -1, -1)
+
 
 class Affine(AbstractMatrixTransform):
     """Any affine map: theta (B, d (d+1)) is the matrix (d, d+1), row by row, without the entries that are fixed.
