@@ -6,10 +6,13 @@ import math
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
 import stn
+import stn.viz
+import stn.volumes
 from stn import conventions
 
 SIZE, SPACING = (10, 15, 20), (1.0, 1.5, 3.0)
@@ -356,3 +359,81 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 500  # MB; 3000 at once
+
+
+# Files and pictures
+
+
+def test_a_volume_comes_back_from_a_file_with_its_place(tmp_path):
+    nib = pytest.importorskip("nibabel")
+    world = random_world()
+    for name in ("x.nii", "x.nii.gz"):
+        for data in (torch.rand(1, 1, 3, 4, 5), torch.rand(1, 2, 3, 4, 5), torch.arange(60).reshape(1, 1, 3, 4, 5).short(),
+                     torch.arange(60).reshape(1, 1, 3, 4, 5).byte(), torch.arange(60).reshape(1, 1, 3, 4, 5) * 2**40):  # fmt: skip
+            stn.volumes.save(tmp_path / name, data, world)
+            back = stn.volumes.load(tmp_path / name)
+            assert back.data.dtype == data.dtype
+            assert torch.equal(back.data, data)
+            torch.testing.assert_close(back.world, world, atol=1e-5, rtol=1e-5)  # the header's are float32
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["x.nii", "x.nii.gz"]
+    image = nib.load(tmp_path / "x.nii")
+    assert image.shape == (5, 4, 3)  # indexed (x, y, z)
+    assert image.header.get_xyzt_units()[0] == "mm"
+    scaled = nib.Nifti1Image(np.arange(24, dtype=np.uint16).reshape(2, 3, 4), world.numpy())
+    scaled.header.set_slope_inter(0.5, 1)
+    nib.save(scaled, tmp_path / "scaled.nii")
+    assert stn.volumes.load(tmp_path / "scaled.nii").data.dtype == torch.float32
+
+
+def test_resampling_is_that_of_nibabel(tmp_path):
+    """From one scanner's lattice to another's, as `nibabel.processing` (SciPy) has it, well inside."""
+    nib = pytest.importorskip("nibabel")
+    from nibabel.processing import resample_from_to
+
+    data = torch.rand(1, 1, 12, 14, 16)
+    world, other = torch.diag(torch.tensor([1.0, 1.2, 3.0, 1.0])), torch.diag(torch.tensor([1.3, 0.9, 2.0, 1.0]))
+    other[:3, 3] = torch.tensor([1.0, 2, 3])
+    size = (10, 11, 9)
+    theta = conventions.theta_from_world(torch.eye(3, 4)[None], world, (12, 14, 16), other, size)
+    image = nib.Nifti1Image(data[0, 0].numpy().T, world.numpy())
+    wanted = resample_from_to(image, (size[::-1], other.numpy()), order=1).get_fdata().T
+    ours = stn.warp(data, theta, size)[0, 0]
+    torch.testing.assert_close(ours, torch.from_numpy(wanted).float(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("argument", "call"),
+    [
+        ("path", lambda folder: stn.volumes.save(folder / "x.img", torch.rand(1, 1, 2, 2, 2), torch.eye(4))),
+        ("data", lambda folder: stn.volumes.save(folder / "x.nii", torch.rand(2, 1, 2, 2, 2), torch.eye(4))),
+        ("world", lambda folder: stn.volumes.save(folder / "x.nii", torch.rand(1, 1, 2, 2, 2), torch.eye(3))),
+        ("path", lambda folder: stn.volumes.load(folder / "text.nii")),
+        ("path", lambda folder: stn.volumes.load(folder / "flat.nii")),
+        ("volumes", lambda folder: stn.viz.slices(torch.rand(1, 8, 8))),
+        ("labels", lambda folder: stn.viz.slices(torch.rand(1, 1, 8, 8, 8), labels=torch.zeros(1, 1, 8, 8, 7))),
+        ("at", lambda folder: stn.viz.slices(torch.rand(1, 1, 8, 8, 8), at=(0, 0, 2))),
+        ("titles", lambda folder: stn.viz.slices(torch.rand(1, 1, 8, 8, 8), ["a", "b"])),
+        ("after", lambda folder: stn.viz.registration(*torch.rand(2, 1, 1, 8, 8), torch.rand(1, 1, 8, 9))),
+    ],
+)
+def test_what_is_no_volume_is_refused(argument, call, tmp_path):
+    nib = pytest.importorskip("nibabel")
+
+    (tmp_path / "text.nii").write_text("no volume")
+    nib.save(nib.Nifti1Image(np.zeros((4, 4), np.float32), np.eye(4)), tmp_path / "flat.nii")
+    with pytest.raises(ValueError, match=rf"^{argument}: "):
+        call(tmp_path)
+
+
+def test_slices_go_through_the_point_and_keep_the_aspect():
+    from stn import viz
+
+    volume = torch.arange(4 * 5 * 6.0).reshape(1, 1, 4, 5, 6)
+    labels = (volume > 50).int()
+    figure = viz.slices(volume, ["a"], spacing=(1, 1, 3), at=(-1.0, 0.0, 0.9), labels=labels)
+    shown = [ax.images[0].get_array() for ax in figure.axes]
+    volume = volume[0, 0].numpy()
+    for plane, wanted in zip(shown, (volume[3], volume[:, 2], volume[:, :, 0]), strict=True):
+        np.testing.assert_array_equal(plane, wanted)
+    assert [ax.get_aspect() for ax in figure.axes] == [1.0, 3.0, 3.0]
+    assert figure.axes[0].collections  # the outline of the labels

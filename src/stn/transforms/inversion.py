@@ -11,10 +11,14 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from ..coordinates import Coordinates
 from ..geometry import lattice_points
+from ..ops import dispatch as ops
+from ..reading import Reading
 
 Linearize = Callable[[Tensor], tuple[Tensor, Tensor]]  # points (B, N, d) -> mapped (B, N, d), derivative (B, N, d, d)
 
+_LINEAR = Reading("bilinear", "border", None, align_corners=True)
 STEPS = 50
 _PIECE = 2**14  # points at a time, over the batch
 _MANY = 2**13  # points from which a common start pays
@@ -113,6 +117,8 @@ def _inverse_on_lattice(linearize: Linearize, like: Tensor) -> Tensor:
 
 
 def _read(field: Tensor, points: Tensor) -> Tensor:
-    from .flow import sample_field  # a family, which stands on this
-
-    return sample_field(field, points)
+    """A field (B, *lattice, d), border points on -1 and 1, linearly at points (B, N, d); its border goes on beyond."""
+    d = field.shape[-1]
+    grid = points.reshape(points.shape[0], *[1] * (d - 1), *points.shape[1:])
+    image = field.movedim(-1, 1).contiguous()
+    return ops.warp(image, Coordinates("grid", tuple(grid.shape[1:-1]), grid), _LINEAR).flatten(2).movedim(1, -1)
