@@ -19,7 +19,7 @@ PUBLIC = {
     "spatial_transformer_network", "transforms", "warp",
     "BSpline", "CPAB", "Corners", "DisplacementField", "IterativeTransformer", "ParallelTransformers", "Polar", "Projective",
     "RecurrentLocalizer", "SharedLocalizer", "ThinPlateSpline", "VelocityField", "convert", "kernels", "linearized_sample",
-    "linearized_warp", "penalties", "splat", "splat_count", "thin_plate_spline", "valid_mask", "window_starts",
+    "linearized_warp", "penalties", "register", "Registration", "splat", "splat_count", "thin_plate_spline", "valid_mask", "window_starts",
 }  # fmt: skip
 
 IMAGE = torch.rand(2, 3, 5, 6)
@@ -85,6 +85,7 @@ POSITIONAL = {
     stn.identity_head: ["in_features", "transform"],
     stn.parameter_groups: ["model"],
     stn.diagnose: ["image", "warp"],
+    stn.register: ["fixed", "moving", "transform"],
     stn.models.create: ["name"],
     stn.transforms.by_name: ["name"],
     stn.Affine: ["ndim"], stn.Similarity: ["ndim"], stn.Rigid: ["ndim"], stn.Attention: ["ndim"],
@@ -96,6 +97,11 @@ POSITIONAL = {
     conventions.normalized_to_pixel: ["points", "size"],
     conventions.theta_from_pixel: ["matrix", "in_size", "out_size"],
     conventions.theta_to_pixel: ["theta", "in_size", "out_size"],
+    conventions.world_to_normalized: ["points", "world", "size"],
+    conventions.normalized_to_world: ["points", "world", "size"],
+    conventions.theta_from_world: ["matrix", "in_world", "in_size", "out_world", "out_size"],
+    conventions.theta_to_world: ["theta", "in_world", "in_size", "out_world", "out_size"],
+    conventions.spacing_of: ["world"],
     conventions.change_align_corners: ["theta", "in_size", "out_size"],
     stn.geometry.invert_matrix: ["matrix"],
     stn.geometry.compose_matrices: ["a", "b"],

@@ -151,6 +151,20 @@ def test_volumes_are_upright(rotation):
     assert measured[rotation][1] < 5
 
 
+def test_scans_meet_in_millimetres(tmp_path):
+    pytest.importorskip("nibabel")
+    figure, folder = tmp_path / "scans.png", tmp_path / "files"
+    folder.mkdir()
+    words = ["--scale", "2.5", "--threads", "1", "--figure", str(figure), "--folder", str(folder)]
+    measured = load("register_volume").main(words)
+    for organ, least in (("head", 0.9), ("ventricle", 0.7), ("nucleus", 0.5)):
+        before, rigid, bent = measured[organ]
+        assert before < rigid < bent, organ
+        assert bent > least, organ
+    assert figure.stat().st_size > 5_000
+    assert len(list(folder.iterdir())) == 4
+
+
 def test_the_error_of_a_rotation_is_what_is_left_of_it():
     example = load("upright_volume")
     family, size = example.TURN, (example.SIDE,) * 3

@@ -15,6 +15,7 @@ from .localization import (
     window_starts,
 )
 from .placement import IterativeTransformer, ParallelTransformers
+from .registration import Registration, register
 from .sampling import sample, valid_mask, warp
 from .splatting import splat, splat_count
 from .transformer import SpatialTransformer, Warp, spatial_transformer_network
@@ -61,6 +62,7 @@ __all__ = [
     "Polar",
     "Projective",
     "RecurrentLocalizer",
+    "Registration",
     "Rigid",
     "Rotation",
     "SharedLocalizer",
@@ -84,6 +86,7 @@ __all__ = [
     "ops",
     "parameter_groups",
     "penalties",
+    "register",
     "sample",
     "spatial_transformer_network",
     "splat",

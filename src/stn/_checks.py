@@ -122,6 +122,22 @@ def _index(n: Any) -> int:
     return operator.index(n)
 
 
+def check_spacing(spacing: Any, ndim: int, argument: str = "spacing") -> tuple[float, ...] | None:
+    """The lengths of a pixel's sides along (x, y[, z]) as floats, or None where they are not told; else a ValueError."""
+    if spacing is None:
+        return None
+    try:
+        numbers = () if isinstance(spacing, (str, bytes)) else tuple(float(side) for side in spacing)
+    except (TypeError, ValueError):
+        numbers = ()
+    if len(numbers) != ndim or not all(0 < side < float("inf") for side in numbers):
+        raise ValueError(
+            f"{argument}: expected None or {ndim} positive number{'s' * (ndim > 1)}, the length of a pixel's side along "
+            f"{', '.join('xyz'[:ndim])}, got {describe(spacing)}"
+        )
+    return numbers
+
+
 def check_batches(first: str, a: Tensor, second: str, b: Tensor) -> int:
     """The batch size that `a` and `b` share; a batch of 1 is broadcast."""
     if a.device != b.device:

@@ -16,6 +16,7 @@ Coming from a peer, with `theta_from_pixel(matrix, in_size, out_size, ...)`:
 | scikit-image `warp(image, inverse_map)` | output -> input, pixels (x, y) | default, the transform's `params` |
 | SciPy `ndimage.affine_transform` | output -> input, array indices | `order="ij"`, matrix and offset side by side |
 | Keras `ops.image.affine_transform` | output -> input, pixels (x, y) | default, its first six numbers as (2, 3) |
+| ITK, ANTs, FSL, nibabel in millimetres | output -> input, world (x, y, z) | `theta_from_world`, with both voxel-to-world matrices |
 | dm_pix `affine_transform` | output -> input, (row, column) | `order="ij"`, without the channel axis |
 
 Whole programs, with a recipe for each in `docs/compatibility.md`:
@@ -41,13 +42,13 @@ feeds `linspace(-1, 1)` to a half-pixel sampler is repaired by `change_align_cor
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ._checks import check_choice, check_float_tensor, check_size, coordinate_dtype
-from .geometry import as_projective, check_matrix, extent, invert_matrix
+from ._checks import check_choice, check_float_tensor, check_size, coordinate_dtype, describe
+from .geometry import as_projective, check_matrix, compose_matrices, extent, invert_matrix, map_affine
 
 Size = tuple[int, ...]
 
@@ -169,6 +170,147 @@ def theta_to_pixel(
     if order == "ij":
         m = _reverse_axes(m, d)
     return m.to(coordinate_dtype(theta))
+
+
+def world_to_normalized(points: Tensor, world: Any, size: Size, *, align_corners: bool = False) -> Tensor:
+    """World coordinates, such as millimetres in a scanner, to normalized ones of an image.
+
+    Args:
+        points: (..., d), ordered (x, y[, z]), in the world.
+        world: the image's pixel-to-world matrix (d+1, d+1), as `nibabel`'s `affine`: from pixel coordinates
+            (x, y[, z]), whose integers are pixel centres, to the world. A tensor or an array.
+        size: ([D,] H, W) of the image. Of an array that nibabel gives, which is indexed (x, y, z), that is the shape
+            backwards; `stn.volumes.load` gives it so.
+
+    Raises:
+        ValueError: for wrong shapes and types, and for a matrix that is not finite, singular or not affine.
+
+    Example:
+        >>> world = torch.tensor([[1.0, 0, 0, -10], [0, 1, 0, -20], [0, 0, 3, 5], [0, 0, 0, 1]])  # 1 x 1 x 3 mm
+        >>> world_to_normalized(torch.tensor([[-10.0, -20.0, 8.0]]), world, (2, 4, 4))
+        tensor([[-0.7500, -0.7500,  0.5000]])
+    """
+    matrix = check_world("world", world, len(check_size(size)))
+    check_float_tensor("points", points, "points (..., d)")
+    if points.shape[-1:] != (len(size),):
+        raise ValueError(f"points: expected (..., {len(size)}) for size {size}, got shape {tuple(points.shape)}")
+    pixels = map_affine(invert_matrix(matrix[None, :-1]).to(points.device), points.double().reshape(1, -1, len(size)))
+    found = pixel_to_normalized(pixels, size, align_corners=align_corners)
+    return found.reshape(points.shape).to(coordinate_dtype(points))
+
+
+def normalized_to_world(points: Tensor, world: Any, size: Size, *, align_corners: bool = False) -> Tensor:
+    """Normalized coordinates (..., d) of an image to those of the world; the inverse of `world_to_normalized`.
+
+    Example:
+        >>> world = torch.diag(torch.tensor([1.0, 1, 3, 1]))  # voxels of 1 x 1 x 3 mm, the first at the origin
+        >>> normalized_to_world(torch.zeros(1, 3), world, (5, 5, 5))
+        tensor([[2., 2., 6.]])
+    """
+    matrix = check_world("world", world, len(check_size(size)))
+    pixels = normalized_to_pixel(points.double(), size, align_corners=align_corners).reshape(1, -1, len(size))
+    found = map_affine(matrix[None, :-1].to(points.device), pixels)
+    return found.reshape(points.shape).to(coordinate_dtype(points))
+
+
+def theta_from_world(
+    matrix: Tensor,  # (B, d, d+1) or (B, d+1, d+1)
+    in_world: Any,
+    in_size: Size,
+    out_world: Any,
+    out_size: Size,
+    *,
+    direction: Literal["pull", "push"] = "pull",
+    align_corners: bool = False,
+) -> Tensor:
+    """An affine or projective map of world coordinates, such as millimetres, as this package's theta of the same shape.
+
+    The identity brings an image onto the lattice of another as the two lie in the world: resampling.
+
+    Args:
+        matrix: (B, d, d+1) or (B, d+1, d+1), on (x, y[, z]) of the world.
+        in_world, out_world: pixel-to-world matrices (d+1, d+1), as of `world_to_normalized`, of the image that is read
+            and of the one that is made.
+        in_size, out_size: their sizes ([D,] H, W).
+        direction: "pull" if the matrix maps points of the output to points of the input, as transforms of ITK do.
+
+    Raises:
+        ValueError: as `theta_from_pixel` and `world_to_normalized`.
+
+    Example:
+        >>> fine, coarse = torch.eye(4), torch.diag(torch.tensor([1.0, 1, 3, 1]))
+        >>> theta_from_world(torch.eye(3, 4)[None], coarse, (4, 9, 9), fine, (10, 9, 9)).round(decimals=3)[0, 2]
+        tensor([0.0000, 0.0000, 0.8330, 0.0000])
+    """
+    d = check_matrix("matrix", matrix, projective=True)
+    to_pixel = invert_matrix(check_world("in_world", in_world, d)[None, :-1])
+    to_world = check_world("out_world", out_world, d)[None, :-1]
+    check_choice("direction", direction, ("pull", "push"))
+    m = matrix.to("cpu", torch.float64)
+    if direction == "push":
+        m = invert_matrix(m)
+    pixels = compose_matrices(compose_matrices(to_pixel, m), to_world)
+    theta = theta_from_pixel(pixels, in_size, out_size, align_corners=align_corners)
+    return theta.to(matrix.device, coordinate_dtype(matrix))
+
+
+def theta_to_world(
+    theta: Tensor,  # (B, d, d+1) or (B, d+1, d+1)
+    in_world: Any,
+    in_size: Size,
+    out_world: Any,
+    out_size: Size,
+    *,
+    direction: Literal["pull", "push"] = "pull",
+    align_corners: bool = False,
+) -> Tensor:
+    """An affine or projective theta as a map of world coordinates; the inverse of `theta_from_world`.
+
+    Example:
+        >>> world = torch.diag(torch.tensor([1.0, 1, 3, 1]))
+        >>> shift = torch.eye(3, 4)[None] + torch.tensor([0, 0, 0, 1.0]) * torch.tensor([0.0, 0, 0.5])[:, None]
+        >>> theta_to_world(shift, world, (4, 8, 8), world, (4, 8, 8))[0, 2]  # reads 3 mm further up
+        tensor([0., 0., 1., 3.])
+    """
+    d = check_matrix("theta", theta, projective=True)
+    from_pixel = check_world("in_world", in_world, d)[None, :-1]
+    to_pixel = invert_matrix(check_world("out_world", out_world, d)[None, :-1])
+    check_choice("direction", direction, ("pull", "push"))
+    pixels = theta_to_pixel(theta.to("cpu", torch.float64), in_size, out_size, align_corners=align_corners)
+    m = compose_matrices(compose_matrices(from_pixel, pixels), to_pixel)
+    if direction == "push":
+        m = invert_matrix(m)
+    return m.to(theta.device, coordinate_dtype(theta))
+
+
+def spacing_of(world: Any) -> tuple[float, ...]:
+    """The lengths of a pixel's sides along its own axes (x, y[, z]), of a pixel-to-world matrix (d+1, d+1).
+
+    Example:
+        >>> spacing_of(torch.tensor([[0.0, -2, 0, 7], [1, 0, 0, 7], [0, 0, 3, 7], [0, 0, 0, 1]]))
+        (1.0, 2.0, 3.0)
+    """
+    return tuple(check_world("world", world)[:-1, :-1].norm(dim=0).tolist())
+
+
+def check_world(argument: str, world: Any, d: int | None = None) -> Tensor:
+    """A pixel-to-world matrix (d+1, d+1) in float64 on the CPU, or a ValueError."""
+    expected = "a pixel-to-world matrix (d+1, d+1)" if d is None else f"a pixel-to-world matrix ({d + 1}, {d + 1})"
+    try:
+        matrix = torch.as_tensor(world).detach().to("cpu", torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"{argument}: expected {expected}, got {describe(world)}") from None
+    n = matrix.shape[0] if matrix.ndim == 2 else 0
+    if n not in (2, 3, 4) or matrix.shape[1] != n or d not in (None, n - 1):
+        raise ValueError(f"{argument}: expected {expected}, got {describe(world)}")
+    last = torch.eye(n, dtype=torch.float64)[-1]
+    if not bool(matrix.isfinite().all()) or not torch.equal(matrix[-1], last):
+        raise ValueError(
+            f"{argument}: expected {expected}, finite, with a last row of 0 ... 0 1, got {matrix.tolist()}"
+        )
+    if float(torch.linalg.det(matrix)) == 0:
+        raise ValueError(f"{argument}: expected {expected} that is invertible, got {matrix.tolist()}")
+    return matrix
 
 
 def change_align_corners(theta: Tensor, in_size: Size, out_size: Size, *, to: bool) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import geometry
-from ._checks import check_flag, check_float_tensor, check_size, coordinate_dtype, describe
+from ._checks import check_flag, check_float_tensor, check_size, check_spacing, coordinate_dtype, describe
 
 Kind = Literal["affine", "projective", "two-sided", "basis", "grid", "pixels"]
 MATRICES = ("affine", "projective", "two-sided")  # the kinds that are one
@@ -32,7 +32,9 @@ class Frame(NamedTuple):
     """What a family may know of the image that is read.
 
     Families that keep angles or lengths need its size ([D,] H, W), because normalized coordinates of an image that is
-    not square are not square; without it the frame is taken as square.
+    not square are not square; without it the frame is taken as square. Where pixels are not square either, they need
+    the length of a pixel's side along each axis too, (x, y[, z]), in whatever unit: voxels of 1 x 1 x 3 mm have
+    `spacing=(1, 1, 3)`. It is the family's own `spacing` unless said here.
 
     Example:
         >>> import stn
@@ -43,6 +45,7 @@ class Frame(NamedTuple):
 
     image_size: tuple[int, ...] | None = None
     align_corners: bool = False
+    spacing: tuple[float, ...] | None = None
 
 
 SQUARE = Frame()
@@ -53,13 +56,32 @@ def check_frame(frame: Any, ndim: int) -> Frame:
     if frame is SQUARE:
         return SQUARE
     if not isinstance(frame, Frame):
-        raise ValueError(f"frame: expected a stn.Frame(image_size, align_corners), got {describe(frame)}")
-    image_size, align_corners = frame
+        raise ValueError(f"frame: expected a stn.Frame(image_size, align_corners, spacing), got {describe(frame)}")
+    image_size, align_corners, spacing = frame
     check_flag("align_corners", align_corners)
+    size = None if image_size is None else check_size(image_size, ndim, "image_size")
+    sides = check_spacing(spacing, ndim)
+    return frame if size is image_size and sides == spacing else Frame(size, align_corners, sides)
+
+
+def half_lengths(frame: Frame, ndim: int, spacing: tuple[float, ...] | None = None) -> tuple[float, ...] | None:
+    """How long a normalized unit is along (x, y[, z]), for families that keep angles or lengths: in pixels, or in the
+    unit of the spacing. None where all axes are taken as the same.
+
+    Args:
+        spacing: the family's own, for frames that say none.
+
+    Raises:
+        ValueError: where the frame and the family disagree.
+    """
+    image_size, align_corners, told = check_frame(frame, ndim)
+    if told is not None and spacing is not None and told != spacing:
+        raise ValueError(f"spacing: expected {spacing}, that of the family, or None, got {told}")
+    sides = told or spacing
     if image_size is None:
-        return frame
-    size = check_size(image_size, ndim, "image_size")
-    return frame if size == image_size else Frame(size, align_corners)
+        return sides
+    half = geometry.extent(image_size, align_corners=align_corners)
+    return half if sides is None else tuple(h * s for h, s in zip(half, sides, strict=True))
 
 
 def check_grid(image: Tensor, grid: Any) -> Coordinates:

@@ -165,9 +165,28 @@ def check_matrix(argument: str, matrix: Tensor, *, projective: bool = False) -> 
 
 def derivative(function: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
     """The derivative (B, N, d, d) of a function of points (B, N, d) that maps each by itself, one row an output."""
-    _, pull, *_ = torch.func.vjp(function, points)
+    return linearized(function, points)[1]
+
+
+def linearized(function: Callable[[Tensor], Tensor], points: Tensor) -> tuple[Tensor, Tensor]:
+    """What such a function makes of points, (B, N, d), and its `derivative` there."""
+    values, pull, *_ = torch.func.vjp(function, points)
     units = torch.eye(points.shape[-1], dtype=points.dtype, device=points.device)
-    return torch.stack([pull(unit.expand_as(points))[0] for unit in units], dim=-2)
+    return values, torch.stack([pull(unit.expand_as(points))[0] for unit in units], dim=-2)
+
+
+def linearized_once(function: Callable[[Tensor], Tensor], points: Tensor) -> tuple[Tensor, Tensor]:
+    """`linearized` where no derivative of either is asked for: without transforms, which know no fused backward."""
+    with torch.enable_grad():
+        points = points.detach().requires_grad_()
+        values = function(points)
+        if not values.requires_grad:  # a constant
+            return values, torch.zeros_like(points)[..., None].expand(*points.shape, points.shape[-1])
+        rows = [
+            torch.autograd.grad(row.sum(), points, retain_graph=True, materialize_grads=True)[0]
+            for row in values.unbind(-1)
+        ]
+    return values.detach(), torch.stack(rows, dim=-2)
 
 
 def differences(values: Tensor, axis: int) -> Tensor:

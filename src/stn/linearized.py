@@ -8,6 +8,7 @@ fitted to the image at random positions around the one that is read.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from ._checks import check_image, check_number, coordinate_dtype, describe
 from .coordinates import Coordinates, check_grid, positions
 from .reading import Fill, Mode, PaddingMode, Reading, check_reading
-from .sampling import check_target, read, where_to_read
+from .sampling import check_sides, check_target, read, where_to_read
 from .transforms.base import AbstractTransform
 
 _RIDGE = (
@@ -85,11 +86,12 @@ def linearized_warp(
     padding_mode: PaddingMode = "zeros",
     fill: Fill = 0.0,
     align_corners: bool = False,
+    spacing: Sequence[float] | None = None,
 ) -> Tensor:
     """`stn.warp(image, theta)` with the gradient to theta of `linearized_sample`.
 
     Args:
-        image, theta, size, transform, mode, padding_mode, fill, align_corners: as for `stn.warp`.
+        image, theta, size, transform, mode, padding_mode, fill, align_corners, spacing: as for `stn.warp`.
         samples, spread, generator: as for `linearized_sample`.
 
     Returns:
@@ -109,7 +111,8 @@ def linearized_warp(
     image_size = check_image(image)
     reading = check_reading(mode, padding_mode, fill, align_corners)
     size = check_target(image_size, size, transform)
-    return read_linearized(image, theta, size, transform, reading, samples, spread, generator)
+    sides = check_sides(spacing, len(image_size), transform)
+    return read_linearized(image, theta, size, transform, reading, samples, spread, generator, sides)
 
 
 def read_linearized(
@@ -121,9 +124,10 @@ def read_linearized(
     samples: int = 8,
     spread: float = 2.0,
     generator: torch.Generator | None = None,
+    spacing: tuple[float, ...] | None = None,
 ) -> Tensor:
     """`linearized_warp` for what has been checked, but for theta, the batches and the fill."""
-    coordinates = where_to_read(image, theta, size, transform, reading.align_corners)
+    coordinates = where_to_read(image, theta, size, transform, reading.align_corners, spacing)
     grid = positions(coordinates, reading.align_corners, coordinate_dtype(theta))
     return _read(image, Coordinates("grid", size, grid), reading, samples, spread, generator, "theta")
 

@@ -26,7 +26,6 @@ import torch
 from torch import Tensor
 
 from ._checks import check_number, coordinate_dtype, describe, nearest_name
-from .coordinates import Frame
 from .geometry import lattice_points
 from .transformer import Warp
 
@@ -299,8 +298,7 @@ def _lattice(warp: Warp, points: int, *, edges: bool) -> Tensor:
 
 def _determinants(warp: Warp, points: int) -> Tensor:
     """Of the Jacobian, at the centres of cells (B, points^d): on the very edge of the frame some families have a kink."""
-    frame = Frame(warp.image_size, warp.align_corners)
-    return warp.transform.determinant(warp.theta, _lattice(warp, points, edges=False), frame)
+    return warp.transform.determinant(warp.theta, _lattice(warp, points, edges=False), warp.frame)
 
 
 def _mean(values: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -16,6 +17,7 @@ from ._checks import (
     check_float_tensor,
     check_readable,
     check_size,
+    check_spacing,
     coordinate_dtype,
     describe,
 )
@@ -196,6 +198,7 @@ def warp(
     antialias: bool = False,
     align_corners: bool = False,
     lattice_align_corners: bool | None = None,
+    spacing: Sequence[float] | None = None,
 ) -> Tensor:
     """Warp `image` by `theta`: each output pixel is read in the image where theta says.
 
@@ -213,6 +216,9 @@ def warp(
             does not shrink the image.
         lattice_align_corners: where the pixels of the output lie, if not as `align_corners`, which then is about the
             image alone: for networks that were trained with a mixture of both (see `stn.conventions`). The grid is made.
+        spacing: the length of a pixel's side in the image along (x, y[, z]), such as (1, 1, 3) for voxels of 1 x 1 x 3
+            mm, with a `transform` that keeps angles or lengths: it then does so in millimetres. Matrices say all that
+            they do themselves; `stn.conventions.theta_from_world` makes one from a matrix in millimetres.
 
     Returns:
         (B, C, *size) in the image's type and memory format. NaN where a position is not finite, as `sample`.
@@ -230,7 +236,7 @@ def warp(
     if has_torch_function_variadic(image, theta):
         options: dict[str, Any] = {"transform": transform, "mode": mode, "padding_mode": padding_mode, "fill": fill}
         options |= {"antialias": antialias, "align_corners": align_corners}
-        options |= {"lattice_align_corners": lattice_align_corners}
+        options |= {"lattice_align_corners": lattice_align_corners, "spacing": spacing}
         out: Tensor = handle_torch_function(warp, (image, theta), image, theta, size, **options)
         return out
     image_size = check_readable(image, mode)
@@ -239,7 +245,8 @@ def warp(
     size = check_target(image_size, size, transform)
     if lattice_align_corners is not None:
         check_flag("lattice_align_corners", lattice_align_corners)
-    return read_warp(image, theta, size, transform, reading, antialias, lattice_align_corners)
+    sides = check_sides(spacing, len(image_size), transform)
+    return read_warp(image, theta, size, transform, reading, antialias, lattice_align_corners, sides)
 
 
 def check_target(
@@ -255,13 +262,28 @@ def check_target(
     return image_size if size is None else check_size(size, d, least=0)
 
 
+def check_sides(spacing: Any, d: int, transform: AbstractTransform | None) -> tuple[float, ...] | None:
+    """The spacing of an image in `d` dimensions for a transform, or a ValueError."""
+    if spacing is not None and transform is None:
+        raise ValueError(
+            f"spacing: expected None with theta as matrices, which are in normalized coordinates whatever the spacing, or "
+            f"transform= such as stn.Rotation(3), got {describe(spacing)}"
+        )
+    return check_spacing(spacing, d)
+
+
 def where_to_read(
-    image: Tensor, theta: Tensor, size: tuple[int, ...], transform: AbstractTransform | None, align_corners: bool
+    image: Tensor,
+    theta: Tensor,
+    size: tuple[int, ...],
+    transform: AbstractTransform | None,
+    align_corners: bool,
+    spacing: tuple[float, ...] | None = None,
 ) -> Coordinates:
     """The coordinates of `warp`; checks theta."""
     if transform is None:
         return check_matrices(theta, size)
-    return transform.coordinates(theta, size, Frame(tuple(image.shape[2:]), align_corners))
+    return transform.coordinates(theta, size, Frame(tuple(image.shape[2:]), align_corners, spacing))
 
 
 def read_warp(
@@ -272,12 +294,13 @@ def read_warp(
     reading: Reading,
     antialias: bool,
     lattice_align_corners: bool | None = None,
+    spacing: tuple[float, ...] | None = None,
 ) -> Tensor:
     """`warp` for what has been checked, but for theta, the batches and the fill."""
     if transform is not None and _torch.tracing():
         image = of_one_size(image)
     of_lattice = reading.align_corners if lattice_align_corners is None else lattice_align_corners
-    coordinates = where_to_read(image, theta, size, transform, of_lattice)
+    coordinates = where_to_read(image, theta, size, transform, of_lattice, spacing)
     if not antialias:
         if of_lattice != reading.align_corners:
             coordinates = Coordinates("grid", size, positions(coordinates, of_lattice, coordinate_dtype(image)))
@@ -289,7 +312,7 @@ def read_warp(
         coordinates = coordinates._replace(values=coordinates.values.to(dtype))
         mapping = functools.partial(map_points, coordinates)
     else:
-        mapping = functools.partial(transform.map_points, theta.to(dtype), frame=Frame(image_size, of_lattice))
+        mapping = functools.partial(transform.map_points, theta.to(dtype), frame=Frame(image_size, of_lattice, spacing))
     batch = check_batches("image", image, "theta", theta)
     points = lattice_points(coordinates.values.to(dtype), size, of_lattice).expand(theta.shape[0], -1, -1)
     of_input = points.new_tensor(extent(image_size, align_corners=reading.align_corners))

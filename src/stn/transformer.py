@@ -6,14 +6,23 @@ import os
 import sys
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from ._checks import check_choice, check_flag, check_image, check_number, check_size, coordinate_dtype, describe
+from ._checks import (
+    check_choice,
+    check_flag,
+    check_image,
+    check_number,
+    check_size,
+    check_spacing,
+    coordinate_dtype,
+    describe,
+)
 from ._tracing import as_one_step, is_symbolic
 from .conventions import normalized_to_pixel
 from .coordinates import Frame
@@ -40,29 +49,30 @@ class Warp:
     image_size: tuple[int, ...]
     size: tuple[int, ...]
     align_corners: bool
+    spacing: tuple[float, ...] | None = None  # of the input's pixels, where the transform does not say it itself
 
     def grid(self) -> Tensor:
         """The sampling positions (B, *size, d), normalized (x, y)."""
-        return self.transform.grid(self.theta, self.size, self._frame)
+        return self.transform.grid(self.theta, self.size, self.frame)
 
     def map_points(self, points: Tensor) -> Tensor:
         """Normalized points (B or 1, N, d) of the output, where they lie in the input."""
-        return self.transform.map_points(self.theta, self._check(points), self._frame)
+        return self.transform.map_points(self.theta, self._check(points), self.frame)
 
     def unmap_points(
         self, points: Tensor, *, tolerance: float = 1e-4, missing: Literal["raise", "nan"] = "raise"
     ) -> Tensor:
         """Normalized points (B or 1, N, d) of the input, where they appear in the output."""
         points = self._check(points)
-        return self.transform.unmap_points(self.theta, points, self._frame, tolerance=tolerance, missing=missing)
+        return self.transform.unmap_points(self.theta, points, self.frame, tolerance=tolerance, missing=missing)
 
     def map_boxes(self, boxes: Tensor) -> Tensor:
         """Upright boxes (B or 1, N, 2 d) of the output, the upright boxes of the input that hold them."""
-        return self.transform.map_boxes(self.theta, self._check(boxes), self._frame)
+        return self.transform.map_boxes(self.theta, self._check(boxes), self.frame)
 
     def unmap_boxes(self, boxes: Tensor) -> Tensor:
         """Upright boxes (B or 1, N, 2 d) of the input, the upright boxes of the output that hold them."""
-        return self.transform.unmap_boxes(self.theta, self._check(boxes), self._frame)
+        return self.transform.unmap_boxes(self.theta, self._check(boxes), self.frame)
 
     def mask(self) -> Tensor:
         """Where the output shows the image rather than padding: (B, 1, *size), as `stn.valid_mask`."""
@@ -106,8 +116,9 @@ class Warp:
         return points.expand(self.theta.shape[0], -1, -1)
 
     @property
-    def _frame(self) -> Frame:
-        return Frame(self.image_size, self.align_corners)
+    def frame(self) -> Frame:
+        """What the transform was told of the image."""
+        return Frame(self.image_size, self.align_corners, self.spacing)
 
     def outline(self, per_side: int = 1) -> Tensor:
         """The frame of the output as a closed polygon in the input, (B, 4 * per_side + 1, 2) in pixels (x, y)."""
@@ -202,14 +213,21 @@ class AbstractTransformer(nn.Module, ABC):
                 f"{tuple(image.shape)}"
             )
 
-    def _warp(self, image: Tensor, theta: Tensor, transform: AbstractTransform, size: tuple[int, ...] | None) -> Warp:
+    def _warp(
+        self,
+        image: Tensor,
+        theta: Tensor,
+        transform: AbstractTransform,
+        size: tuple[int, ...] | None,
+        spacing: tuple[float, ...] | None = None,
+    ) -> Warp:
         image_size = tuple(image.shape[2:])
         size = size or image_size
         if self.gradient == "linearized" and self.training:
-            output = read_linearized(image, theta, size, transform, self.reading)
+            output = read_linearized(image, theta, size, transform, self.reading, spacing=spacing)
         else:
-            output = read_warp(image, theta, size, transform, self.reading, self.antialias)
-        return Warp(output, theta, transform, image_size, size, self.reading.align_corners)
+            output = read_warp(image, theta, size, transform, self.reading, self.antialias, spacing=spacing)
+        return Warp(output, theta, transform, image_size, size, self.reading.align_corners, spacing)
 
     def extra_repr(self) -> str:
         kernel, padding, _, align_corners = self.reading
@@ -279,18 +297,21 @@ class SpatialTransformer(AbstractTransformer):
     def forward(self, image: Tensor) -> Tensor:
         return as_one_step(self, image) if is_symbolic(image) else self.warp(image).output
 
-    def warp(self, image: Tensor, theta: Tensor | None = None) -> Warp:
+    def warp(self, image: Tensor, theta: Tensor | None = None, *, spacing: Sequence[float] | None = None) -> Warp:
         """As `forward`, with theta and what it takes to map points and draw the sampled frame.
 
         Args:
             image: (B, C, [D,] H, W).
             theta: (B, num_params) to read with, in place of what the localizer says.
+            spacing: of the pixels of these images, (x, y[, z]), as for `stn.warp`; where all images have the same, it
+                is an option of the transform, `stn.Rigid(3, spacing=(1, 1, 3))`.
         """
+        sides = check_spacing(spacing, self.transform.ndim)
         if theta is None:
             theta = self.theta(image)
         else:
             self._check_image(image)
-        return self._warp(image, theta, self.transform, self.size)
+        return self._warp(image, theta, self.transform, self.size, sides)
 
 
 def spatial_transformer_network(

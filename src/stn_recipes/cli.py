@@ -593,6 +593,52 @@ def _warp(a: Namespace) -> None:
     print(a.out)
 
 
+def _register_options(parser: _Parser, argv: Sequence[str]) -> None:
+    parser.add_argument("fixed", help="image file, or volume (.nii, .nii.gz)")
+    parser.add_argument("moving", help="what is brought onto it, of the same kind")
+    parser.add_argument("--out", required=True, help="file to write moving to, as fixed shows it")
+    parser.add_argument(
+        "--transform",
+        choices=["corners", "rigid", "similarity", "affine", "bspline", "velocity"],
+        default="affine",
+        help="what may be done to it; bspline and velocity follow an affine one",
+    )
+    parser.add_argument(
+        "--similarity",
+        choices=["mse", "ncc", "mi"],
+        default="ncc",
+        help="squared difference, correlation, or mutual information (of two kinds of picture)",
+    )
+    parser.add_argument("--control_points", type=int, default=6, help="along each axis, of bspline and velocity")
+    parser.add_argument("--smoothness", type=float, default=1e-4, help="weight of bending")
+    parser.add_argument("--levels", type=int | None, default=None, help="from coarse to fine; by the size if not given")
+    parser.add_argument("--steps", type=int, default=200, help="on each level, at most")
+    parser.add_argument(
+        "--theta", type=str | None, default=None, metavar="FILE", help="write what was found: .safetensors or .npz"
+    )
+    parser.add_argument(
+        "--picture", type=str | None, default=None, metavar="FILE", help="before and after; beside --out if not given"
+    )
+    parser.add_argument(
+        "--points", type=str | None, default=None, metavar="CSV",
+        help="points of moving to carry along, x,y in pixels or x,y,z in millimetres a line",
+    )  # fmt: skip
+    parser.add_argument(
+        "--labels", type=str | None, default=None, metavar="FILE", help="label mask of moving to carry along"
+    )
+
+
+def _register(a: Namespace) -> None:
+    from .register import register_files
+
+    given = {name: value for name, value in a.as_dict().items() if name not in ("fixed", "moving", "out", "config")}
+    found, files = register_files(a.fixed, a.moving, a.out, **given, say=print)
+    for file in files:
+        print(file)
+    if found.problem is not None:
+        raise ValueError(f"did not converge: {found.problem}; the files show where it ended")
+
+
 def _info_options(parser: _Parser, argv: Sequence[str]) -> None:
     parser.add_argument(
         "--check", action="store_true", help="compare every backend with the reference on a hundred small cases"
@@ -676,5 +722,8 @@ COMMANDS = {
     "recipes": Command("List the recipes, or show the settings of one as YAML.", _recipes_options, _recipes),
     "models": Command("List the networks, or show the layers of one.", _models_options, _models),
     "warp": Command("Rotate, scale and shift an image: the classic sanity check.", _warp_options, _warp),
+    "register": Command(
+        "Bring one photo or volume onto another, with its points and labels.", _register_options, _register
+    ),
     "info": Command("Versions, backends, instruction set and threads.", _info_options, _info),
 }

@@ -23,7 +23,7 @@ def empty_like(image: Tensor, size: tuple[int, ...], dtype: torch.dtype) -> Tens
 def as_image(out: Tensor, image: Tensor) -> Tensor:
     """`out` in the type and the memory format of `image`; for integers rounded, halves to even, within their range."""
     if out.dtype != image.dtype:
-        if not image.is_floating_point():
+        if not image.is_floating_point() and image.dtype != torch.bool:
             limits = torch.iinfo(image.dtype)
             out = out.round().clamp(limits.min, limits.max)
         out = out.to(image.dtype)

@@ -30,9 +30,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .._checks import check_bound, check_choice, check_flag, check_number, check_size, coordinate_dtype, describe
-from ..coordinates import SQUARE, Coordinates, Frame, check_frame
-from ..geometry import affine_positions, check_matrix, compose_matrices, extent, invert_matrix, map_affine
+from .._checks import (
+    check_bound,
+    check_choice,
+    check_flag,
+    check_number,
+    check_size,
+    check_spacing,
+    coordinate_dtype,
+    describe,
+)
+from ..coordinates import SQUARE, Coordinates, Frame, half_lengths
+from ..geometry import affine_positions, check_matrix, compose_matrices, invert_matrix, map_affine
 from .base import AbstractTransform
 from .bounds import bounded, bounded_length, unbounded, unbounded_length
 from .rotations import Angle, AxisAngle, Rotations, SixD
@@ -83,6 +92,10 @@ class AbstractMatrixTransform(AbstractTransform):
     def map_points(self, theta: Tensor, points: Tensor, frame: Frame = SQUARE) -> Tensor:
         points = self.check_points(self.check_theta(theta), points)
         return map_affine(self.matrix(theta, frame), points)
+
+    def _linearize(self, theta: Tensor, points: Tensor, frame: Frame) -> tuple[Tensor, Tensor]:
+        matrix = self.matrix(theta, frame)
+        return map_affine(matrix, points), matrix[:, None, :, :-1].expand(-1, points.shape[1], -1, -1)
 
 
 class Affine(AbstractMatrixTransform):
@@ -198,8 +211,9 @@ RotationName = Literal["axis-angle", "6d"]
 
 
 class AbstractConstrained(AbstractMatrixTransform):
-    """Turn, then scale, then shift: p -> S^-1 R S diag(scale) p + shift, with S the image's half extent in pixels, so
-    that the turn R is a true one on the image. Each member has some of the three."""
+    """Turn, then scale, then shift: p -> S^-1 R S diag(scale) p + shift, with S the image's half extent in pixels, or in
+    millimetres where `spacing` says how large they are, so that the turn R is a true one on the image. Each member has
+    some of the three."""
 
     _turns = False
     _scales: Literal["none", "one", "each"] = "none"  # one for all axes, or one for each
@@ -214,9 +228,11 @@ class AbstractConstrained(AbstractMatrixTransform):
         max_scale: float | None = None,
         max_shift: float | None = None,
         log_scale: bool = True,
+        spacing: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         self.ndim = _check_ndim(ndim, (2, 3) if self._turns else (1, 2, 3))
+        self.spacing = check_spacing(spacing, self.ndim)
         check_choice("rotation", rotation, ("axis-angle", "6d"))
         if rotation == "6d" and self.ndim != 3:
             raise ValueError("rotation: expected 'axis-angle' with ndim=2; '6d' belongs to ndim=3")
@@ -339,14 +355,11 @@ class AbstractConstrained(AbstractMatrixTransform):
 
     def _aspect(self, like: Tensor, frame: Frame) -> Tensor | float:
         """(d, d), or 1 for all: what an entry of a matrix on pixels becomes in normalized coordinates."""
-        image_size, align_corners = check_frame(frame, self.ndim)
-        if image_size is None:
+        half = half_lengths(frame, self.ndim, self.spacing)
+        if half is None:
             return 1.0
-        if not torch.compiler.is_compiling() and all(
-            n == image_size[0] > 1 for n in image_size
-        ):  # or sizes are no numbers
+        if not torch.compiler.is_compiling() and all(h == half[0] > 0 for h in half):  # or lengths are no numbers
             return 1.0
-        half = extent(image_size, align_corners=align_corners)
         # An axis of one pixel has no length with align_corners: nothing turns into it.
         ratio = [[to / of if to and of else float(i == j) for j, to in enumerate(half)] for i, of in enumerate(half)]
         return like.new_tensor(ratio)
@@ -356,7 +369,8 @@ class AbstractConstrained(AbstractMatrixTransform):
         shown += [] if self.rotation == "axis-angle" else [f"rotation={self.rotation!r}"]
         options = {"max_angle": self.max_angle, "max_scale": self.max_scale, "max_shift": self.max_shift}
         shown += [f"{name}={value:g}" for name, value in options.items() if value is not None]
-        return ", ".join(shown + ([] if self.log_scale else ["log_scale=False"]))
+        shown += [] if self.log_scale else ["log_scale=False"]
+        return ", ".join(shown + ([] if self.spacing is None else [f"spacing={self.spacing}"]))
 
 
 class Similarity(AbstractConstrained):
@@ -370,6 +384,8 @@ class Similarity(AbstractConstrained):
             rotation matrix, made orthonormal, which is continuous in the rotation (theta has 3 numbers more).
         max_angle: radians. max_scale: the scale stays within [1/max_scale, max_scale]. max_shift: normalized units.
         log_scale: False takes the scale itself, with identity 1.
+        spacing: the length of a pixel's side along (x, y[, z]), such as (1, 1, 3) for voxels of 1 x 1 x 3 mm: turns are
+            then true ones in space. Square unless given, here or with the image (`stn.warp(..., spacing=)`).
 
     Example:
         >>> Similarity(max_angle=1.0).identity()
@@ -383,7 +399,7 @@ class Similarity(AbstractConstrained):
 
 class Rigid(AbstractConstrained):
     """Rotation and shift, true to the aspect: theta (B, 3) = angle, shift x, shift y; in 3D (B, 6), with
-    `rotation="6d"` (B, 9)."""
+    `rotation="6d"` (B, 9). Options as of `Similarity`."""
 
     _turns, _shifts = True, True
 
@@ -394,8 +410,9 @@ class Rigid(AbstractConstrained):
         rotation: RotationName = "axis-angle",
         max_angle: float | None = None,
         max_shift: float | None = None,
+        spacing: Sequence[float] | None = None,
     ) -> None:
-        super().__init__(ndim, rotation=rotation, max_angle=max_angle, max_shift=max_shift)
+        super().__init__(ndim, rotation=rotation, max_angle=max_angle, max_shift=max_shift, spacing=spacing)
 
 
 class Attention(AbstractConstrained):
@@ -431,12 +448,20 @@ class Translation(AbstractConstrained):
 
 
 class Rotation(AbstractConstrained):
-    """Rotation about the centre, true to the aspect: theta (B, 1) = angle; in 3D (B, 3), with `rotation="6d"` (B, 6)."""
+    """Rotation about the centre, true to the aspect: theta (B, 1) = angle; in 3D (B, 3), with `rotation="6d"` (B, 6).
+    Options as of `Similarity`."""
 
     _turns = True
 
-    def __init__(self, ndim: int = 2, *, rotation: RotationName = "axis-angle", max_angle: float | None = None) -> None:
-        super().__init__(ndim, rotation=rotation, max_angle=max_angle)
+    def __init__(
+        self,
+        ndim: int = 2,
+        *,
+        rotation: RotationName = "axis-angle",
+        max_angle: float | None = None,
+        spacing: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(ndim, rotation=rotation, max_angle=max_angle, spacing=spacing)
 
 
 def _check_ndim(ndim: int, choices: tuple[int, ...]) -> int:

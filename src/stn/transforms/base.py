@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from .._checks import check_choice, check_float_tensor, check_size, coordinate_dtype, describe
 from ..coordinates import SQUARE, Coordinates, Frame, Kind, check_frame, map_points, positions
-from ..geometry import bounding_boxes, compose_matrices, derivative, lattice_points
+from ..geometry import bounding_boxes, compose_matrices, lattice_points, linearized, linearized_once
+from ..ops import _torch
+from .inversion import in_pieces, step, unmapped
 
 
 class AbstractTransform(nn.Module, ABC):
@@ -93,7 +95,14 @@ class AbstractTransform(nn.Module, ABC):
         """The derivative of `map_points` at output points (B, N, d): (B, N, d, d), one row an input coordinate."""
         theta = self.check_theta(theta)
         points = self.check_points(theta, points).expand(theta.shape[0], -1, -1)
-        return derivative(lambda p: self.map_points(theta, p, frame), points)
+        return self._linearize(theta, points, frame)[1]
+
+    def _linearize(self, theta: Tensor, points: Tensor, frame: Frame) -> tuple[Tensor, Tensor]:
+        """`map_points` and `jacobian` of checked points (B, N, d); a family that can do better than by vector-Jacobian
+        products says so here."""
+        watched = torch.is_grad_enabled() or torch.is_inference_mode_enabled() or torch.compiler.is_compiling()
+        watched = watched or _torch.transforming() or _torch.in_forward_mode()
+        return (linearized if watched else linearized_once)(lambda p: self.map_points(theta, p, frame), points)
 
     def matrix(self, theta: Tensor, frame: Frame = SQUARE) -> Tensor:
         """theta as affine maps (B, d, d+1) or projective ones (B, d+1, d+1), where `kind` says that it is one.
@@ -138,7 +147,8 @@ class AbstractTransform(nn.Module, ABC):
         theta = self.check_theta(theta)
         size, frame = self._check_size(size, frame)
         points = self._lattice(theta, size, frame.align_corners)
-        sign = self.determinant(theta, points, frame).sign()
+        with torch.no_grad():
+            sign = in_pieces(lambda p: self.determinant(theta, p, frame).sign(), points)
         return ~((sign > 0).all(1) | (sign < 0).all(1))
 
     def unmap_points(
@@ -165,18 +175,14 @@ class AbstractTransform(nn.Module, ABC):
         theta = self.check_theta(theta)
         target = self.check_points(theta, points).expand(theta.shape[0], -1, -1)
 
-        def mapped(points: Tensor) -> Tensor:
-            return self.map_points(theta, points, frame)
+        def linearize(points: Tensor) -> tuple[Tensor, Tensor]:
+            return self._linearize(theta, points, frame)
 
-        found = target
-        missed = (mapped(found) - target).detach().norm(dim=-1)
-        for _ in range(50):
-            if bool((missed <= 0.01 * tolerance).all()):
-                break
-            jacobian = self.jacobian(theta, found, frame)
-            step = torch.linalg.solve_ex(jacobian, (mapped(found) - target)[..., None])[0][..., 0]
-            found = found - step / step.norm(dim=-1, keepdim=True).clamp_min(1.0)  # never more than half the frame
-            missed = (mapped(found) - target).detach().norm(dim=-1)
+        with torch.no_grad():
+            found, missed = unmapped(linearize, target, tolerance)
+        if torch.is_grad_enabled() and linearize(target[:, :1])[0].requires_grad:
+            for _ in range(2):  # which brings the first and the second derivative
+                found = step(linearize, found, target)
         if missing == "nan":
             return torch.where((missed <= tolerance)[..., None], found, torch.nan)
         if bool((~(missed <= tolerance)).any()):
@@ -301,7 +307,7 @@ class AbstractTransform(nn.Module, ABC):
         """The size of an output, and the frame: that of an image of the same size unless it says another."""
         size, frame = check_size(size, self.ndim, least=0), check_frame(frame, self.ndim)
         image_size = frame.image_size or tuple(max(n, 1) for n in size)
-        return size, Frame(image_size, frame.align_corners)
+        return size, frame._replace(image_size=image_size)
 
     def check_theta(self, theta: Tensor) -> Tensor:
         """theta as float32 or float64 (B, num_params), or a ValueError that says the right width."""

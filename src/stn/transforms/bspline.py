@@ -46,20 +46,43 @@ def bspline_displacement(coefficients: Tensor, points: Tensor) -> Tensor:
     check_float_tensor("points", points, f"points (B, N, {d})")
     if points.ndim != 3 or points.shape[2] != d or points.shape[0] not in (1, coefficients.shape[0]):
         raise ValueError(f"points: expected ({coefficients.shape[0]}, N, {d}), got shape {tuple(points.shape)}")
-    dtype = coordinate_dtype(coefficients)
-    points = points.to(dtype)
-    shape = coefficients.shape[1:-1]
-    index, weight = torch.zeros((), dtype=torch.long, device=points.device), torch.ones((), device=points.device)
-    for axis, n in enumerate(shape):  # grows (B, N) by 4 for each axis: the coefficients that matter for each point
+    return _evaluate(coefficients, points.to(coordinate_dtype(coefficients)))[0]
+
+
+def _evaluate(coefficients: Tensor, points: Tensor, *, slopes: bool = False) -> list[Tensor]:
+    """The spline's displacement at points (B, N, d), and with `slopes` its derivative along each axis, (x, y[, z])."""
+    shape, d = coefficients.shape[1:-1], points.shape[-1]
+    # Points go last, so that sums over the 4^d coefficients that matter for each run along memory.
+    index = torch.zeros((), dtype=torch.long, device=points.device)
+    places = []
+    for axis, n in enumerate(shape):
         span, t = _locate(points[..., d - 1 - axis], n - 3)
-        taps = span[..., None] + torch.arange(4, device=points.device)
-        index = index[..., None] * n + taps.reshape(*span.shape, *[1] * axis, 4)
-        weight = weight[..., None] * _basis(t).reshape(*span.shape, *[1] * axis, 4)
-    flat = coefficients.to(dtype).flatten(1, -2)  # (B, number of points, d)
-    index, weight = index.flatten(2), weight.flatten(2)  # (B or 1, N, 4^d)
-    rows = index.expand(flat.shape[0], -1, -1).flatten(1)[..., None].expand(-1, -1, d)
-    picked = flat.gather(1, rows).reshape(flat.shape[0], *index.shape[1:], d)
-    return (picked * weight[..., None]).sum(-2)
+        taps = span[:, None] + torch.arange(4, device=points.device)[:, None]  # (B, 4, N)
+        index = index[..., None, :] * n + taps.reshape(taps.shape[0], *[1] * axis, *taps.shape[1:]) if axis else taps
+        places.append(t)
+    flat = coefficients.to(points.dtype).flatten(1, -2).transpose(1, 2).contiguous()  # (B, d, number of coefficients)
+    index = index.flatten(1)[:, None]
+    picked = flat.gather(2, index.expand(flat.shape[0], d, -1))
+    sums = [picked.unflatten(2, (*[4] * d, -1))]  # (B, d, [4,] 4, 4, N)
+    for axis in reversed(range(d)):  # x, y, z: the value, and the slope along each axis so far
+        t, spans = places[axis][:, None], shape[axis] - 3
+        t = t.reshape(t.shape[0], *[1] * (axis + 1), t.shape[-1])
+        weights = _basis(t, dim=0)
+        after = [_weighted(each, weights) for each in sums]
+        if slopes:
+            x = points[..., d - 1 - axis].reshape(t.shape)
+            scale = ((x >= -1) & (x <= 1)).to(t.dtype) * (spans / 2)  # beyond, the border's values go on
+            after.append(_weighted(sums[0], _basis(t, 1, dim=0) * scale))
+        sums = after
+    return [each.transpose(1, 2) for each in sums]
+
+
+def _weighted(values: Tensor, weights: Tensor) -> Tensor:
+    """The sum of values (..., 4, N) with weights (4, ..., N): (..., N)."""
+    total = values[..., 0, :] * weights[0]
+    for tap in range(1, 4):
+        total = torch.addcmul(total, values[..., tap, :], weights[tap])
+    return total
 
 
 def bspline_grid(coefficients: Tensor, size: tuple[int, ...], *, align_corners: bool = False) -> Tensor:
@@ -192,6 +215,11 @@ class BSpline(AbstractTransform):
         points = self.check_points(theta, points)
         return points + bspline_displacement(self.coefficients(theta), points)
 
+    def _linearize(self, theta: Tensor, points: Tensor, frame: Frame) -> tuple[Tensor, Tensor]:
+        displacement, *slopes = _evaluate(self.coefficients(theta), points, slopes=True)
+        unit = torch.eye(self.ndim, dtype=points.dtype, device=points.device)
+        return points + displacement, torch.stack(slopes, dim=-1) + unit
+
     def coordinates(self, theta: Tensor, size: tuple[int, ...], frame: Frame = SQUARE) -> Coordinates:
         grid = bspline_grid(self.coefficients(theta), size, align_corners=frame.align_corners)
         return Coordinates("grid", size, grid)
@@ -237,14 +265,14 @@ def _locate(x: Tensor, spans: int) -> tuple[Tensor, Tensor]:
     return low.nan_to_num(0.0).long(), u - low
 
 
-def _basis(t: Tensor, derivative: int = 0) -> Tensor:
-    """The four cubic B-splines that are not zero in a span, or a derivative by t: (..., 4)."""
+def _basis(t: Tensor, derivative: int = 0, *, dim: int = -1) -> Tensor:
+    """The four cubic B-splines that are not zero in a span, or a derivative by t: (..., 4), or along another `dim`."""
     s = 1 - t
     if derivative == 0:
-        return torch.stack([s**3, (3 * t - 6) * t * t + 4, (3 * s - 6) * s * s + 4, t**3], dim=-1) / 6
+        return torch.stack([s**3, (3 * t - 6) * t * t + 4, (3 * s - 6) * s * s + 4, t**3], dim) / 6
     if derivative == 1:
-        return torch.stack([-s * s, (3 * t - 4) * t, (4 - 3 * s) * s, t * t], dim=-1) / 2
-    return torch.stack([s, 3 * t - 2, 3 * s - 2, t], dim=-1)
+        return torch.stack([-s * s, (3 * t - 4) * t, (4 - 3 * s) * s, t * t], dim) / 2
+    return torch.stack([s, 3 * t - 2, 3 * s - 2, t], dim)
 
 
 def _basis_matrix(x: Tensor, spans: int, derivative: int = 0) -> Tensor:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from .._checks import describe
+from .._checks import check_spacing, describe
 from ..coordinates import MATRICES, Frame, check_frame
 from ..geometry import as_projective
 from .base import AbstractTransform, Compose
@@ -21,6 +23,7 @@ def convert(
     *,
     image_size: tuple[int, ...] | None = None,
     align_corners: bool = False,
+    spacing: Sequence[float] | None = None,
 ) -> Tensor:
     """The theta of `target` for the very warp that theta is for `source`; an error where it is not exactly the same.
 
@@ -32,6 +35,7 @@ def convert(
     Args:
         target: any affine or projective family, `ThinPlateSpline`, `BSpline` or `DisplacementField`.
         image_size: ([D,] H, W) of the image that is read, where either family is true to the aspect.
+        spacing: of its pixels, (x, y[, z]), where they are not square and the families do not say it themselves.
 
     Returns:
         (B, target.num_params).
@@ -52,7 +56,7 @@ def convert(
         raise ValueError(f"target: expected a family in {source.ndim}D as the source, got {target}")
     theta = source.check_theta(theta)
     dtype, theta = theta.dtype, theta.double()
-    frame = check_frame(Frame(image_size, align_corners), source.ndim)
+    frame = check_frame(Frame(image_size, align_corners, check_spacing(spacing, source.ndim)), source.ndim)
     result = _express(theta, source, target, dtype, frame).to(dtype)
     points = _spread(_CHECKED + 4 * (source.num_params + target.num_params), source.ndim)
     points = points.to(theta).expand(len(theta), -1, -1)

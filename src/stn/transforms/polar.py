@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from .._checks import check_choice, check_flag, check_number
-from ..coordinates import SQUARE, Coordinates, Frame, check_frame
-from ..geometry import extent, lattice
+from .._checks import check_choice, check_flag, check_number, check_spacing
+from ..coordinates import SQUARE, Coordinates, Frame, half_lengths
+from ..geometry import lattice
 from .base import AbstractTransform
 
 _LOG_MIN_RADIUS = 0.05
@@ -37,6 +38,7 @@ class Polar(AbstractTransform):
         log: radii by equal ratios.
         min_radius: at the output's left edge; 0 unless given, 0.05 with `log`, where it has to be above 0.
         max_radius: at the right edge; 1 reaches the nearest side of the image from its centre.
+        spacing: the length of a pixel's side along x and y; square unless given, here or with the image.
 
     Raises:
         ValueError: unless 0 <= min_radius < max_radius.
@@ -51,8 +53,16 @@ class Polar(AbstractTransform):
     Source: Esteves et al. 2018, Polar Transformer Networks.
     """
 
-    def __init__(self, *, log: bool = False, min_radius: float | None = None, max_radius: float = 1.0) -> None:
+    def __init__(
+        self,
+        *,
+        log: bool = False,
+        min_radius: float | None = None,
+        max_radius: float = 1.0,
+        spacing: Sequence[float] | None = None,
+    ) -> None:
         super().__init__()
+        self.spacing = check_spacing(spacing, 2)
         check_flag("log", log)
         check_number("max_radius", max_radius, "a finite number above 0", lambda r: 0 < r < math.inf)
         if min_radius is None:
@@ -152,15 +162,17 @@ class Polar(AbstractTransform):
 
     def _units(self, theta: Tensor, frame: Frame) -> Tensor:
         """Half the image's shorter side, in normalized units of x and of y."""
-        image_size, align_corners = check_frame(frame, 2)
-        if image_size is None:
+        half = half_lengths(frame, 2, self.spacing)
+        if half is None:
             return theta.new_ones(2)
-        half = extent(image_size, align_corners=align_corners)
-        half = tuple(h or 0.5 for h in half)  # an axis of one pixel has no length with align_corners: that of a pixel
+        # An axis of one pixel has no length with align_corners: that of a pixel.
+        sides = frame.spacing or self.spacing or (1.0, 1.0)
+        half = tuple(h or side / 2 for h, side in zip(half, sides, strict=True))
         return theta.new_tensor([min(half) / h for h in half])
 
     def extra_repr(self) -> str:
         shown = ["log=True"] if self.log else []
         if self.min_radius != (_LOG_MIN_RADIUS if self.log else 0.0):
             shown.append(f"min_radius={self.min_radius:g}")
-        return ", ".join(shown + ([] if self.max_radius == 1 else [f"max_radius={self.max_radius:g}"]))
+        shown += [] if self.max_radius == 1 else [f"max_radius={self.max_radius:g}"]
+        return ", ".join(shown + ([] if self.spacing is None else [f"spacing={self.spacing}"]))

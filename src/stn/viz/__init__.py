@@ -12,6 +12,7 @@ from .results import MAX_CELLS, MAX_COUNTS, confusion, robustness
 from .style import FIRST, FRAME, INK, ON_COLOR, SECOND, WRONG
 from .theta import MAX_HISTOGRAMS, theta_histograms, theta_names
 from .training import PANELS, curves
+from .volumes import registration, slices
 
 __all__ = [
     "FIRST",
@@ -30,7 +31,9 @@ __all__ = [
     "filmstrip",
     "frame_margin",
     "frame_outlines",
+    "registration",
     "robustness",
+    "slices",
     "theta_histograms",
     "theta_names",
     "warped_grid",
