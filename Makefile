@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TRAIN := $(VENV)/.installed-train
 DEV := $(VENV)/.installed-dev
 
-.PHONY: demo test test-all torture lint figures sanitize clean
+.PHONY: demo test test-all torture lint figures docs sanitize clean
 
 # Train the default recipe and its control on real digits, and write the report.
 demo: $(or $(wildcard $(DEV)),$(TRAIN))
@@ -31,6 +31,16 @@ lint: $(DEV)
 # Draw the pictures of docs/which-transform.md and docs/antialiasing.md again.
 figures: $(DEV)
 	$(BIN)/python docs/figures.py
+
+# The documentation site, in build/site: strictly, so that a link that leads nowhere stops it. Reads the sources alone; torch is not
+# needed, so only what the extra `docs` names is installed.
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m mkdocs build --strict --quiet
+
+$(VENV)/.installed-docs: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet $$($(BIN)/python -c 'import tomllib; \
+		print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])')
+	touch $@
 
 # The native backend with the address and undefined-behaviour sanitizers, under its own tests. Python itself leaks on
 # purpose, and the sanitizer must be loaded before it, with the library whose exceptions it watches.

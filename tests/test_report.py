@@ -17,7 +17,7 @@ import stn
 from stn_recipes import report
 from stn_recipes.config import TrainConfig
 from stn_recipes.report.control import check_control
-from stn_recipes.report.sections import cases, film, headline, robustness, theta
+from stn_recipes.report.sections import cases, film, headline, robustness, theta, turn
 from stn_recipes.report.study import Study
 from stn_recipes.run.folder import RunError, load_run, write_config, write_record
 from stn_recipes.run.train import train
@@ -75,6 +75,9 @@ def quick(monkeypatch):
     monkeypatch.setattr(robustness, "SHIFTS", (0.0,))
     monkeypatch.setattr(cases, "COUNT", 2)
     monkeypatch.setattr(film, "COLUMNS", 2)
+    monkeypatch.setattr(turn, "ROTATIONS", (0, 90))
+    monkeypatch.setattr(turn, "SCALES", (1.0,))
+    monkeypatch.setattr(turn, "SHIFTS", (0.0,))
 
 
 class Page(html.parser.HTMLParser):
@@ -103,7 +106,7 @@ def test_the_page_stands_alone(trained):
     text = (trained / "report.html").read_text()
     page = Page(text)
     assert len(text) < 1.5e6
-    assert "script" not in page.tags
+    assert page.tags.count("script") == 2  # the sliders, and what they show
     assert page.links
     assert [link for link in page.links if not link.startswith(("data:", "#"))] == []
     assert not re.search(r"https?://|@import|url\((?!#)", text)
@@ -175,8 +178,9 @@ def test_no_folder_of_the_machine_is_passed_on(run, tmp_path, quick):
 def test_class_names_are_text_and_nothing_else(trained, quick):
     loaded = load_run(trained)
     loaded.facts = replace(loaded.facts, class_names=tuple(f"<script>alert({n})</script>&" for n in range(10)))
-    page = Page(report.build(loaded).html)
-    assert "script" not in page.tags
+    text = report.build(loaded).html
+    page = Page(text)
+    assert page.tags.count("script") == text.count("<script") == 2
     assert "<script>alert(3)</script>&" in page.text
 
 
@@ -349,6 +353,33 @@ def test_robustness_is_that_of_warped_test_images(trained, monkeypatch):
     assert by_angle[2] == pytest.approx(float(turned), abs=1e-6)  # torch.rot90 turns counterclockwise
 
 
+def test_sliders_turn_scale_and_shift_what_is_seen():
+    y, x = torch.meshgrid(*2 * [torch.arange(41.0) - 20], indexing="ij")
+    image = (-((x - 5) ** 2 + y**2) / 3).exp()[None, None]  # a spot 5 to the right of the centre
+    moved = turn.moved(image, "zeros")
+    at = {warp: i for i, warp in enumerate(turn.warps())}
+    assert len(moved) == len(at) == len(turn.ROTATIONS) * len(turn.SCALES) * len(turn.SHIFTS)
+    torch.testing.assert_close(moved[at[0, 1.0, 0.0]], image[0], atol=1e-4, rtol=0)
+    torch.testing.assert_close(moved[at[90, 1.0, 0.0]], image[0].rot90(1, (1, 2)), atol=1e-4, rtol=0)
+    for (degrees, scale, shift), one in zip(at, moved, strict=True):
+        weights, angle = one[0] / one.sum(), math.radians(degrees)
+        centre = float((weights * x).sum()), float((weights * y).sum())
+        expected = 5 * scale * math.cos(angle) + 41 * shift, -5 * scale * math.sin(angle)
+        assert centre == pytest.approx(expected, abs=0.1)
+
+
+def test_pictures_keep_their_budget(monkeypatch):
+    noise = [torch.rand(19 * 25, 3, 64, 48, generator=torch.Generator().manual_seed(0)) for _ in range(2)]
+    fine, _ = turn.pictures(noise, [None, None])
+    size = sum(len(one["uri"]) for one in fine)
+    monkeypatch.setattr(turn, "BUDGET", size - 1)
+    coarse, after = turn.pictures(noise, [None, None])
+    assert sum(len(one["uri"]) for one in coarse) < size
+    assert after == [None, None]
+    assert coarse[0]["size"] == (30, 40)
+    assert Image.open(io.BytesIO(base64.b64decode(coarse[0]["uri"].partition(",")[2]))).size == (25 * 30, 19 * 40)
+
+
 def test_data_that_moved_is_found_where_it_is_said_to_be(run, tmp_path, quick):
     for folder in (run, run / "control"):
         change(folder, dataset="mnist", data_dir=str(tmp_path / "old"))
@@ -442,3 +473,75 @@ def test_screenshots_follow_light_and_dark(trained, tmp_path):
     assert corners[0] < 60
     assert corners[1] > 200
     assert min(contrasts) > 180
+
+
+MOVES = [(9, 2, 2), (18, 2, 2), (3, 4, 1), (12, 0, 4)]  # of the sliders; the first is where they start
+MOVER = """<script>
+addEventListener("load", async () => {
+  while (document.getElementById("turn").dataset.ready === undefined) await new Promise((done) => setTimeout(done, 5));
+  const sliders = ["rotation", "scale", "shift"].map((name) => document.getElementById(`turn-${name}`));
+  const started = sliders.map((slider) => slider.value);
+  const seen = () => [...document.querySelectorAll(".turned")].map((card) => ({
+    said: [".said", ".other"].map((name) => card.querySelector(name).innerText),
+    frame: card.querySelector("polygon.line").getAttribute("points"),
+    pixels: [".before", ".after"].map((name) => {
+      const canvas = card.querySelector(name), { width, height } = canvas;
+      const copy = Object.assign(document.createElement("canvas"), { width, height });
+      const context = copy.getContext("2d", { willReadFrequently: true });
+      context.drawImage(canvas, 0, 0);
+      return [...context.getImageData(0, 0, width, height).data].filter((_, i) => i % 4 === 0);
+    }),
+  }));
+  const found = MOVES.map((move) => {
+    sliders.forEach((slider, i) => { slider.value = move[i]; slider.dispatchEvent(new Event("input")); });
+    return [sliders.map((slider) => slider.nextElementSibling.textContent), seen()];
+  });
+  document.getElementById("turn-back").click();
+  document.documentElement.dataset.probe = JSON.stringify({
+    found, started, back: sliders.map((slider) => slider.value), again: seen(),
+  });
+});
+</script>"""
+
+
+@browser
+def test_moving_the_sliders_moves_the_frame_the_image_and_what_is_read(trained, tmp_path):
+    page = tmp_path / "page.html"
+    text = (trained / "report.html").read_text()
+    page.write_text(text.replace("</body>", MOVER.replace("MOVES", json.dumps(MOVES)) + "</body>"))
+    dom = chromium(page, tmp_path / "profile", "--virtual-time-budget=5000", "--dump-dom")
+    probe = json.loads(html.unescape(re.search(r'data-probe="([^"]*)"', dom)[1]))
+    assert probe["started"] == probe["back"] == [str(n) for n in MOVES[0]]
+    assert probe["again"] == probe["found"][0][1]
+    assert [words for words, _ in probe["found"]] == [
+        ["0°", "× 1.0", "0% of width"],
+        ["90°", "× 1.0", "0% of width"],
+        ["−60°", "× 1.4", "−10% of width"],
+        ["30°", "× 0.6", "20% of width"],
+    ]
+    study = Study(load_run(trained), load_run(trained / "control"))
+    with torch.no_grad():
+        indices = cases.choose(study.outcome)["typical"][: turn.COUNT]
+        images, labels = next(study.batches(indices))
+        ways = list(turn.warps())
+        for move, (_, cards) in zip(MOVES, probe["found"], strict=True):
+            way = turn.ROTATIONS[move[0]], turn.SCALES[move[1]], turn.SHIFTS[move[2]]
+            assert len(cards) == len(images) == turn.COUNT
+            for card, image, label in zip(cards, images, labels, strict=True):
+                mean, std = (
+                    torch.tensor(of).reshape(1, -1, 1, 1) for of in (study.run.facts.mean, study.run.facts.std)
+                )
+                before = turn.moved(image[None] * std + mean, "zeros")[ways.index(way)][None]
+                logits, warp = study.model.look((before - mean) / std)
+                for seen, expected in zip(card["pixels"], (before, warp.output * std + mean), strict=True):
+                    assert (torch.tensor(seen) / 255 - expected.clamp(0, 1).flatten()).abs().mean() < 0.05
+                frame = torch.tensor([float(n) for n in card["frame"].split()]).reshape(-1, 2)
+                torch.testing.assert_close(frame, warp.outline(1)[0, :-1], atol=0.051, rtol=0)
+                control = study.networks[1]
+                other = control.model(control.normalize((before - mean) / std))
+                for line, said in zip(card["said"], (logits, other), strict=True):
+                    best = int(said.argmax())
+                    assert line.removeprefix("control: ").startswith(str(best))
+                    assert ("but is" in line or "wrong" in line) == (best != int(label))
+    frames = [[card["frame"] for card in cards] for _, cards in probe["found"]]
+    assert all(one != frames[0] for one in frames[1:])

@@ -185,12 +185,84 @@ def test_an_affine_frame_takes_a_point_a_corner_and_any_other_more(transform, po
     assert viz.frame_outlines(warp).shape == (3, points, 2)
 
 
+def orange(picture, box):
+    """The box of the frame's colour inside a box of a picture."""
+    part = np.asarray(picture.convert("RGB").crop(box)).astype(int)
+    near = np.abs(part - [255, 166, 26]).sum(2) < 60
+    rows, columns = np.nonzero(near)
+    return columns.min(), rows.min(), columns.max(), rows.max()
+
+
+def test_a_moving_picture_turns_the_frame_and_what_is_read(tmp_path):
+    batch = torch.zeros(2, 1, 12, 12)
+    batch[:, :, 2:5, 2:10] = 1  # a bar across the top
+    file = viz.animate(tmp_path / "a.gif", batch, {"affine": stn.Affine()}, frames=8, seconds=0.8, side=48)
+    picture = Image.open(file)
+    assert (picture.format, picture.n_frames, picture.info["duration"], picture.info["loop"]) == ("GIF", 8, 100, 0)
+    stills = []
+    for n in range(8):
+        picture.seek(n)
+        stills.append(picture.convert("RGB"))
+    assert stills[0].getpixel((1, 1)) == (255, 255, 255)
+    half = stills[0].width // 2
+    boxes = [orange(still, (0, 20, half, stills[0].height)) for still in stills]
+    widths = [box[2] - box[0] for box in boxes]
+    assert abs(widths[0] - widths[2]) <= 4  # a square and its quarter turn, but for the dot on the corner
+    assert 1.25 < widths[1] / 48 < 1.6  # on its corner it is as wide as its diagonal
+    for still, upright in ((stills[0], False), (stills[2], True)):  # after a quarter turn of the frame the bar stands
+        light = np.asarray(still.convert("L"))[-60:, :half] > 128
+        rows, columns = np.nonzero(~light)
+        output = light[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+        assert output.shape == (48, 48)
+        high, wide = output.any(1).sum(), output.any(0).sum()
+        assert (high > 2 * wide) if upright else (wide > 2 * high)
+    again = viz.animate(tmp_path / "b.gif", batch, {"affine": stn.Affine()}, frames=8, seconds=0.8, side=48)
+    assert file.read_bytes() == again.read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {"a.gif", "b.gif"}
+
+
+def test_a_motion_of_ones_own_is_what_is_shown(tmp_path):
+    shifts = torch.tensor([[0.0, 0.0], [0.4, 0.0]])
+    family = {"shift": stn.Translation()}
+    file = viz.animate(tmp_path / "a.gif", torch.zeros(1, 3, 10, 20), family, {"shift": shifts}, frames=2, side=100)
+    picture = Image.open(file)
+    first = orange(picture, (0, 20, *picture.size))
+    picture.seek(1)
+    second = orange(picture, (0, 20, *picture.size))
+    assert second[2] - first[2] == pytest.approx(0.2 * 100, abs=1)
+    assert second[1] == first[1]
+
+
+def test_a_moving_picture_as_mp4(tmp_path):
+    reader = pytest.importorskip("imageio_ffmpeg", reason="imageio-ffmpeg (extra [video]) is not installed")
+    file = viz.animate(tmp_path / "a.mp4", images(2), frames=6, seconds=0.5)
+    assert file.read_bytes()[4:8] == b"ftyp"
+    meta = next(frames := reader.read_frames(str(file)))
+    assert meta["fps"] == 12
+    assert len(list(frames)) == 6
+
+
+def test_mp4_without_its_library_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    with pytest.raises(ImportError, match=r"spatial-transformers\[video\]"):
+        viz.animate(tmp_path / "a.mp4", images(1))
+    assert list(tmp_path.iterdir()) == []
+
+
 LOG = [{"epoch": 1, "train_loss": 1.0}]
 
 
 @pytest.mark.parametrize(
     ("call", "argument"),
     [
+        (lambda: viz.animate("a.png", images()), "file: expected a name that ends with .gif or .mp4"),
+        (lambda: viz.animate("a.gif", torch.rand(8, 8)), "images: expected"),
+        (lambda: viz.animate("a.gif", images(), {}), "families: expected at least one"),
+        (lambda: viz.animate("a.gif", images(), {"a": stn.Affine(3)}), "families: expected transforms of 2D images"),
+        (lambda: viz.animate("a.gif", images(), thetas={"b": torch.zeros(48, 6)}), "thetas: expected the names"),
+        (lambda: viz.animate("a.gif", images(), thetas={"affine": torch.zeros(1, 6)}), r"thetas: expected \(48, 6\)"),
+        (lambda: viz.animate("a.gif", images(), frames=0), "frames: expected a positive int"),
+        (lambda: viz.animate("a.gif", images(), seconds=0), "seconds: expected a number above 0"),
         (lambda: viz.before_after(torch.rand(3, 8, 8), None), "images: expected .*got a tensor of shape"),
         (lambda: viz.before_after(images(), "warp"), "warp: expected what"),
         (lambda: viz.before_after(images(2), warp_by(stn.Translation(), torch.zeros(3, 2), images())), "warp: .*2 .*3"),

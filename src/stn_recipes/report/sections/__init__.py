@@ -9,7 +9,8 @@ from .repeat import REPEAT
 from .robustness import ROBUSTNESS
 from .theta import THETA
 from .training import TRAINING
+from .turn import TURN
 
-SECTIONS: tuple[Section, ...] = (HEADLINE, CASES, FILM, TRAINING, ROBUSTNESS, THETA, CONFUSION, REPEAT)
+SECTIONS: tuple[Section, ...] = (HEADLINE, CASES, TURN, FILM, TRAINING, ROBUSTNESS, THETA, CONFUSION, REPEAT)
 
 __all__ = ["SECTIONS", "Part", "Section"]
