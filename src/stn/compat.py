@@ -132,8 +132,8 @@ def cpab_theta(
 
     Args:
         cells: in libcpab's order: row after row of rectangles, and in each the triangles at the top, right, bottom and left.
-        transform: of the same tessellation (its `tess_size` is [nx, ny], ours (ny, nx)) and constraints. Its Runge-Kutta
-            steps follow the field; libcpab's own steps are of another kind, and both are approximations of one flow.
+        transform: of the same tessellation (its `tess_size` is [nx, ny], ours (ny, nx)) and constraints. It follows the
+            field exactly, or in the steps of `stn.CPAB`; libcpab's own steps are of another kind, and approximate the same flow.
 
     Returns:
         (B, num_params).
