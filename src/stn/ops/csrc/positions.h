@@ -99,7 +99,7 @@ struct Positions {
     bool touches(const Chunk<R>& c, i64 from, i64 to) const {
         if (p.kind != AFFINE) return true;
         bool background = p.padding == ZEROS || p.padding == CONSTANT;
-        double least = background ? -HUGE_VAL : 3 + double(p.margin[D - 1]), most = background ? HUGE_VAL : double(p.in[D - 1] - p.margin[D - 1]) - 4;
+        double least = background ? -HUGE_VAL : 3, most = background ? HUGE_VAL : double(p.in[D - 1]) - 4;
         bool any = false;
         for_segments(p, c.first, c.count, CHUNK, [&](int, int n, i64 j, i64 r, i64 s) {
             double a = at(D - 1, j, r, s), b = at(D - 1, j + n - 1, r, s);
