@@ -6,8 +6,9 @@ are carried onto the lattice of the first by nearest. The Dice of each label say
 
     python examples/register_volume.py [--turn 15] [--bend 4] [--figure scans.png] [--folder FOLDER]
 
-Measured with seed 0 (`--seed`), one thread: see the last lines that it prints. Needs the extra `[volumes]`. The pair is as kind as
-can be: both show the same organs, with the same contrast up to a factor.
+Measured with seed 0, one thread: Dice of the head 0.429 as they lie in the scanner, 0.917 after the rigid map, 0.977 after the
+B-spline; of the ventricle 0, 0.844 and 0.921; of the nucleus, 7 to 9 mm wide, 0, 0.221 and 0.903. Needs the extra `[volumes]`. The
+pair is as kind as can be: both show the same organs, with the same contrast up to a factor.
 """
 
 from __future__ import annotations

@@ -56,6 +56,14 @@ def python_blocks(path):
     return re.findall(r"^```python[^\n]*\n(.*?)^```", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
 
 
+@pytest.mark.parametrize("page", ["volumes", "registration"])
+def test_pages_on_volumes(page):
+    blocks = python_blocks(ROOT / "docs" / f"{page}.md")
+    assert blocks
+    for number, block in enumerate(blocks, start=1):
+        exec(compile(block, f"{page}.md, block {number}", "exec"), {"__name__": "page"})
+
+
 def test_readme(tmp_path, monkeypatch):
     """Its blocks, each on its own, as a reader would paste it."""
     monkeypatch.chdir(tmp_path)

@@ -127,6 +127,7 @@ def test_what_is_bent_is_found_on_top_of_an_affine_map(family):
     fixed = stn.sample(moving, grid, padding_mode="border")
     first = stn.register(fixed, moving, "affine")
     found = stn.register(fixed, moving, family, initial=first)
+    assert torch.equal(found.outer, first.matrix())
     assert found.converged, found.problem
     assert found.after < 0.3 * first.after
     mask = moving > 0.55
@@ -317,3 +318,17 @@ def test_files_that_do_not_fit_are_refused_by_name(photos, capsys):
         assert code == 1, words
         assert expected in err, (words, err)
         assert not out.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["affine", "volume"])
+def test_a_peer_finds_the_same(case):
+    """SimpleITK, on a pair of the benchmark whose truth is known."""
+    pytest.importorskip("SimpleITK")
+    from benchmarks.registration import main as measure
+
+    rows = measure(["--only", case, "--seeds", "0"])
+    errors = {row["program"]: row["error"] for row in rows}
+    assert errors["stn"] < 0.3
+    assert errors["SimpleITK"] < 1
+    assert all(row["before"] > 5 for row in rows)

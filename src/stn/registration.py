@@ -28,7 +28,7 @@ from .transforms.flow import AbstractField
 Similarity = Literal["mse", "ncc", "mi"]
 
 _COARSEST = 16  # pixels along the longest axis from which a level is worth it
-_HALVINGS = 6  # of the step, from half a pixel, until a level is done
+_HALVINGS = 6  # of the step, from half a pixel, until the finest level is done; half of them on the others
 _PATIENCE = 6  # steps without gain before the step is halved
 _GAIN, _FLOOR = 3e-4, 0.03  # part of the loss that counts as one, where that is not small itself
 _LEAST_OVERLAP = 0.25
@@ -172,7 +172,7 @@ def register(
     for level in reversed(range(levels)):
         size, other = (_reduced(n, s, unit, level) for n, s in ((fixed_size, sides), (moving_size, moving_sides)))
         pair = _Pair(state, _shrink(a, size), _shrink(b, other), similarity, smoothness)
-        theta, taken, finished = _descend(pair, theta, steps)
+        theta, taken, finished = _descend(pair, theta, steps, _HALVINGS if level == 0 else _HALVINGS // 2)
         total += taken
     full = _Pair(state, a, b, similarity, 0.0)
     with torch.no_grad():
@@ -290,7 +290,7 @@ class _Histogram:
         return torch.where(t < 1, near, far)
 
 
-def _descend(pair: _Pair, theta: Tensor, steps: int) -> tuple[Tensor, int, bool]:
+def _descend(pair: _Pair, theta: Tensor, steps: int, halvings: int) -> tuple[Tensor, int, bool]:
     """The best theta, the steps taken, and whether the last ones gained nothing."""
     theta = theta.clone().requires_grad_()
     first = rate = 1.0 / max(pair.size)  # half a pixel
@@ -307,7 +307,7 @@ def _descend(pair: _Pair, theta: Tensor, steps: int) -> tuple[Tensor, int, bool]
             best, kept = value, theta.detach().clone()
         if since >= _PATIENCE:
             rate, since = rate / 2, 0
-            if rate < first / 2**_HALVINGS:
+            if rate < first / 2**halvings:
                 return kept, taken, True
             optimizer.param_groups[0]["lr"] = rate
             with torch.no_grad():
