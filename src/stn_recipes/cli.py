@@ -433,6 +433,26 @@ def _report(a: Namespace) -> None:
     print(write_report(Path(a.run), None if a.control is None else Path(a.control), data_dir=a.data_dir))
 
 
+def _demo_options(parser: _Parser, argv: Sequence[str]) -> None:
+    parser.add_argument(
+        "run", nargs="?", default=None,
+        help="folder of the run, or USER/NAME or folder of a published one; the newest in runs if not given",
+    )  # fmt: skip
+    parser.add_argument(
+        "--control",
+        type=str | None,
+        default=None,
+        help="run without a transformer to show beside it; RUN/control if not given",
+    )
+    parser.add_argument("--port", type=int | None, default=None, help="of the page; a free one from 7860 if not given")
+
+
+def _demo(a: Namespace) -> None:
+    from .demo import serve
+
+    serve(a.run, a.control, port=a.port)
+
+
 def _compare_options(parser: _Parser, argv: Sequence[str]) -> None:
     parser.add_argument("runs", nargs="+", help="folders of runs")
     parser.add_argument("--json", action="store_true", help="print the table as JSON")
@@ -712,6 +732,7 @@ COMMANDS = {
     ),
     "export": Command("Write the network of a run as one file for where there is no stn.", _export_options, _export),
     "report": Command("Write report.html and the figures of a run.", _report_options, _report),
+    "demo": Command("Serve a page to draw, drop and turn images, and see where a network looks.", _demo_options, _demo),
     "compare": Command("Put runs side by side.", _compare_options, _compare),
     "publish": Command(
         "Write the network of a run with its card to a folder, or to the Hugging Face Hub.", _publish_options, _publish
