@@ -157,8 +157,8 @@ def _second(op: Any, which: int, image: Array, values: Array, grad: Array, fill:
     """The gradients of <along, gradient of the read by image (0) or values (1)> by image, values and `grad`."""
     import tensorflow as tf
 
+    from .keras import on_ops
     from .keras.backends import BACKEND
-    from .keras.roads import on_ops
 
     if BACKEND != "tensorflow":
         raise ValueError(f"second derivatives: expected TensorFlow behind Keras, on whose ops they are, got {BACKEND}")
@@ -174,6 +174,6 @@ def _second(op: Any, which: int, image: Array, values: Array, grad: Array, fill:
         outer.watch(inputs)
         with tf.GradientTape() as inner:
             inner.watch(inputs)
-            out = on_ops(image, name, values, size, reading, bool(last))
+            out = on_ops.read(image, name, values, size, reading, bool(last))
         first = inner.gradient(out, inputs[which], grad, unconnected_gradients="zero")
     return list(outer.gradient(first, inputs, along, unconnected_gradients="zero"))

@@ -13,7 +13,7 @@ from ..ops import cpu
 from ..ops import reference as portable_backend
 from ..ops.dispatch import asked_for
 from ..reading import Reading
-from . import families, portable
+from . import families, on_ops
 from .backends import BACKEND, Array, type_name, working_type
 
 MODES = ("nearest", "bilinear", "bicubic")
@@ -46,24 +46,8 @@ def read(image: Array, coordinates: Coordinates, reading: Reading, first: bool) 
 
         out = tensorflow.read(image, kind, values, size, reading, not first)
     else:
-        out = on_ops(ops.cast(image, working), kind, values, size, reading, not first)
+        out = on_ops.read(ops.cast(image, working), kind, values, size, reading, not first)
     return ops.cast(out, dtype)
-
-
-def on_ops(
-    image: Array,  # (B, C, *in) or (B, *in, C)
-    kind: str,  # "affine", "projective" or "grid"
-    values: Array,  # of the same batch and type
-    size: tuple[int, ...],
-    reading: Reading,
-    last: bool,
-) -> Array:
-    """Reads on `keras.ops`: (B, C, *size) or (B, *size, C)."""
-    d = len(size)
-    grid = families.positions(Coordinates(kind, size, values), reading.align_corners)  # type: ignore[arg-type]
-    pixels = image if last else ops.transpose(image, (0, *range(2, d + 2), 1))
-    out = portable.read(pixels, grid, reading)
-    return out if last else ops.transpose(out, (0, d + 1, *range(1, d + 1)))
 
 
 def is_native(coordinates: Coordinates, reading: Reading) -> bool:
