@@ -210,8 +210,16 @@ def contenders(framework: str, size: int, channels: int) -> dict[str, Callable[[
         eight = ops.stack([*rows, 0 * rows[0], 0 * rows[0]], 1)
         return keras.ops.image.affine_transform(image, eight, data_format="channels_last")
 
+    def on_ops(image: Any, theta: Any) -> Any:
+        with stn.ops.use_backend("reference"):
+            return ours(image, theta)
+
     found = {"stn.keras": ours, "keras.ops.image.affine_transform": of_keras}
+    if framework == "tensorflow":
+        ours.jit = False  # type: ignore[attr-defined]
+        found["stn.keras, jit_compile"] = on_ops
     if framework == "jax":
+        found['stn.keras, `use_backend("reference")`'] = on_ops
         import jax
         from jax import numpy as jnp
 
@@ -285,8 +293,8 @@ def compiled(function: Callable[..., Any], framework: str, *arrays: np.ndarray) 
             return tape.gradient(loss, tensors)
 
         try:
-            tf.function(function, jit_compile=True)(*tensors)
-            jit = True
+            jit = getattr(function, "jit", True)
+            tf.function(function, jit_compile=jit)(*tensors)
         except tf.errors.InvalidArgumentError:  # XLA has no such op
             jit = False
         forward = tf.function(function, jit_compile=jit)

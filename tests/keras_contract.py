@@ -7,8 +7,10 @@ Prints what it has checked, one thing a line, and ends with "held"; an assertion
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -93,7 +95,7 @@ def gradients(function, theta, weights):
 
 
 def check_reading(*, everything):
-    """Every mode and padding: value, and the gradients by image and positions."""
+    """Every mode and padding: value, and the gradients by image and positions; by the native kernels and on ops."""
     rng = np.random.default_rng(0)
     modes, paddings = ("nearest", "bilinear", "bicubic"), ("zeros", "border", "reflection", "circular", "constant")
     for number, (mode, padding) in enumerate(itertools.product(modes, paddings)):
@@ -116,13 +118,17 @@ def check_reading(*, everything):
         def read(image, grid, options=options):
             return stn.keras.sample(image, grid, data_format="channels_last", **options)
 
-        got = frameworks.differentiated(read, compiled=BACKEND == "jax")(*arrays)
+        found = {}
+        for road in roads_to_take(d):
+            with chosen(road):
+                found[road] = frameworks.differentiated(read, compiled=BACKEND == "jax")(*arrays)
         i, g, w = (torch.tensor(a.astype("float64")) for a in arrays)
         i.requires_grad_(), g.requires_grad_()
         with stn.ops.use_backend("reference"):
             out = stn.sample(i.movedim(-1, 1), g, **options).movedim(1, -1)
-            found = torch.autograd.grad((out * w).sum(), (i, g))
-        close(got, [out.detach().numpy(), *(f.numpy() for f in found)], dtype, (mode, padding, align_corners, d))
+            wanted = [out.detach(), *torch.autograd.grad((out * w).sum(), (i, g))]
+        for road, got in found.items():
+            close(got, [a.numpy() for a in wanted], dtype, (mode, padding, align_corners, d, road))
         print(mode, padding, dtype, flush=True)
 
 
@@ -135,13 +141,17 @@ def check_corners_of_the_rules(*, everything):
     def warp(image, theta):
         return stn.keras.warp(image, theta, transform="affine", data_format="channels_last")
 
-    got = frameworks.differentiated(warp, compiled=BACKEND == "jax")(image, theta, weights)
+    found = {}
+    for road in roads_to_take(2):
+        with chosen(road):
+            found[road] = frameworks.differentiated(warp, compiled=BACKEND == "jax")(image, theta, weights)
     with stn.ops.use_backend("reference"):
         i, t, w = (torch.tensor(a) for a in (image, theta, weights))
         i.requires_grad_(), t.requires_grad_()
         out = stn.warp(i.movedim(-1, 1), t, transform=stn.Affine()).movedim(1, -1)
-        found = torch.autograd.grad((out * w).sum(), (i, t))
-    close(got, [out.detach().numpy(), *(f.numpy() for f in found)], "float64", "kinks")
+        wanted = [out.detach(), *torch.autograd.grad((out * w).sum(), (i, t))]
+    for road, got in found.items():
+        close(got, [a.numpy() for a in wanted], "float64", f"kinks, {road}")
 
     grid = rng.uniform(-1, 1, size=(2, 3, 4, 2))
     grid[0, 1, 2, 0], grid[1, 0, 0] = np.nan, np.inf
@@ -180,6 +190,131 @@ def check_corners_of_the_rules(*, everything):
             torch.tensor(image).movedim(-1, 1), torch.tensor(np.nan_to_num(grid, posinf=0.3)), mode=mode
         )
         assert abs(got - wanted.movedim(1, -1).numpy()).max() < 1e-12, mode
+
+
+def roads_to_take(d):
+    """The backends that `stn.keras` has here, by name; None is its own choice."""
+    if BACKEND == "torch":
+        return (None,)
+    return ("cpu", "reference") if d > 1 and is_native() else ("reference",)
+
+
+def chosen(road):
+    return contextlib.nullcontext() if road is None else stn.ops.use_backend(road)
+
+
+def is_native():
+    """Whether the native kernels can be had at all, as `stn info` says it."""
+    if BACKEND == "jax":
+        from stn.jax import native
+
+        return native.unavailable() is None
+    import stn.tensorflow
+
+    return stn.tensorflow.unavailable() is None
+
+
+def check_who_reads():
+    """The native kernels where they can, and ops of the framework in what is compiled by XLA under TensorFlow, saved or
+    exported; second derivatives; the switch."""
+    rng = np.random.default_rng(0)
+    image, theta = rng.normal(size=(2, 5, 6, 2)), np.array([[0.87, 0.1, 0.03, -0.1, 0.8, 0.02]] * 2)
+
+    def warp(image, theta, **options):
+        return stn.keras.warp(image, theta, transform="affine", data_format="channels_last", **options)
+
+    with stn.ops.use_backend("aten"), pytest.raises(ValueError, match="expected 'cpu' or 'reference'"):
+        warp(image, theta)
+    with stn.ops.use_backend("cpu"), pytest.raises(ValueError, match="lowered"):
+        warp(image, theta, mode="lanczos3")
+    if not is_native():
+        return
+    found = {road: second_derivative(warp, image, theta, road) for road in ("cpu", "reference")}
+    assert abs(found["cpu"] - found["reference"]).max() < 1e-9 * abs(found["reference"]).max()
+    {"jax": check_programs_of_jax, "tensorflow": check_programs_of_tensorflow}[BACKEND](warp, image, theta)
+
+
+def second_derivative(warp, image, theta, road):
+    """Of a function of both gradients, by image and theta."""
+    options = {"padding_mode": "constant", "fill": 0.7}
+    with chosen(road):
+        if BACKEND == "jax":
+            import jax
+
+            slope = jax.grad(lambda i, t: (warp(i, t, **options) ** 2).sum(), (0, 1))
+            both = jax.grad(lambda i, t: sum(jax.numpy.sin(s).sum() for s in slope(i, t)), (0, 1))(image, theta)
+        else:
+            import tensorflow as tf
+
+            inputs = [tf.constant(image), tf.constant(theta)]
+            with tf.GradientTape() as outer:
+                outer.watch(inputs)
+                with tf.GradientTape() as inner:
+                    inner.watch(inputs)
+                    loss = tf.reduce_sum(warp(*inputs, **options) ** 2)
+                total = tf.add_n([tf.reduce_sum(tf.sin(s)) for s in inner.gradient(loss, inputs)])
+            both = outer.gradient(total, inputs)
+    return np.concatenate([np.ravel(b) for b in both])
+
+
+def check_programs_of_jax(warp, image, theta):
+    import jax
+
+    from stn.jax import native
+
+    call = f"custom_call @{native.TARGET}"
+    text = lambda: jax.jit(lambda *a: warp(*a)).lower(image, theta).as_text()  # noqa: E731
+    assert call in text()
+    with chosen("reference"):
+        assert call not in text()
+    run = jax.jit(warp)
+    shapes = jax.export.symbolic_args_specs((image, theta), ("b, 5, 6, 2", "b, 6"))
+    exported = jax.export.export(run)(*shapes)
+    assert call not in exported.mlir_module()
+    assert abs(np.asarray(exported.call(image, theta)) - np.asarray(run(image, theta))).max() < 1e-12
+
+
+LOADED = """
+import sys
+sys.modules["stn"] = None
+import numpy as np, tensorflow as tf
+kept = np.load(sys.argv[1] + "/arrays.npz")
+served, module = (tf.saved_model.load(sys.argv[1] + name) for name in ("/served", "/module"))
+for call in (served.serve, module.opened, module.called):
+    assert abs(call(tf.constant(kept["image"])).numpy() - kept["out"]).max() < 1e-5
+"""
+
+
+def check_programs_of_tensorflow(warp, image, theta):
+    import tensorflow as tf
+
+    def names(function):
+        graph = function.get_concrete_function(tf.constant(image), tf.constant(theta)).graph.as_graph_def()
+        return {node.op for part in (graph.node, *(f.node_def for f in graph.library.function)) for node in part}
+
+    assert "StnWarp" in names(tf.function(warp))
+    assert "StnWarp" not in names(tf.function(warp, jit_compile=True))
+    with chosen("reference"):
+        assert "StnWarp" not in names(tf.function(warp))
+
+    localizer = keras.Sequential([layers.Flatten(), stn.keras.identity_head("affine")])
+    layer = stn.keras.SpatialTransformer(localizer, "affine", (4, 3), data_format="channels_last")
+    model = keras.Sequential([keras.Input((5, 6, 2)), layer])
+    model.compile("adam", "mse", jit_compile=False)
+    narrow = image.astype("float32")
+    model.fit(narrow, np.ones((2, 4, 3, 2), "float32"), verbose=0)
+    # Functions that have run here, by the native kernels, and are saved then.
+    module = tf.Module()
+    module.model, module.called = model, tf.function(lambda image: model(image))
+    module.opened = tf.function(lambda i: model(i), input_signature=[tf.TensorSpec((None, 5, 6, 2))])
+    out = [module.called(tf.constant(narrow)), module.opened(tf.constant(narrow)), model.predict(narrow, verbose=0)]
+    assert max(abs(numbers(o) - out[2]).max() for o in out) < 1e-6
+    with tempfile.TemporaryDirectory() as folder:
+        model.export(folder + "/served", verbose=False)
+        tf.saved_model.save(module, folder + "/module")
+        np.savez(folder + "/arrays.npz", image=narrow, out=out[2])
+        done = subprocess.run([sys.executable, "-c", LOADED, folder], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
 
 
 def check_refusals():
@@ -282,6 +417,8 @@ def main(what):
     check_families(everything=everything)
     check_reading(everything=everything)
     check_corners_of_the_rules(everything=everything)
+    if BACKEND != "torch":
+        check_who_reads()
     check_refusals()
     check_layer()
     check_compiled(everything=everything)

@@ -41,7 +41,7 @@ def values_and_both_gradients(kind, d, dtype, mode, padding, align, last):
     image = tf.cast(tf.constant(move(rng.normal(size=(2, 3, *size)))), dtype)
     grad = tf.cast(tf.constant(move(rng.normal(size=(2, 3, *out)))), dtype)
     fill = 0.7 if padding == "constant" else 0.0
-    assert stn.tensorflow.takes(kind, check_reading(mode, padding, fill, align))
+    assert stn.tensorflow.refuses(kind, check_reading(mode, padding, fill, align)) is None
     with tf.GradientTape() as tape:
         tape.watch((image, values))
         got = stn.tensorflow.read(image, kind, values, out, check_reading(mode, padding, fill, align), last)
@@ -78,7 +78,7 @@ def in_functions():
     image, theta = tf.random.normal((3, 6, 7, 2)), tf.eye(2, 3, (3,)) * 0.9
 
     def step(image, theta):
-        seen.append(stn.tensorflow.takes("affine", reading))
+        seen.append(stn.tensorflow.refuses("affine", reading) is None)
         if not seen[-1]:
             return tf.reduce_sum(theta)
         with tf.GradientTape() as tape:

@@ -163,22 +163,62 @@ def test_vmap_and_jit(on_native):
             np.testing.assert_allclose(gradients[k], jnp.stack([w[k] for w in wanted]), rtol=1e-4, atol=1e-4)
 
 
-def test_derivatives_that_the_native_kernels_lack():
+@pytest.mark.parametrize("on_native", ROADS)
+@pytest.mark.parametrize(("mode", "padding"), [("bicubic", "zeros"), ("bilinear", "constant")])
+def test_second_derivatives(on_native, mode, padding):
+    """By theta twice, and by theta and the image, with the gradient's own on which they are linear."""
+    options = {
+        "mode": mode,
+        "padding_mode": padding,
+        "fill": 0.7 if padding == "constant" else 0.0,
+        "native": on_native,
+    }
     image = jnp.asarray(np.random.default_rng(0).normal(size=(1, 1, 5, 6)))
     theta = jnp.asarray([[[0.87, 0.1, 0.03], [-0.1, 0.8, 0.02]]])
-    run = lambda t: (stn.jax.warp(image, t, mode="bicubic", native=False) ** 2).sum()  # noqa: E731
-    hessian = jax.hessian(run)(theta).reshape(6, 6)
-    step = 1e-6
-    for k in (0, 5):
-        moved = jnp.zeros(6).at[k].set(step).reshape(1, 2, 3)
-        difference = (jax.grad(run)(theta + moved) - jax.grad(run)(theta - moved)) / (2 * step)
-        np.testing.assert_allclose(hessian[k], difference.reshape(6), rtol=1e-5, atol=1e-5)
+    run = lambda i, t: (stn.jax.warp(i, t, **options) ** 2).sum()  # noqa: E731
+    slope = jax.grad(run, (0, 1))
+    rng, step = np.random.default_rng(1), 1e-6
+    along = jnp.asarray(rng.normal(size=image.shape)), jnp.asarray(rng.normal(size=theta.shape))
+    along_slope = lambda i, t: sum((a * b).sum() for a, b in zip(slope(i, t), along, strict=True))  # noqa: E731
+    second = jax.jit(jax.grad(along_slope, (0, 1)))(image, theta)
+    there, back = (slope(image + s * along[0], theta + s * along[1]) for s in (step, -step))
+    for one, up, down in zip(second, there, back, strict=True):
+        np.testing.assert_allclose(one, (up - down) / (2 * step), rtol=1e-5, atol=1e-5)
+
+
+def test_forward_mode():
+    image = jnp.asarray(np.random.default_rng(0).normal(size=(1, 1, 5, 6)))
+    theta = jnp.asarray([[[0.87, 0.1, 0.03], [-0.1, 0.8, 0.02]]])
+    run = lambda t, on_native=False: (stn.jax.warp(image, t, native=on_native) ** 2).sum()  # noqa: E731
     _, forward = jax.jvp(run, (theta,), (jnp.ones_like(theta),))
     np.testing.assert_allclose(forward, jax.grad(run)(theta).sum(), rtol=1e-9)
-    exported = jax.export.export(
-        jax.jit(lambda t: stn.jax.warp(image, t, native=False)), platforms=("cpu", "cuda", "tpu")
-    )(theta)
-    np.testing.assert_allclose(exported.call(theta), stn.jax.warp(image, theta), rtol=1e-9, atol=1e-9)
+    if native.unavailable() is None:
+        with pytest.raises(TypeError, match="forward-mode"):
+            jax.jvp(lambda t: run(t, True), (theta,), (jnp.ones_like(theta),))
+
+
+@pytest.mark.parametrize("on_native", ROADS)
+def test_what_is_exported_runs_where_there_is_no_stn(on_native):
+    """On every platform, with an open batch, gradients too."""
+    image = jnp.asarray(np.random.default_rng(0).normal(size=(3, 2, 5, 6)), "float32")
+    theta = jnp.tile(jnp.asarray([[[0.87, 0.1, 0.03], [-0.1, 0.8, 0.02]]], "float32"), (3, 1, 1))
+    run = jax.jit(lambda i, t: stn.jax.warp(i, t, native=on_native))
+    run(image, theta)  # what is compiled for here is not what is exported
+    shapes = jax.export.symbolic_args_specs((image, theta), ("b, 2, 5, 6", "b, 2, 3"))
+    exported = jax.export.export(run, platforms=("cpu", "cuda", "tpu"))(*shapes)
+    assert f"custom_call @{native.TARGET}" not in exported.mlir_module()
+    np.testing.assert_allclose(exported.call(image, theta), run(image, theta), rtol=1e-5, atol=1e-5)
+    slope = jax.jit(jax.grad(lambda i, t: (run(i, t) ** 2).sum(), (0, 1)))
+    again = jax.export.deserialize(jax.export.export(slope)(image, theta).serialize())
+    for one, other in zip(again.call(image, theta), slope(image, theta), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+@is_native
+def test_without_compiling():
+    image, theta = jnp.ones((1, 1, 3, 4)), jnp.eye(2, 3)[None]
+    with jax.disable_jit():
+        np.testing.assert_allclose(stn.jax.warp(image, theta), image, rtol=1e-6)
 
 
 FAMILIES = {
@@ -213,11 +253,11 @@ def test_who_reads(monkeypatch):
     text = lambda **options: jax.jit(lambda t: stn.jax.warp(image, t, **options)).lower(theta).as_text()  # noqa: E731
     wanted = stn.jax.warp(image, theta)
     if native.unavailable() is None:
-        assert native.TARGET in text()
-    assert native.TARGET not in text(native=False)
+        assert f"custom_call @{native.TARGET}" in text()
+    assert f"custom_call @{native.TARGET}" not in text(native=False)
     monkeypatch.setattr(native, "unavailable", lambda: "left out")
     jax.clear_caches()
-    assert native.TARGET not in text()
+    assert f"custom_call @{native.TARGET}" not in text()
     np.testing.assert_allclose(stn.jax.warp(image, theta), wanted, rtol=1e-5, atol=1e-5)
     jax.clear_caches()
 

@@ -32,7 +32,7 @@ def test_without_the_native_backend(monkeypatch):
     for cached in (stn.tensorflow.unavailable, stn.tensorflow._ops):
         cached.cache_clear()
     assert stn.tensorflow.unavailable() == "the native backend was left out of the build"
-    assert not stn.tensorflow.takes("affine", check_reading("bilinear", "zeros"))
+    assert stn.tensorflow.refuses("affine", check_reading("bilinear", "zeros"))
     stn.tensorflow.unavailable.cache_clear()
 
 

@@ -1,7 +1,7 @@
 """The native backend's kernels as ops of TensorFlow, on the CPU and outside of `jit_compile`.
 
-What front ends for TensorFlow read images with: `unavailable` says whether there are ops, `takes` whether they run a case,
-`read` runs it.
+What front ends for TensorFlow read images with: `unavailable` says whether there are ops, `refuses` why they do not run a
+case, `read` runs it.
 """
 
 from __future__ import annotations
@@ -31,14 +31,31 @@ def unavailable() -> str | None:
     return None
 
 
-def takes(kind: str, reading: Reading) -> bool:
-    """Whether `read` runs this here: not in what XLA compiles, which has no op of ours."""
-    if unavailable() is not None or kind not in ("affine", "projective", "grid") or reading.kernel not in cpu._MODES:
-        return False
+def refuses(kind: str, reading: Reading) -> str | None:
+    """Why `read` does not run this here, or None: there is no op of ours in what XLA compiles, nor where a program is
+    saved that is loaded without `stn`. TensorFlow traces a function once more to save it."""
+    if unavailable() is not None:
+        return unavailable()
+    if kind not in ("affine", "projective", "grid") or reading.kernel not in cpu._MODES:
+        return f"there is no op for kind {kind!r} and kernel {reading.kernel!r}"
     import tensorflow as tf
     from tensorflow.python.ops import control_flow_util
+    from tensorflow.python.saved_model import save_context
 
-    return tf.executing_eagerly() or not control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
+    if _has_accelerator():
+        return "TensorFlow has a device that is no CPU"
+    if save_context.in_save_context():
+        return "a program is being saved, which is loaded without stn"
+    if not tf.executing_eagerly() and control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()):
+        return "XLA compiles"
+    return None
+
+
+@functools.cache
+def _has_accelerator() -> bool:
+    import tensorflow as tf
+
+    return any(device.device_type not in ("CPU", "XLA_CPU") for device in tf.config.list_physical_devices())
 
 
 def read(
@@ -51,7 +68,8 @@ def read(
 ) -> Array:
     """Reads an image at coordinates of the same batch: (B, C, *size) or (B, *size, C), in the image's type.
 
-    Differentiable once, in the image and the coordinates.
+    Differentiable in the image and the coordinates. The kernels have first derivatives; further ones, in reverse mode, are
+    those of `stn.keras` on ops of TensorFlow.
 
     Raises:
         tensorflow.errors.InvalidArgumentError: for shapes and types that do not fit.
@@ -117,4 +135,45 @@ def _ops() -> Any:
         )
         return for_image, tf.ensure_shape(for_values, values.shape), None, None
 
+    @tf.RegisterGradient("StnWarpGradImage")
+    def _(op: Any, along: Array) -> tuple[Array | None, ...]:
+        shape, values, grad = op.inputs
+        image = tf.ensure_shape(tf.zeros(shape, along.dtype), along.shape)  # whose numbers, and the fill, do not matter
+        wide = tf.cast(grad, along.dtype)
+        _, for_values, for_grad = _second(op, 0, image, values, wide, tf.zeros((0,), along.dtype), along)
+        return None, for_values, tf.cast(for_grad, grad.dtype)
+
+    @tf.RegisterGradient("StnWarpGradCoordinates")
+    def _(op: Any, along: Array) -> tuple[Array | None, ...]:
+        image, values, grad, fill = op.inputs
+        wide = tf.cast(image, along.dtype), values, tf.cast(grad, along.dtype)
+        for_image, for_values, for_grad = _second(op, 1, *wide, fill, along)
+        return tf.cast(for_image, image.dtype), for_values, tf.cast(for_grad, grad.dtype), None
+
     return ops
+
+
+def _second(op: Any, which: int, image: Array, values: Array, grad: Array, fill: Array, along: Array) -> list[Array]:
+    """The gradients of <along, gradient of the read by image (0) or values (1)> by image, values and `grad`."""
+    import tensorflow as tf
+
+    from .keras import on_ops
+    from .keras.backends import BACKEND
+
+    if BACKEND != "tensorflow":
+        raise ValueError(f"second derivatives: expected TensorFlow behind Keras, on whose ops they are, got {BACKEND}")
+    kind, mode, padding, align_corners, last, _ = op.get_attr("options")[1:]
+    name = {code: name for name, code in cpu._COORDINATES.items()}[kind]
+    kernel = {code: name for name, code in cpu._MODES.items()}[mode]
+    beyond = {code: name for name, code in cpu._PADDINGS.items()}[padding]
+    background = None if beyond != "constant" else fill if which else tf.zeros((1,), image.dtype)
+    reading = Reading(kernel, beyond, background, bool(align_corners))
+    size = tuple(grad.shape[1:-1] if last else grad.shape[2:])
+    inputs = [image, values, grad]
+    with tf.GradientTape() as outer:
+        outer.watch(inputs)
+        with tf.GradientTape() as inner:
+            inner.watch(inputs)
+            out = on_ops.read(image, name, values, size, reading, bool(last))
+        first = inner.gradient(out, inputs[which], grad, unconnected_gradients="zero")
+    return list(outer.gradient(first, inputs, along, unconnected_gradients="zero"))

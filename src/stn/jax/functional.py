@@ -44,8 +44,8 @@ def sample(
         grid: (B, *out, d). A batch of 1 on either side is broadcast.
         mode: "bilinear", "nearest" or "bicubic".
         padding_mode, fill, align_corners: as for `stn.sample`. There is no gradient of `fill`.
-        native: False keeps to `jax.numpy` on the CPU, too: for second derivatives, forward mode and `jax.export`, of which
-            the native kernels have none.
+        native: False keeps to `jax.numpy` on the CPU, too: for forward mode, of which the native kernels have none. Second
+            derivatives, other devices and what `jax.export` makes are on `jax.numpy` by themselves.
 
     Returns:
         (B, C, *out) or (B, *out, C), in the image's type. NaN where a position is not finite.
@@ -167,12 +167,9 @@ def read(
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _read(plan: Plan, on_native: bool, *arrays: Array) -> Array:
-    others = functools.partial(portable.read, plan)
-    if not on_native or not native.takes(plan):
-        return others(*arrays)
-    if jax.default_backend() == "cpu":
+    if on_native and native.takes(plan):
         return native.read(plan, *arrays)
-    return jax.lax.platform_dependent(*arrays, cpu=functools.partial(native.read, plan), default=others)
+    return portable.read(plan, *arrays)
 
 
 def _check(

@@ -18,11 +18,9 @@ from ..reading import Mode, PaddingMode, Reading, check_reading
 from ..transforms import Affine
 from ..transforms.base import AbstractTransform
 from ..transforms.config import TransformLike, check_transform
-from . import families, portable
+from . import families, roads
 from .backends import BACKEND, Array, plain, type_name, working_type
 from .lowering import lower
-
-_BY_HAND = ("nearest", "bilinear", "bicubic")
 
 
 @plain
@@ -176,7 +174,7 @@ _AFFINE = Affine()
 
 
 def read(image: Array, coordinates: Coordinates, reading: Reading, first: bool) -> Array:
-    """Reads under TensorFlow and JAX: here, and nowhere else, is picked by what.
+    """Reads under TensorFlow and JAX, by what `roads` picks, or in other modes by the reference, lowered.
 
     Args:
         image: (B, C, *in) where `first`, else (B, *in, C); any float type.
@@ -192,13 +190,12 @@ def read(image: Array, coordinates: Coordinates, reading: Reading, first: bool) 
         raise ValueError(
             f"fill: expected a number or {channels} of them, one per channel, got {reading.fill.numel()} of them"
         )
+    if reading.kernel in roads.MODES:
+        return roads.read(image, coordinates, reading, first)
+    roads.is_native(coordinates, reading)  # never; that is an error where they are asked for
     grid = ops.cast(families.positions(coordinates, reading.align_corners), working)
-    image, grid = _of_one_batch(ops.cast(image, working), grid)
-    if reading.kernel in _BY_HAND:
-        last = ops.transpose(image, (0, *range(2, d + 2), 1)) if first else image
-        out = portable.read(last, grid, reading)
-        return ops.cast(ops.transpose(out, (0, d + 1, *range(1, d + 1))) if first else out, dtype)
-    planes = image if first else ops.transpose(image, (0, d + 1, *range(1, d + 1)))
+    planes = ops.cast(image if first else ops.transpose(image, (0, d + 1, *range(1, d + 1))), working)
+    planes, grid = roads.of_one_batch(planes, grid)
     program = _lowered_sample(reading, tuple(planes.shape[1:]), coordinates.size, working)
     out = ops.cast(program(planes, grid), dtype)
     return out if first else ops.transpose(out, (0, *range(2, d + 2), 1))
@@ -235,19 +232,6 @@ def _where_to_read(
     raise ValueError(
         f"theta: expected matrices (B, {d}, {d + 1}) or (B, {d + 1}, {d + 1}), got {describe(theta)}{hint}"
     )
-
-
-def _of_one_batch(image: Array, grid: Array) -> tuple[Array, Array]:
-    a, b = image.shape[0], grid.shape[0]
-    if a == b:
-        return image, grid
-    if b == 1:
-        return image, ops.broadcast_to(grid, (ops.shape(image)[0], *grid.shape[1:]))
-    if a == 1:
-        return ops.broadcast_to(image, (ops.shape(grid)[0], *image.shape[1:])), grid
-    if a is not None and b is not None:
-        raise ValueError(f"theta or grid: expected a batch of {a} (as image) or 1, got {b}")
-    return image, grid
 
 
 def _check_array(argument: str, value: Any, expected: str) -> Array:

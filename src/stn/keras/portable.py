@@ -13,6 +13,7 @@ import math
 from typing import Any
 
 import numpy as np
+import torch
 from keras import ops
 
 from ..ops.reference import CUBIC_A, KINK
@@ -40,13 +41,18 @@ def read(
         position = x * ((n - 1) / 2) + (n - 1) / 2 if align_corners else ((x + 1) * n - 1) / 2
         inside = ops.abs(position) <= _FAR
         positions.append(ops.where(inside, position, ops.cast(ops.where(position < 0, -_FAR, _FAR), position.dtype)))
-    background = None if fill is None else convert(np.asarray(fill), type_name(image.dtype))
+    background = (
+        None
+        if fill is None
+        else convert(fill.numpy() if isinstance(fill, torch.Tensor) else fill, type_name(image.dtype))
+    )
     if kernel == "bilinear":
         positions = [_on_centre(position, n)[0] for position, n in zip(positions, sizes, strict=True)]
-    look = functools.partial(_look, padding=padding, background=background, align_corners=align_corners)
-    out = look(image, [_taps(position, kernel) for position in positions])
+    how = {"padding": padding, "background": background, "align_corners": align_corners}
+    look, at_once = functools.partial(_look, **how), functools.partial(_look_at_once, **how)
+    out = (look if d < 3 else at_once)(image, [_taps(position, kernel) for position in positions])
     if kernel == "bilinear":
-        out = out + _both_sides(look)(ops.stop_gradient(image), *positions)
+        out = out + _both_sides(at_once)(ops.stop_gradient(image), *positions)
     return ops.where(finite, out, convert(math.nan, type_name(image.dtype)))
 
 
@@ -84,6 +90,35 @@ def _look(
         value = value * functools.reduce(lambda a, b: a * b, weights)[..., None]
         out = value if out is None else out + value
     return out
+
+
+def _look_at_once(
+    image: Array,
+    axes: list[list[tuple[Array, Array]]],
+    *,
+    padding: str,
+    background: Array | None,
+    align_corners: bool,
+) -> Array:
+    """`_look` with one gather for all taps: a few operations in place of some for each, which compile sooner."""
+    sizes = tuple(image.shape[1:-1])
+    d = len(sizes)
+    index: Any = ops.reshape(ops.arange(ops.shape(image)[0], dtype="int32") * math.prod(sizes), (-1, *[1] * d))
+    there, weight = None, None
+    for axis, (n, taps) in enumerate(zip(sizes, axes, strict=True)):
+        tap, share = (ops.stack(list(parts)) for parts in zip(*taps, strict=True))
+        pixel, inside = _pad(tap, n, padding, align_corners)
+        apart = (*[1] * axis, len(taps), *[1] * (d - 1 - axis), -1, *tap.shape[2:])
+        index = index + ops.reshape(pixel, apart) * math.prod(sizes[axis + 1 :])
+        share = ops.reshape(share, apart)
+        weight = share if weight is None else weight * share
+        if inside is not None:
+            inside = ops.reshape(inside, apart)
+            there = inside if there is None else ops.logical_and(there, inside)
+    value = take_rows(ops.reshape(image, (-1, image.shape[-1])), index)
+    if there is not None:
+        value = ops.where(there[..., None], value, ops.zeros_like(value) if background is None else background)
+    return ops.sum(value * weight[..., None], tuple(range(d)))
 
 
 def _taps(position: Array, kernel: Any) -> list[tuple[Array, Array]]:

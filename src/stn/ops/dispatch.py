@@ -39,7 +39,8 @@ _wanted: ContextVar[str | None] = ContextVar("stn_backend", default=None)
 
 
 @constant_when_compiled
-def _asked_for() -> str | None:
+def asked_for() -> str | None:
+    """The backend that `use_backend` names here."""
     return _wanted.get()
 
 
@@ -55,7 +56,7 @@ def warp(image: Tensor, coordinates: Coordinates, reading: Reading) -> Tensor:
         reading.padding,
         image.device.type,
         image.dtype,
-        _asked_for(),
+        asked_for(),
         is_portable(),
     )
     backend = _known.get(what)
@@ -76,10 +77,10 @@ def warp(image: Tensor, coordinates: Coordinates, reading: Reading) -> Tensor:
 
 
 def _by_reference(image: Tensor, coordinates: Coordinates, reading: Reading) -> Tensor:
-    if _asked_for() not in (None, reference.NAME):
+    if asked_for() not in (None, reference.NAME):
         raise ValueError(
             f"backend: expected {reference.NAME!r} for positions in pixels of {coordinates.values.dtype} and an image of "
-            f"{image.dtype}, got {_asked_for()!r}"
+            f"{image.dtype}, got {asked_for()!r}"
         )
     return autograd.warp(reference, image, coordinates, reading)
 
@@ -128,7 +129,7 @@ def which_backend(
     dtype: torch.dtype = torch.float32,
 ) -> str:
     """The name of the backend that runs this case."""
-    return _choose(Case(ndim, mode, padding_mode, torch.device(device).type, dtype, _asked_for())).NAME
+    return _choose(Case(ndim, mode, padding_mode, torch.device(device).type, dtype, asked_for())).NAME
 
 
 def _choose(case: Case) -> Backend:
