@@ -9,6 +9,7 @@ A group of networks is one file here, with its own `NETWORKS`, and a line in `re
 from .any_size import compact
 from .base import Network, TransformerClassifier
 from .base import Shape as Shape
+from .colocalizer import Colocalizer
 from .house_numbers import TRANSFORMERS, SequenceClassifier, svhn
 from .house_numbers import Transformers as Transformers
 from .paper import PAPER_PARAMETERS, paper_cnn, paper_fcn
@@ -20,6 +21,7 @@ __all__ = [
     "NETWORKS",
     "PAPER_PARAMETERS",
     "TRANSFORMERS",
+    "Colocalizer",
     "Network",
     "SequenceClassifier",
     "SharedClassifier",

@@ -4,12 +4,13 @@ from .base import Part, Section
 from .cases import CASES
 from .confusion import CONFUSION
 from .film import FILM
+from .found import FOUND
 from .headline import HEADLINE
 from .repeat import REPEAT
 from .robustness import ROBUSTNESS
 from .theta import THETA
 from .training import TRAINING
 
-SECTIONS: tuple[Section, ...] = (HEADLINE, CASES, FILM, TRAINING, ROBUSTNESS, THETA, CONFUSION, REPEAT)
+SECTIONS: tuple[Section, ...] = (HEADLINE, FOUND, CASES, FILM, TRAINING, ROBUSTNESS, THETA, CONFUSION, REPEAT)
 
 __all__ = ["SECTIONS", "Part", "Section"]
