@@ -24,16 +24,20 @@ class Colocalization(AbstractTask[Colocalizer]):
     """
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return self._measure("train", batch)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._measure("val", batch)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._measure("test", batch)
+
+    def _measure(self, stage: str, batch: tuple[Tensor, Tensor]) -> Tensor:
         images, boxes = batch
         windows = self.model.windows(images.contiguous(memory_format=self.memory_format))
         loss = triplet_loss(windows, self.model.localizer.apart)
-        self.keep("train", loss.detach(), self.found(images, boxes))
+        self.keep(stage, loss.detach(), self.found(images, boxes))
         return loss
-
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        images, boxes = batch
-        loss = triplet_loss(self.model.windows(images), self.model.localizer.apart)
-        self.keep("test", loss, self.found(images, boxes))
 
     @torch.no_grad()
     def found(self, images: Tensor, boxes: Tensor) -> Tensor:
