@@ -48,6 +48,8 @@ class Cells:
 
 TABLE_1 = ("affine", "projective", "tps", "none")
 SHORT = ("--epochs=12",)
+OWN = "own"  # the family that the recipe has
+EXACT = "--precision=32-true"
 
 CAMPAIGN = (
     *(
@@ -57,6 +59,11 @@ CAMPAIGN = (
     *(Cells(f"mnist_{name}", TABLE_1) for name in ("r", "rts", "p", "e")),
     Cells("mnist_tc", ("affine", "none")),
     Cells("mnist_addition", TABLE_1),
+    *(
+        Cells("colocalize", (OWN,), seeds, f"{name}_digit{digit}", (f"--distortion={name}", f"--digit={digit}", EXACT))
+        for name, seeds in (("tc84", (0, 1, 2)), ("t84", (0,)))
+        for digit in range(10)
+    ),
 )
 
 
@@ -67,8 +74,14 @@ def cells() -> Iterator[tuple[str, list[str]]]:
         for place, seed in enumerate(group.seeds)
     ]  # fmt: skip
     for _, group, family, seed in sorted(rows, key=lambda row: row[0]):
-        words = [group.recipe, f"--transformer={family}", f"--seed={seed}", *group.options]
-        yield f"{group.recipe}-{family}-s{seed}-{group.schedule}", [*words, "--precision=auto", "--threads=1"]
+        words = [
+            group.recipe,
+            *([] if family == OWN else [f"--transformer={family}"]),
+            f"--seed={seed}",
+            *group.options,
+        ]
+        words += [*([] if EXACT in words else ["--precision=auto"]), "--threads=1"]
+        yield f"{group.recipe}-{family}-s{seed}-{group.schedule}", words
 
 
 def record(name: str, words: list[str], folder: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import stn
 from stn_recipes.data import distortions
 from stn_recipes.data.distortions import NAMES, draw, get
 
-SIZES = {"r": 28, "rts": 42, "p": 42, "e": 28, "t": 60, "tc": 60, "affine": 28, "flip_shift": 28}
+SIZES = {"r": 28, "rts": 42, "p": 42, "e": 28, "t": 60, "tc": 60, "t84": 84, "tc84": 84, "affine": 28, "flip_shift": 28}
 
 
 def table(name, count, epoch=0):

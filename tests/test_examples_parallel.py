@@ -1,4 +1,4 @@
-"""The examples that place transformers in networks, at a smaller size: two that add digits, one that finds them."""
+"""The example that places transformers in networks, at a smaller size: they add digits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ for library in ("lightning", "sklearn", "matplotlib"):
     pytest.importorskip(library)
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-NAMES = ["add_digits", "colocalize"]
+NAMES = ["add_digits"]
 
 
 def load(name):
@@ -68,49 +68,6 @@ def test_pairs_of_digits():
     assert torch.tensor(labels).sum(1).tolist() == sums.tolist()
 
 
-def test_a_digit_is_found(tmp_path, capsys):
-    figure = tmp_path / "crops.png"
-    measured = load("colocalize").main(
-        ["--digits", "3", "--count", "50", "--steps", "100", "--threads", "1", "--figure", str(figure)]
-    )
-    before, after = measured[3]
-    assert before < 0.3
-    assert after > 0.8
-    assert f"in {after:.0%} after" in capsys.readouterr().out
-    assert figure.stat().st_size > 5_000
-
-
-@pytest.mark.slow
-def test_a_digit_is_found_among_clutter():
-    ((before, after),) = load("colocalize").main(["--digits", "0", "--clutter", "4", "--threads", "1"]).values()
-    assert before < 0.3
-    assert after > 0.8
-
-
-def test_the_boxes_are_where_the_digits_are():
-    example = load("colocalize")
-    digits = torch.full((6, 1, 28, 28), 255, dtype=torch.uint8)
-    images, boxes = example.place(digits, 0, digits, seed=0)
-    theta = torch.cat([torch.full((6, 1), 1 / 3).log(), (boxes[:, :2] + boxes[:, 2:]) / 2], dim=1)
-    crops = stn.warp(images, theta, (28, 28), transform=example.FAMILY)
-    torch.testing.assert_close(crops, torch.ones_like(crops))
-    assert float(images.mean()) == pytest.approx(1 / 9)
-    warp = stn.Warp(crops, theta, example.FAMILY, (84, 84), (28, 28), False)
-    torch.testing.assert_close(example.overlap(warp.map_boxes(example.FRAME)[:, 0], boxes), torch.ones(6))
-
-
-def test_overlap_of_boxes():
-    a = torch.tensor([[0.0, 0.0, 2.0, 1.0], [0.0, 0.0, 1.0, 1.0]])
-    b = torch.tensor([[1.0, 0.0, 3.0, 1.0], [2.0, 2.0, 3.0, 3.0]])
-    torch.testing.assert_close(load("colocalize").overlap(a, b), torch.tensor([1 / 3, 0.0]))
-
-
-def test_the_hinge_of_triplets():
-    found, random = torch.tensor([[0.0], [2.0]]), torch.tensor([[1.0], [5.0]])
-    # 0 and 2 are 4 apart; their random crops 1 and 9: max(0, 4 - 1 + 1) and max(0, 4 - 9 + 1)
-    assert float(load("colocalize").triplet_loss(found, random)) == 2.0
-
-
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     ("wrong", "complaint"),
@@ -130,7 +87,7 @@ def test_bad_options_are_one_line(name, wrong, complaint, capsys):
 
 @pytest.mark.parametrize(
     ("name", "wrong", "complaint"),
-    [("add_digits", ["--data", "nowhere"], "--data: "), ("colocalize", ["--count", "1"], "--count: at least 2")],
+    [("add_digits", ["--data", "nowhere"], "--data: ")],
 )
 def test_bad_values_are_one_line(name, wrong, complaint, capsys):
     with pytest.raises(SystemExit):

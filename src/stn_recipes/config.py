@@ -11,7 +11,7 @@ from .data import DATASETS
 # Nothing here loads torch before a network or a data set is built: the command line reads settings without it. For that
 # the annotations are types and not text, too: jsonargparse runs the imports below to make sense of text.
 if TYPE_CHECKING:
-    from stn.models import TransformerClassifier
+    from stn.models import Colocalizer, TransformerClassifier
     from stn.penalties import Penalty
 
     from .data.module import ImageDataModule
@@ -40,14 +40,15 @@ class TrainConfig:
         preset: the recipe's own settings, or paper, the protocol of its paper.
         dataset: digits, mnist, mnist_addition, fashion_mnist, cifar10 or images (a folder of class folders).
         data_dir: where the official files lie, or the folder of images; downloaded to the cache if not given.
-        distortion: the paper's: r, rts, p, e, t, tc or rts_each (each channel its own); fresh for every training sample, fixed for the test set.
+        distortion: the paper's: r, rts, p, e, t, tc, t84, tc84 (on 84 pixels in place of 60) or rts_each (each channel its own); fresh for every training sample, fixed for the test set.
+        digit: find what the images of this class have in common, without labels, in place of classifying.
         augment: of the training images only: flip_shift or affine.
         grow: epochs over which the distortion of the training images grows, from none; 0 for all of it at once.
         image_size: height and width that your own images are resized to.
         on_bad_image: an unreadable image in your folder stops the run, or is named and skipped.
         val_fraction: share of the training set that is held out for validation.
         limit_train: train on the first so many images only (for a quick try).
-        network: a name that `stn models` lists.
+        network: a name that `stn models` lists; colocalizer with a digit.
         transformer: the family of warps, or none for the equal-parameter control; with options as a mapping,
             '{"name": "similarity", "max_angle": 0.5}'.
         padding_mode: what the transformer sees outside the image.
@@ -93,7 +94,8 @@ class TrainConfig:
     preset: Literal["paper"] | None = None
     dataset: DataSet = "digits"
     data_dir: str | None = None
-    distortion: Literal["r", "rts", "p", "e", "t", "tc", "rts_each"] | None = None
+    distortion: Literal["r", "rts", "p", "e", "t", "tc", "t84", "tc84", "rts_each"] | None = None
+    digit: int | None = None
     augment: Literal["flip_shift", "affine"] | None = None
     grow: int = 0
     image_size: tuple[int, int] = (64, 64)
@@ -155,7 +157,7 @@ class TrainConfig:
             "schedule_start": 0,
         }
         at_least |= {"weight_decay": 0.0, "localizer_lr_scale": 0.0, "theta_grad_scale": 0.0}
-        optional = {"limit_train": 1, "early_stop": 1, "threads": 1, "clip": 0.0, "dropout": 0.0}
+        optional = {"limit_train": 1, "early_stop": 1, "threads": 1, "clip": 0.0, "dropout": 0.0, "digit": 0}
         for name, least in {**at_least, **optional}.items():
             value = getattr(self, name)
             if value is None and name in optional:
@@ -169,6 +171,10 @@ class TrainConfig:
         if self.warmup and (self.schedule == "onecycle" or self.warmup >= self.epochs):
             most = "0 with schedule='onecycle'" if self.schedule == "onecycle" else f"less than {self.epochs} epochs"
             raise ValueError(f"warmup: expected {most}, got {self.warmup!r}")
+        if (self.digit is not None) != (self.network == "colocalizer"):
+            raise ValueError(f"network: expected colocalizer with a digit, and with nothing else, got {self.network!r}")
+        if self.digit is not None and self.control:
+            raise ValueError("control: expected none for co-localization, which is nothing without its transformer")
         if self.penalties:
             self.penalty()  # refuses unknown names and weights below 0
         if not isinstance(self.transformer, str):
@@ -186,6 +192,11 @@ class TrainConfig:
         """The name of the family of warps, "none" for a control."""
         return self.transformer if isinstance(self.transformer, str) else self.transformer["name"]
 
+    @property
+    def task(self) -> Literal["classify", "colocalize"]:
+        """What the network learns."""
+        return "classify" if self.digit is None else "colocalize"
+
     def make_data(self, class_names: tuple[str, ...] | None = None) -> "ImageDataModule":
         """The data set that is meant; the labels of your own images by `class_names`, if given."""
         from .data.module import ImageDataModule
@@ -196,7 +207,7 @@ class TrainConfig:
             del options["image_size"]
         return ImageDataModule(class_names=class_names, **options)
 
-    def make_model(self, in_shape: tuple[int, int, int], num_classes: int) -> "TransformerClassifier":
+    def make_model(self, in_shape: tuple[int, int, int], num_classes: int) -> "TransformerClassifier | Colocalizer":
         """The network that is meant, with the random weights of the seed."""
         import torch
 
@@ -204,6 +215,8 @@ class TrainConfig:
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
+            if self.digit is not None:
+                return models.Colocalizer(in_shape, self.transformer, padding_mode=self.padding_mode)
             return models.create(self.network, in_shape=in_shape, num_classes=num_classes, **self.network_options())
 
     def network_options(self) -> dict[str, Any]:

@@ -24,7 +24,7 @@ class Deployed(nn.Module):
 
     def __init__(self, run: Run) -> None:
         super().__init__()
-        self.model = run.model
+        self.model = run.classifier
         for name, values in (("mean", run.facts.mean), ("std", run.facts.std)):
             self.register_buffer(name, torch.tensor(values).reshape(1, -1, 1, 1))
         self.eval()
@@ -57,7 +57,7 @@ def export(run: str | Path, to: str, out: str | Path | None = None) -> tuple[Pat
     if out is None:
         loaded.path.mkdir(parents=True, exist_ok=True)
     file = Path(out) if out is not None else loaded.path / f"model.{to}"
-    names = ["probabilities", "rectified"][: 1 if loaded.model.transformer is None else 2]
+    names = ["probabilities", "rectified"][: 1 if loaded.classifier.transformer is None else 2]
     metadata = {name: dataclasses.asdict(facts)[name] for name in ("class_names", "input_shape")} | {"outputs": names}
     example = torch.rand(2, *facts.input_shape, generator=torch.Generator().manual_seed(0))
     if to == "onnx":

@@ -88,6 +88,7 @@ def predict(
         ValueError: for an empty folder, for images that cannot be read, by name.
     """
     loaded = load_run_or_pretrained(run)
+    model = loaded.classifier
     channels, height, width = loaded.facts.input_shape
     if channels == 2:
         raise ValueError(f"run: expected one that was trained on images with 1 or 3 channels, got {run} with 2")
@@ -105,9 +106,9 @@ def predict(
             warnings.warn(f"skipped: {error}")
             continue
         normalized = (image - mean) / std
-        confidence, best = loaded.model(normalized).softmax(1).max(1)
+        confidence, best = model(normalized).softmax(1).max(1)
         rectified: Path | None = None
-        if loaded.model.transformer is not None:
+        if model.transformer is not None:
             folder.mkdir(parents=True, exist_ok=True)
             rectified = folder / f"{Path(file).stem}.rectified.png"
             for n in range(2, len(files) + 2):  # two files of one name from two folders
@@ -115,7 +116,7 @@ def predict(
                     break
                 rectified = folder / f"{Path(file).stem}-{n}.rectified.png"
             taken.add(rectified)
-            write_image(rectified, loaded.model.transformer(normalized) * std + mean)
+            write_image(rectified, model.transformer(normalized) * std + mean)
         rows.append(
             {
                 "image": str(file),

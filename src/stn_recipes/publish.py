@@ -75,7 +75,7 @@ def _uploaded(folder: Path, repo: str, private: bool) -> str:
 
 def classifier(run: Run) -> stn.hub.Classifier:
     """The network of a run, with what has to be known of its data."""
-    facts, config = run.facts, run.config
+    facts, config, model = run.facts, run.config, run.classifier
     network = stn.hub.Classifier(
         config.network,
         in_shape=list(facts.input_shape),
@@ -85,7 +85,7 @@ def classifier(run: Run) -> stn.hub.Classifier:
         std=list(facts.std),
         **config.network_options(),
     )
-    network.load_state_dict(run.model.state_dict())
+    network.load_state_dict(model.state_dict())
     return network.eval()
 
 

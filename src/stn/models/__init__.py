@@ -9,6 +9,7 @@ A group of networks is one file here, with its own `NETWORKS`, and a line in `re
 from .any_size import compact
 from .base import Network, TransformerClassifier
 from .base import Shape as Shape
+from .colocalizer import Colocalizer
 from .house_numbers import TRANSFORMERS, SequenceClassifier, svhn
 from .house_numbers import Transformers as Transformers
 from .labelled import LabelledClassifier
@@ -22,6 +23,7 @@ __all__ = [
     "NETWORKS",
     "PAPER_PARAMETERS",
     "TRANSFORMERS",
+    "Colocalizer",
     "LabelledClassifier",
     "Network",
     "SequenceClassifier",

@@ -363,7 +363,7 @@ class RandomElastic(Distortion):
 
 
 class RandomPlacement(Distortion):
-    """The image at a random whole-pixel place on a larger canvas, with clutter: "t" (no clutter) and "tc".
+    """The image at a random whole-pixel place on a larger canvas, with clutter: "t", "t84" (no clutter), "tc" and "tc84".
 
     Clutter is `patches` pieces of 6x6 pixels (of 28, growing with the image), each cut at a random place of a random
     other image of `source` and put at a random place of the canvas; where things overlap the brighter one wins, so no
@@ -382,6 +382,25 @@ class RandomPlacement(Distortion):
     def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
         return _scaled(size, self.canvas)
 
+    def corners(
+        self,
+        random: np.ndarray,  # (B, num_random)
+        size: tuple[int, int],  # (H, W) of the input
+    ) -> Tensor:  # (B, 2) int64
+        """Row and column of the canvas at which the top left pixel of the image lies."""
+        rows, columns = (out - side + 1 for out, side in zip(self.output_size(size), size, strict=True))
+        return torch.stack([_integer(random[:, 0], rows), _integer(random[:, 1], columns)], dim=1)
+
+    def boxes(
+        self,
+        random: np.ndarray,  # (B, num_random)
+        size: tuple[int, int],  # (H, W) of the input
+    ) -> Tensor:  # (B, 4) float32
+        """Where the image lies on the canvas: its outer edges, left, top, right, bottom, normalized."""
+        corners = self.corners(random, size).flip(1)  # (x, y)
+        edges = torch.cat([corners, corners + torch.tensor(size[::-1])], dim=1)
+        return 2 * edges / torch.tensor(self.output_size(size)[::-1]).repeat(2) - 1
+
     def _apply(self, images: Tensor, random: np.ndarray, source: Tensor | None, index: Tensor | None) -> Tensor:
         batch, channels, height, width = images.shape
         out_height, out_width = self.output_size((height, width))
@@ -392,8 +411,7 @@ class RandomPlacement(Distortion):
             inner = torch.arange(size[0])[:, None] * row + torch.arange(size[1])
             return (top * row + left)[..., None] + inner.flatten()
 
-        top = _integer(random[:, 0], out_height - height + 1)
-        left = _integer(random[:, 1], out_width - width + 1)
+        top, left = self.corners(random, (height, width)).T
         place = window(top, left, (height, width), out_width).to(images.device)
         canvas.scatter_(2, place[:, None].expand(-1, channels, -1), images.flatten(2))
         if self.patches and batch:
@@ -501,6 +519,8 @@ _MAKERS: dict[str, Callable[..., Distortion]] = {
     "e": partial(RandomElastic, "e"),
     "t": partial(RandomPlacement, "t"),
     "tc": partial(RandomPlacement, "tc", patches=6),
+    "t84": partial(RandomPlacement, "t84", canvas=3.0),
+    "tc84": partial(RandomPlacement, "tc84", patches=16, canvas=3.0),
     "affine": partial(RandomSimilarity, "affine", degrees=10.0, scale=(0.9, 1.1), shift=2 / _DIGIT),
     "flip_shift": partial(RandomFlipShift, "flip_shift"),
 }
@@ -519,6 +539,8 @@ def get(name: str, **options: Any) -> Distortion:
     | e | scale 0.75 to 1, 4x4 spline lattice moved by N(0, 1.5 px) | 28x28 |
     | t | random place | 60x60 |
     | tc | random place, six 6x6 pieces of other images | 60x60 |
+    | t84 | random place | 84x84 |
+    | tc84 | random place, sixteen 6x6 pieces of other images | 84x84 |
     | affine | rotation within +-10 degrees, scale 0.9 to 1.1, shift within 2 px | 28x28 |
     | flip_shift | mirrored or not, shift within 4 px of 32, whole pixels | 28x28 |
 

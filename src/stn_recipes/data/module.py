@@ -27,7 +27,8 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
     """Normalized, augmented and distorted images of one set, a whole batch at a time.
 
     `stream` ("train", "val" or "test") keeps the random numbers of the sets apart. A `fixed` set always uses those of
-    epoch 0 and is never augmented. With `grow` the distortion grows over so many epochs, from none in the first. Applied in order: `augment`, `distortion`, (x - mean) / std with one mean and std
+    epoch 0 and is never augmented. With `grow` the distortion grows over so many epochs, from none in the first. Clutter is cut from `source` (N, C, H, W),
+    bytes, or else from the other images of the set. Applied in order: `augment`, `distortion`, (x - mean) / std with one mean and std
     per channel.
 
     `__getitems__` takes the (epoch, index) pairs of an `EpochSampler` and returns the collated batch, so a
@@ -52,6 +53,7 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
         stream: str = "train",
         fixed: bool = False,
         grow: int = 0,
+        source: Tensor | None = None,
     ):
         check_integer("seed", seed, 0)
         check_choice("stream", stream, ("train", "val", "test"))
@@ -72,6 +74,8 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
         self.stream = stream
         self.fixed = fixed
         self.grow = grow
+        self.source = source
+        self.targets = data.labels  # what a batch holds beside the images
         self._mean = torch.tensor(tuple(mean or (0.0,) * channels)).view(-1, 1, 1)
         self._std = torch.tensor(tuple(std or (1.0,) * channels)).view(-1, 1, 1)
         self._tables: dict[str, tuple[int, np.ndarray]] = {}
@@ -92,6 +96,13 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
         for step in (self.augment, self.distortion):
             size = size if step is None else step.output_size(size)
         return channels, *size
+
+    def boxes(self) -> Tensor:
+        """Where the images of a fixed set lie on their canvases: (N, 4), as `RandomPlacement.boxes`."""
+        assert self.fixed
+        assert isinstance(self.distortion, distortions.RandomPlacement)
+        random = self._random(self.stream, self.distortion.num_random, 0, np.arange(len(self)))
+        return self.distortion.boxes(random, (self.data.images.shape[2], self.data.images.shape[3]))
 
     def _random(self, stream: str, num_random: int, epoch: int, places: np.ndarray) -> np.ndarray:
         if stream not in self._tables or self._tables[stream][0] != epoch:
@@ -117,8 +128,11 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
             random = self._random(self.stream, self.distortion.num_random, epoch, places)
             if epoch < self.grow:
                 random = self.distortion.neutral + epoch / self.grow * (random - self.distortion.neutral)
-            images = self.distortion(images, random, source=self.data.images, index=index)
-        return images.sub_(self._mean).div_(self._std), self.data.labels[index]
+            if self.source is None:
+                images = self.distortion(images, random, source=self.data.images, index=index)
+            else:
+                images = self.distortion(images, random, source=self.source)
+        return images.sub_(self._mean).div_(self._std), self.targets[index]
 
     def __getitem__(self, items: Any) -> tuple[Tensor, Tensor]:
         """A batch for a list of items, a single image and its label for one item."""
@@ -208,7 +222,9 @@ class ImageDataModule(LightningDataModule):
     name of `stn_recipes.distortions` for all three sets: drawn afresh every epoch for training, once and for all for
     validation and test. `augment` is one for training alone, applied before it. The validation set is `val_fraction`
     of the training images, chosen by `seed`; 0 means none. `limit_train` keeps the first n of the remaining, for
-    quick trials. The distortion of the training images grows over the first `grow` epochs, from none. The test set is not read before it is asked for. With `class_names`, those of a trained network, the
+    quick trials. The distortion of the training images grows over the first `grow` epochs, from none. The test set is not read before it is asked for. With `digit` the data is one set of
+    `limit_train` training images of this class, for training and test alike, distorted once and for all, with clutter of the
+    other classes; its `boxes` are what is to be found. With `class_names`, those of a trained network, the
     class folders of "images" get their labels by name; a folder of another name is refused.
 
     After `setup`: `class_names`, `num_classes`, `input_shape` (C, H, W) as the network sees it, `mean` and `std` per
@@ -241,6 +257,7 @@ class ImageDataModule(LightningDataModule):
         on_bad_image: str = "stop",
         limit_train: int | None = None,
         grow: int = 0,
+        digit: int | None = None,
         class_names: tuple[str, ...] | None = None,
     ):
         super().__init__()
@@ -273,6 +290,18 @@ class ImageDataModule(LightningDataModule):
         self.on_bad_image = on_bad_image
         self.limit_train = limit_train
         self.grow = grow
+        self.digit = digit
+        if digit is not None:
+            check_integer("digit", digit, 0)
+            if not isinstance(self.distortion, distortions.RandomPlacement):
+                raise ValueError(
+                    f"distortion: expected one that places the digit (t, tc, t84, tc84), got {distortion!r}"
+                )
+            if val_fraction or augment is not None or limit_train is None:
+                raise ValueError(
+                    "digit: its images are one set that is trained on and measured, expected val_fraction=0, "
+                    f"augment=None and a limit_train, got {val_fraction!r}, {augment!r} and {limit_train!r}"
+                )
         self.known_classes = class_names
         self._train: ImageDataset | None = None
         self._val: ImageDataset | None = None
@@ -292,6 +321,8 @@ class ImageDataModule(LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Read and split the training set; with `stage="test"` the test set too."""
+        if self._train is None and self.digit is not None:
+            self._train = self._test = self._of_one_class(self.digit)
         if self._train is None:
             data = self._read(train=True)
             order = generator(self.seed, "val_split").permutation(len(data))
@@ -320,6 +351,27 @@ class ImageDataModule(LightningDataModule):
         if stage == "test":
             self.test_data()
 
+    def _of_one_class(self, digit: int) -> ImageDataset:
+        """`limit_train` images of a class, distorted once and for all, among clutter of the images of other classes."""
+        data = self._read(train=True)
+        if digit >= len(data.class_names):
+            raise ValueError(f"digit: expected 0 to {len(data.class_names) - 1}, got {digit}")
+        own = np.flatnonzero(data.labels.numpy() == digit)
+        assert self.limit_train is not None
+        if self.limit_train > len(own):
+            raise ValueError(f"limit_train: expected at most {len(own)} (what there is), got {self.limit_train}")
+        chosen = data.take(generator(self.seed, "val_split").permutation(own)[: self.limit_train])
+        options: dict[str, Any] = {
+            "distortion": self.distortion, "seed": self.seed, "fixed": True, "source": data.images[data.labels != digit]
+        }  # fmt: skip
+        self.class_names, self.num_classes = (data.class_names[digit],), 1
+        plain = ImageDataset(chosen, **options)
+        self.mean, self.std = _statistics(plain, len(plain))
+        self.input_shape = plain.image_shape
+        found = ImageDataset(chosen, mean=self.mean, std=self.std, **options)
+        found.targets = found.boxes()
+        return found
+
     def _fixed(self, data: ImageData, stream: str) -> ImageDataset:
         return ImageDataset(
             data, distortion=self.distortion, mean=self.mean, std=self.std, seed=self.seed, stream=stream, fixed=True
@@ -338,8 +390,8 @@ class ImageDataModule(LightningDataModule):
 
     def test_data(self) -> ImageDataset:
         """The test set, distorted once and for all; read at the first call."""
+        self.setup("fit")
         if self._test is None:
-            self.setup("fit")
             self._test = self._fixed(self._read(train=False), "test")
         return self._test
 

@@ -8,7 +8,15 @@ import importlib
 from ..config import TrainConfig
 from ..names import nearest
 
-GROUPS = ("digits", "cifar10", "mnist", "mnist_distorted", "mnist_addition", "images")  # the files of this folder
+GROUPS = (
+    "digits",
+    "cifar10",
+    "mnist",
+    "mnist_distorted",
+    "mnist_addition",
+    "colocalize",
+    "images",
+)  # the files of this folder
 
 RECIPES: dict[str, TrainConfig] = {}
 PRESETS: dict[str, dict[str, TrainConfig]] = {"paper": {}}  # other settings of some recipes, by preset

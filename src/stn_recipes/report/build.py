@@ -31,6 +31,8 @@ DISTORTIONS = {
     "e": "elastically distorted",
     "t": "shifted",
     "tc": "shifted, among clutter",
+    "t84": "shifted on 84 pixels",
+    "tc84": "shifted on 84 pixels, among clutter",
 }
 
 
@@ -87,7 +89,7 @@ def build(run: Run, control: Run | None = None, *, data_dir: str | None = None) 
     figures: dict[str, Figure] = {}
     sections = []
     for section in SECTIONS:
-        part = section.make(study)
+        part = section.make(study) if study.config.task in section.tasks else None
         if part is not None:
             assert part.figures.keys() <= set(section.figures), section.name
             figures |= part.figures
@@ -99,6 +101,7 @@ def build(run: Run, control: Run | None = None, *, data_dir: str | None = None) 
 def _head(study: Study) -> dict[str, Any]:
     config, run = study.config, study.run
     what = f"{config.dataset} images" if config.dataset != "images" else "your own images"
+    what += f" of class {config.digit}" if config.digit is not None else ""
     what += f", {DISTORTIONS[config.distortion]}" if config.distortion in DISTORTIONS else ""
     return {
         "recipe": config.recipe,
@@ -109,7 +112,7 @@ def _head(study: Study) -> dict[str, Any]:
         "epochs": run.result.epochs if run.result else int(study.metrics[-1]["epoch"]) if study.metrics else 0,
         "of_epochs": config.epochs,
         "finished": study.finished and study.finished.strftime("%d %B %Y, %H:%M %Z"),
-        "measured": study.outcome is not None,
+        "measured": study.model is not None and study.data is not None,
         "shape": " × ".join(str(n) for n in run.facts.input_shape) if (run.path / "data.json").exists() else None,
         "stn_version": stn.__version__,
     }

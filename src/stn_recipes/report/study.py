@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
-from stn.models import TransformerClassifier
+from stn.models import Colocalizer, TransformerClassifier
 
 from ..data.registry import DataError
 from ..run.folder import Run, RunError
@@ -88,7 +88,7 @@ class Study:
         return self.run.metrics()
 
     @cached_property
-    def model(self) -> TransformerClassifier | None:
+    def model(self) -> TransformerClassifier | Colocalizer | None:
         return self._attempt("its weights cannot be read", lambda: self.run.model)
 
     @cached_property
@@ -98,13 +98,14 @@ class Study:
 
     @cached_property
     def networks(self) -> list[Network]:
-        """The run's and the control's; none where they cannot be measured."""
-        if self.model is None or self.data is None:
+        """The run's and the control's; none where they cannot be measured, or do not classify."""
+        if not isinstance(self.model, TransformerClassifier) or self.data is None:
             return []
         networks = [Network(name_of(self.run), self.model, lambda images: images)]
         if self.control is not None:
             (mean, std), (other_mean, other_std) = statistics(self.run), statistics(self.control)
             model = self.control.model
+            assert isinstance(model, TransformerClassifier)
             networks.append(Network("control", model, lambda images: (images * std + mean - other_mean) / other_std))
         return networks
 

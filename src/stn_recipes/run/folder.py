@@ -23,7 +23,7 @@ from torch import Tensor
 
 import stn
 from stn import weights
-from stn.models import TransformerClassifier, pretrained
+from stn.models import Colocalizer, TransformerClassifier, pretrained
 
 from ..config import TrainConfig
 from ..files import write_bytes, write_text
@@ -121,7 +121,7 @@ class Run:
         return _read_record(file, Facts)
 
     @cached_property
-    def model(self) -> TransformerClassifier:
+    def model(self) -> TransformerClassifier | Colocalizer:
         facts = self.facts
         try:
             model = self.config.make_model(facts.input_shape, len(facts.class_names))
@@ -133,6 +133,18 @@ class Run:
             ) from error
         load_weights(model, self.path)
         return model.eval()
+
+    @property
+    def classifier(self) -> TransformerClassifier:
+        """`model`. Raises RunError where it has no classes, but finds what its images have in common."""
+        if self.config.digit is not None:
+            raise RunError(
+                f"{self.path}: expected a run that classifies; this one finds what its images have in common, which its "
+                "report.html shows"
+            )
+        model = self.model
+        assert isinstance(model, TransformerClassifier)
+        return model
 
     @cached_property
     def data(self) -> ImageDataModule:
@@ -290,7 +302,7 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     return dict(content)
 
 
-def load_weights(model: TransformerClassifier, run: Path) -> None:
+def load_weights(model: TransformerClassifier | Colocalizer, run: Path) -> None:
     """Put the weights of a run into `model`: model.safetensors, or checkpoints/last.ckpt of an unfinished run."""
     file = run / "model.safetensors"
     if file.exists():

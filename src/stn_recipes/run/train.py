@@ -17,21 +17,20 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics import CatMetric, MeanMetric
 
 import stn
-from stn.models import TransformerClassifier
+from stn.models import Colocalizer, TransformerClassifier
 
 from ..config import RESUMABLE, TrainConfig
 from ..data.module import ImageDataModule
 from .callbacks import Averaging, EpochLog, EpochSeed, Watch, WholeCheckpoints
+from .colocalize import Colocalization
 from .folder import (
     DamagedError,
     Facts,
@@ -50,6 +49,7 @@ from .folder import (
     write_weights,
 )
 from .precision import choose
+from .task import AbstractTask
 
 # TensorBoard's own switch for doing without TensorFlow, which it imports, for seconds, wherever it is installed.
 sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("tensorboard.compat.notf"))
@@ -64,21 +64,12 @@ def is_main_process() -> bool:
     return int(getattr(rank_zero_only, "rank", 0)) == 0
 
 
-class Classification(LightningModule):
-    """Cross-entropy on a classifier, with the localizer's learning rate apart."""
+class Classification(AbstractTask[TransformerClassifier]):
+    """Cross-entropy on a classifier."""
 
     def __init__(self, model: TransformerClassifier, config: TrainConfig) -> None:
-        super().__init__()
-        self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
-        self.model = model.to(memory_format=self.memory_format)  # type: ignore[call-overload]
-        self.config = config
+        super().__init__(model, config)
         self.penalty = config.penalty()
-        self.schedule_begins = False  # in the middle of a run
-        self.means = torch.nn.ModuleDict(
-            {f"{stage}_{name}": MeanMetric() for stage in ("train", "val", "test") for name in ("loss", "accuracy")}
-        )
-        self.mistakes = CatMetric()  # the places of the test images that are classified wrongly, -1 for the others
-        self.tested = 0  # images of this process
 
     def forward(self, images: Tensor) -> Tensor:
         return self.look(images)[0]
@@ -91,10 +82,6 @@ class Classification(LightningModule):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self._measure("val", batch)
-
-    def on_test_start(self) -> None:
-        self.mistakes.reset()
-        self.tested = 0
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self._measure("test", batch)
@@ -112,70 +99,10 @@ class Classification(LightningModule):
         loss = share * F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
         if mixup:
             loss = loss + (1 - share) * F.cross_entropy(logits, labels[others], label_smoothing=label_smoothing)
-        correct = logits.argmax(1) == labels
-        if stage == "test":
-            own = torch.arange(self.tested, self.tested + len(labels), device=labels.device)
-            places = own * self.trainer.world_size + self.trainer.global_rank  # as the sampler shares them out
-            self.mistakes.update(torch.where(correct, -1, places))
-            self.tested += len(labels)
-        for name, value in (("loss", loss.detach()), ("accuracy", correct.float().mean())):
-            # Metrics that count themselves: Lightning's own mean over processes is off when their shares differ.
-            mean = self.means[f"{stage}_{name}"]
-            assert isinstance(mean, MeanMetric)
-            mean.update(value, weight=len(labels))
-            self.log(f"{stage}_{name}", mean, on_step=False, on_epoch=True)
+        self.keep(stage, loss.detach(), logits.argmax(1) == labels)
         if stage == "train" and self.penalty is not None and warp is not None:
             loss = loss + self.penalty(warp)
         return loss
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        c = self.config
-        groups = []
-        for group in stn.parameter_groups(self.model, lr=c.lr, localizer_lr_scale=c.localizer_lr_scale):
-            decayed = [p for p in group["params"] if p.ndim > 1]
-            plain = [p for p in group["params"] if p.ndim <= 1]
-            groups.append({**group, "params": decayed, "weight_decay": c.weight_decay})
-            groups.append({**group, "params": plain, "weight_decay": 0.0})
-        optimizer: torch.optim.Optimizer
-        if c.optimizer == "sgd":
-            optimizer = torch.optim.SGD(groups, lr=c.lr, momentum=c.momentum, nesterov=c.momentum > 0)
-        else:
-            optimizer = torch.optim.AdamW(groups, lr=c.lr)
-        steps = int(self.trainer.estimated_stepping_batches)
-        warmup = round(steps // c.epochs * c.warmup)
-        steps -= steps // c.epochs * c.schedule_start + warmup
-        scheduler: torch.optim.lr_scheduler.LRScheduler
-        if c.schedule == "onecycle":
-            scheduler = torch.optim.lr_scheduler.OneCycleLR(
-                optimizer,
-                max_lr=[group["lr"] for group in groups],
-                total_steps=max(steps, 8),  # of 4 steps the way up is none, and torch divides by its length
-                pct_start=0.25,
-                div_factor=10.0,
-                final_div_factor=100.0,
-                cycle_momentum=False,
-            )
-        elif c.schedule == "cosine":
-            scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
-        elif c.schedule == "step":
-            scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [steps // 3, steps * 2 // 3])
-        else:
-            scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
-        if warmup:
-            rise = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1 / warmup, total_iters=warmup)
-            scheduler = torch.optim.lr_scheduler.SequentialLR(optimizer, [rise, scheduler], milestones=[warmup])
-        self.first_rates = scheduler.get_last_lr()
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if checkpoint["epoch"] + 1 <= self.config.schedule_start:  # of before the run was extended
-            checkpoint["lr_schedulers"] = []
-            self.schedule_begins = True
-
-    def on_train_start(self) -> None:
-        if self.schedule_begins:  # the optimizer's state, which was loaded, has the rates that the last one ended at
-            for group, rate in zip(self.trainer.optimizers[0].param_groups, self.first_rates, strict=True):
-                group["lr"] = rate
 
 
 def train(config: TrainConfig) -> Path:
@@ -314,7 +241,8 @@ def _fit(run: Path, config: TrainConfig, checkpoint: Path | None) -> None:
     data = config.make_data()
     data.prepare_data()
     data.setup("fit")
-    task = Classification(config.make_model(data.input_shape, data.num_classes), config)
+    model = config.make_model(data.input_shape, data.num_classes)
+    task = Colocalization(model, config) if isinstance(model, Colocalizer) else Classification(model, config)
     if checkpoint is None and config.init_from is not None:
         load_weights(task.model, Path(config.init_from))
     log = EpochLog()
@@ -387,7 +315,7 @@ def _trainer(run: Path, config: TrainConfig, log: EpochLog, monitor: str) -> Tra
     )
 
 
-def _begin(run: Path, config: TrainConfig, data: ImageDataModule, task: Classification) -> None:
+def _begin(run: Path, config: TrainConfig, data: ImageDataModule, task: AbstractTask[Any]) -> None:
     for name in (
         "result.json",
         "mistakes.json",
@@ -406,14 +334,14 @@ def _begin(run: Path, config: TrainConfig, data: ImageDataModule, task: Classifi
         print(f"Starts from the weights of {config.init_from}; optimizer, epochs and schedule begin anew.")
 
 
-def _size(task: Classification) -> int:
+def _size(task: AbstractTask[Any]) -> int:
     return sum(p.numel() for p in task.model.parameters())
 
 
 def _finish(
     run: Path,
     config: TrainConfig,
-    task: Classification,
+    task: AbstractTask[Any],
     trainer: Trainer,
     log: EpochLog,
     test: Mapping[str, float],
@@ -473,7 +401,9 @@ def evaluate(run: Run, data_dir: str | Path | None = None) -> Measured:
 
     Raises:
         DataError: for data that is missing or damaged, a class that the network does not know.
+        RunError: for a run that does not classify.
     """
+    model = run.classifier
     if data_dir is not None:
         run.config.data_dir = str(data_dir)
     if data_dir is None or not run.data.dataset.own_images or _is_the_data_of(run):
@@ -484,7 +414,7 @@ def evaluate(run: Run, data_dir: str | Path | None = None) -> Measured:
     names = run.facts.class_names
     right = count = torch.zeros(len(names), dtype=torch.int64)
     for images, labels in run.data.loader(dataset):
-        logits = run.model(images)
+        logits = model(images)
         loss += float(F.cross_entropy(logits, labels, reduction="sum"))
         right = right + torch.bincount(labels[logits.argmax(1) == labels], minlength=len(names))
         count = count + torch.bincount(labels, minlength=len(names))

@@ -4,6 +4,7 @@ from .base import Part, Section
 from .cases import CASES
 from .confusion import CONFUSION
 from .film import FILM
+from .found import FOUND
 from .headline import HEADLINE
 from .repeat import REPEAT
 from .robustness import ROBUSTNESS
@@ -11,6 +12,6 @@ from .theta import THETA
 from .training import TRAINING
 from .turn import TURN
 
-SECTIONS: tuple[Section, ...] = (HEADLINE, CASES, TURN, FILM, TRAINING, ROBUSTNESS, THETA, CONFUSION, REPEAT)
+SECTIONS: tuple[Section, ...] = (HEADLINE, FOUND, CASES, TURN, FILM, TRAINING, ROBUSTNESS, THETA, CONFUSION, REPEAT)
 
 __all__ = ["SECTIONS", "Part", "Section"]

@@ -28,3 +28,4 @@ class Section:
     title: str | None  # in the page's navigation; None: not there
     make: Callable[[Study], Part | None]  # None: there is nothing to show
     figures: tuple[str, ...] = ()  # the names of all that it may keep
+    tasks: tuple[str, ...] = ("classify",)  # of the runs that it is about

@@ -11,6 +11,12 @@ from ..study import Study, statistics
 from .base import Part, Section
 
 COLUMNS = 9
+LEADS = {
+    "classify": "The same validation images, as the transformer handed them to the classifier after each epoch; at the start it "
+    "changes nothing.",
+    "colocalize": "The same images, as the transformer handed them to the encoder after each epoch; at the start its window is "
+    "in the middle.",
+}
 
 
 def _make(study: Study) -> Part | None:
@@ -44,6 +50,7 @@ def _make(study: Study) -> Part | None:
     facts = study.run.facts
     figure = viz.filmstrip(frames, shown, images, mean=facts.mean, std=facts.std)
     values = {
+        "lead": LEADS[study.config.task],
         "epochs": shown,
         "rows": rows,
         "margin": margin,
@@ -55,4 +62,4 @@ def _make(study: Study) -> Part | None:
     return Part(values, {"filmstrip": figure})
 
 
-FILM = Section("film", "Over the epochs", _make, figures=("filmstrip",))
+FILM = Section("film", "Over the epochs", _make, figures=("filmstrip",), tasks=("classify", "colocalize"))

@@ -46,7 +46,7 @@ def _card(run: Run, outcome: Outcome | None) -> dict[str, Any]:
         "images": len(outcome.labels) if outcome else None,
         "wrong": int((~outcome.correct).sum()) if outcome else None,
         "parameters": parameters,
-        "time": _duration(result.train_seconds) if result else None,
+        "time": duration(result.train_seconds) if result else None,
         "epochs": result.epochs if result else None,
     }
 
@@ -62,7 +62,7 @@ def sign_test(wins: int, losses: int) -> float:
     return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -37,4 +37,4 @@ def _text(value: Any) -> str:
     return " × ".join(str(v) for v in value) if isinstance(value, tuple) else str(value)
 
 
-REPEAT = Section("repeat", "How to repeat it", _make)
+REPEAT = Section("repeat", "How to repeat it", _make, tasks=("classify", "colocalize"))

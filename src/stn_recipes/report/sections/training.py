@@ -55,4 +55,4 @@ def _log(metrics: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     }
 
 
-TRAINING = Section("training", "Training", _make, figures=("curves",))
+TRAINING = Section("training", "Training", _make, figures=("curves",), tasks=("classify", "colocalize"))
