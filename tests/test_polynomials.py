@@ -158,6 +158,21 @@ def test_pixels_that_are_not_finite(name):
             torch.testing.assert_close(a[b.isfinite()], b[b.isfinite()], rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("name", ["bspline3", "lanczos3"])
+def test_a_gradient_that_is_not_finite(name):
+    image, coords, _, _ = problem("affine", 2, batch=1, in_size=(100, 90), spread=0.05)
+    weights = torch.ones(1, 3, 60, 70, dtype=torch.float64)
+    weights[0, 0, 20, 20] = torch.nan
+    grads = []
+    for backend in ("reference", "cpu"):
+        i = image.clone().requires_grad_()
+        with use_backend(backend):
+            out = warp_at("affine", i, coords, (60, 70), options_of(name, "border", False), None)
+            grads.append(torch.autograd.grad(out, i, weights)[0])
+    assert 0 < grads[0].isnan().sum() < 90 * 100
+    torch.testing.assert_close(grads[1], grads[0], rtol=0, atol=1e-9, equal_nan=True)
+
+
 @every_kernel
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.uint8])
 def test_other_types(name, dtype):
