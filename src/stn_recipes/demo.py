@@ -20,7 +20,7 @@ from stn.reading import PaddingMode
 
 from .data.registry import get
 from .motion import moved_theta
-from .run.folder import Run, load_run
+from .run.folder import Run, load_run, load_run_or_pretrained
 
 if TYPE_CHECKING:
     import gradio
@@ -44,7 +44,7 @@ class Reader:
         facts = run.facts
         mean, std = (torch.tensor(values).reshape(1, -1, 1, 1) for values in (facts.mean, facts.std))
         return cls(
-            run.path.name, run.model, lambda images: (images - mean) / std, facts.class_names, facts.input_shape,
+            run.path.name, run.classifier, lambda images: (images - mean) / std, facts.class_names, facts.input_shape,
             get(run.config.dataset).background,
         )  # fmt: skip
 
@@ -63,7 +63,8 @@ def readers(source: str | Path | None, control: str | Path | None = None) -> tup
     """The network to show, and its control where there is one.
 
     Args:
-        source: folder of a run, or folder or name of what `stn publish` wrote; the newest of `runs` unless given.
+        source: folder of a run, a name that `stn models --pretrained` lists, or folder or name of what `stn publish`
+            wrote; the newest of `runs` unless given.
         control: a run to show beside it; SOURCE/control unless given, where there is one.
 
     Raises:
@@ -79,7 +80,8 @@ def readers(source: str | Path | None, control: str | Path | None = None) -> tup
     path = Path(source)
     published = path.is_dir() and not (path / "config.yaml").exists() and (path / "config.json").exists()
     is_run = path.exists() and not published
-    reader = Reader.of_run(load_run(path)) if is_run else Reader.pretrained(str(source))
+    ours = str(source) in stn.models.pretrained_names() and not path.exists()
+    reader = Reader.of_run(load_run_or_pretrained(source)) if is_run or ours else Reader.pretrained(str(source))
     if reader.input_shape[0] == 2:
         raise ValueError(f"run: expected one that was trained on images with 1 or 3 channels, got {source} with 2")
     if control is None and is_run and (path / "control" / "result.json").exists():

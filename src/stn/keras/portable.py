@@ -48,7 +48,7 @@ def read(
     )
     if kernel == "bilinear":
         positions = [_on_centre(position, n)[0] for position, n in zip(positions, sizes, strict=True)]
-    how = {"padding": padding, "background": background, "align_corners": align_corners}
+    how: dict[str, Any] = {"padding": padding, "background": background, "align_corners": align_corners}
     look, at_once = functools.partial(_look, **how), functools.partial(_look_at_once, **how)
     out = (look if d < 3 else at_once)(image, [_taps(position, kernel) for position in positions])
     if kernel == "bilinear":
@@ -104,7 +104,8 @@ def _look_at_once(
     sizes = tuple(image.shape[1:-1])
     d = len(sizes)
     index: Any = ops.reshape(ops.arange(ops.shape(image)[0], dtype="int32") * math.prod(sizes), (-1, *[1] * d))
-    there, weight = None, None
+    there: Any = None
+    weight: Any = None
     for axis, (n, taps) in enumerate(zip(sizes, axes, strict=True)):
         tap, share = (ops.stack(list(parts)) for parts in zip(*taps, strict=True))
         pixel, inside = _pad(tap, n, padding, align_corners)

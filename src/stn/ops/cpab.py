@@ -24,8 +24,8 @@ def refuses(device: str) -> str | None:
     """Why the native code does not run here, None where it does."""
     if is_portable():
         return "programs that run without stn cannot call it"
-    if dispatch._asked_for() not in (None, cpu.NAME):
-        return f"{dispatch._asked_for()!r} was asked for"
+    if dispatch.asked_for() not in (None, cpu.NAME):
+        return f"{dispatch.asked_for()!r} was asked for"
     if device != "cpu":
         return f"runs on the CPU, not on {device}"
     return cpu._reason
