@@ -49,13 +49,13 @@ class Reader:
         )  # fmt: skip
 
     @classmethod
-    def pretrained(cls, name: str) -> Reader:
+    def published(cls, name: str) -> Reader:
         from stn.hub import Classifier
 
         model = Classifier.from_pretrained(name)
-        config: Any = model._hub_mixin_config
-        shape = tuple(config["in_shape"] or stn.models.NETWORKS[config["network"]].in_shape)
-        names = model.class_names or tuple(str(n) for n in range(config["num_classes"]))
+        said = model.settings
+        shape = tuple(said["in_shape"] or stn.models.NETWORKS[said["network"]].in_shape)
+        names = model.class_names or tuple(str(n) for n in range(said["num_classes"]))
         return cls(name, model, model.normalize, names, shape, "zeros" if shape[0] == 1 else "border")
 
 
@@ -78,10 +78,9 @@ def readers(source: str | Path | None, control: str | Path | None = None) -> tup
             )
         source = runs[-1].parent
     path = Path(source)
-    published = path.is_dir() and not (path / "config.yaml").exists() and (path / "config.json").exists()
-    is_run = path.exists() and not published
-    ours = str(source) in stn.models.pretrained_names() and not path.exists()
-    reader = Reader.of_run(load_run_or_pretrained(source)) if is_run or ours else Reader.pretrained(str(source))
+    published = (path / "config.json").exists() and not (path / "config.yaml").exists()
+    is_run = not published and (path.exists() or str(source) in stn.models.pretrained_names())
+    reader = Reader.of_run(load_run_or_pretrained(source)) if is_run else Reader.published(str(source))
     if reader.input_shape[0] == 2:
         raise ValueError(f"run: expected one that was trained on images with 1 or 3 channels, got {source} with 2")
     if control is None and is_run and (path / "control" / "result.json").exists():
@@ -117,7 +116,7 @@ def look(
     pixels = np.asarray(image.convert(mode).resize((width, height), Image.Resampling.BILINEAR))
     plain = torch.from_numpy(pixels.copy()).reshape(1, height, width, -1).permute(0, 3, 1, 2).float() / 255
     turn, size, right = (torch.tensor([float(number)]) for number in (rotation, scale, shift))
-    theta = moved_theta(turn, size, right, (height, width))
+    theta = moved_theta(turn, size, torch.stack([right, torch.zeros_like(right)], 1), (height, width))
     moved = stn.warp(plain, theta, padding_mode=reader.background)
     logits, warp = reader.model.look(reader.normalize(moved))
     after = None

@@ -17,6 +17,7 @@ from stn.reading import Mode, PaddingMode
 
 from .data.images import NAMED, decode, image_files
 from .files import atomic_path
+from .motion import moved_theta
 from .run.folder import load_run_or_pretrained
 
 
@@ -153,9 +154,7 @@ def warp_file(
         if not (math.isfinite(value) and fine):
             raise ValueError(f"{argument}: expected a finite number{'' if fine else ' above 0'}, got {value}")
     pixels = read_image(image)
-    size = tuple(pixels.shape[2:])
-    # Pull: an output pixel is shifted back, then turned and scaled back.
-    turn = stn.Similarity().matrix(torch.tensor([[math.radians(rotate), -math.log(scale), 0.0, 0.0]]), stn.Frame(size))
-    back = stn.conventions.theta_from_pixel(torch.tensor([[[1.0, 0.0, -shift[0]], [0.0, 1.0, -shift[1]]]]), size, size)
-    theta = stn.geometry.compose_matrices(turn, back)
+    height, width = pixels.shape[2:]
+    share = torch.tensor([[shift[0] / width, shift[1] / height]])
+    theta = moved_theta(torch.tensor([float(rotate)]), torch.tensor([float(scale)]), share, (height, width))
     write_image(Path(out), stn.warp(pixels, theta, mode=mode, padding_mode=padding_mode))

@@ -85,7 +85,8 @@ def warps() -> Iterator[tuple[float, float, float]]:
 def moved(image: Tensor, padding: str) -> Tensor:
     """An image (1, C, H, W) under each of the warps: turned and scaled about its centre, then shifted."""
     rotation, scale, shift = torch.tensor(list(warps()), dtype=torch.float32).T
-    theta = moved_theta(rotation, scale, shift, (image.shape[2], image.shape[3]))
+    shifts = torch.stack([shift, torch.zeros_like(shift)], 1)
+    theta = moved_theta(rotation, scale, shifts, (image.shape[2], image.shape[3]))
     return stn.warp(image.expand(len(theta), -1, -1, -1), theta, padding_mode=padding)  # type: ignore[arg-type]
 
 
