@@ -21,13 +21,13 @@ import torch
 
 from stn.models.pretrained import FOLDER
 from stn.weights import serialize_weights
-from stn_recipes.config import TrainConfig
+from stn_recipes.config import RESUMABLE, TrainConfig
 from stn_recipes.files import write_bytes, write_text
 from stn_recipes.publish import card, classifier, command
 from stn_recipes.run.folder import Result, Run, load_run
 
 LARGEST = 2 << 20  # bytes, of all weights together
-APART = ("data_dir", "out", "control", "progress", "init_from", "schedule_start", "num_workers", "threads")
+APART = (*RESUMABLE, "out", "init_from", "schedule_start")  # of the settings: they make no other network
 
 
 def best_runs(runs: Iterable[Run]) -> dict[str, Run]:

@@ -25,7 +25,7 @@ class LabelledClassifier(TransformerClassifier):
         options: as for `stn.models.create`.
 
     Attributes:
-        class_names, mean, std: as given.
+        class_names: as given.
         settings: every argument, those at their defaults too, as JSON can hold them.
 
     Shape: (B, C, H, W) -> (B, num_classes).
