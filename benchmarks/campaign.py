@@ -59,6 +59,8 @@ CAMPAIGN = (
     *(Cells(f"mnist_{name}", TABLE_1) for name in ("r", "rts", "p", "e")),
     Cells("mnist_tc", ("affine", "none")),
     Cells("mnist_addition", TABLE_1),
+    Cells("gtsrb", ("affine", "none")),
+    Cells("gtsrb_two", ("affine", "none")),
     *(
         Cells("colocalize", (OWN,), seeds, f"{name}_digit{digit}", (f"--distortion={name}", f"--digit={digit}", EXACT))
         for name, seeds in (("tc84", (0, 1, 2)), ("t84", (0,)))

@@ -212,11 +212,16 @@ class ConvLocalizer(nn.Module):
 def features_out(features: nn.Module, in_shape: tuple[int, ...]) -> int:
     """The width of the flattened features of an image (C, [D,] H, W), or a ValueError if it is too small for the
     layers."""
+    return shape_out(features, in_shape)[0]
+
+
+def shape_out(features: nn.Module, in_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of what the layers make of an image (C, [D,] H, W), or a ValueError if it is too small for them."""
     training = features.training
     try:
         # eval: batch norm would ask for more than one value per channel, and count the image in its statistics
         with torch.no_grad():
-            return int(features.eval()(next(features.parameters()).new_zeros(1, *in_shape)).shape[1])
+            return tuple(features.eval()(next(features.parameters()).new_zeros(1, *in_shape)).shape[1:])
     except RuntimeError as error:
         raise ValueError(
             f"image size: expected (C, [D,] H, W) large enough for the layers, got {in_shape} ({error})"

@@ -106,6 +106,7 @@ class Network:
     budget: int = 0  # parameters
     only_control: bool = False
     transformers: int = 1  # side by side; the classifier's in_shape has the channels of them all
+    depths: tuple[int, ...] = ()  # of the layers of the classifier that a further transformer stands before
 
 
 def check_shape(in_shape: Shape) -> Shape:

@@ -10,14 +10,19 @@ import torch
 from torch import nn
 
 from .._checks import check_choice, check_count, check_flag, check_number, describe
+from ..localization import shape_out
 from ..reading import PADDING_MODES, PaddingMode
 from ..transformer import SpatialTransformer
 from ..transforms import AbstractTransform, Affine
 from ..transforms.config import TransformLike, check_transform
-from . import addition, any_size, paper, tutorial
+from . import addition, any_size, paper, signs, tutorial
 from .base import Network, Shape, TransformerClassifier, check_shape
 
-NETWORKS: dict[str, Network] = {**tutorial.NETWORKS, **paper.NETWORKS, **any_size.NETWORKS, **addition.NETWORKS}
+NETWORKS: dict[str, Network] = {
+    name: network
+    for group in (tutorial, paper, any_size, signs, addition)
+    for name, network in group.NETWORKS.items()
+}
 
 
 def names() -> list[str]:
@@ -92,15 +97,17 @@ def create(
     family = None if transform is None or transform == "none" else check_transform(transform)
 
     def build(transform: AbstractTransform, width: int) -> TransformerClassifier:
-        transformer, *others = (
-            SpatialTransformer(
-                network.localizer(shape, transform), transform, padding_mode=padding_mode, antialias=antialias,
+        def before(seen: Shape) -> SpatialTransformer:
+            return SpatialTransformer(
+                network.localizer(seen, transform), transform, padding_mode=padding_mode, antialias=antialias,
                 gradient=gradient, theta_grad_scale=theta_grad_scale,
-            )
-            for _ in range(network.transformers)
-        )  # fmt: skip
+            )  # fmt: skip
+
+        transformer, *others = (before(shape) for _ in range(network.transformers))
         seen = (network.transformers * shape[0], shape[1] // pool, shape[2] // pool)
         classifier = network.classifier(seen, num_classes, width, probability)
+        if network.depths:
+            classifier = _with_transformers(classifier, seen, network.depths, before)
         return TransformerClassifier(transformer, classifier, pool, others, feed_theta=feed_theta)
 
     def build_control(width: int) -> TransformerClassifier:
@@ -115,6 +122,20 @@ def create(
         return TransformerClassifier(None, network.classifier(shape, num_classes, width, probability))
     target = _count(lambda: build(Affine(), width))
     return build_control(_widest(build_control, target - 1) + 1)
+
+
+def _with_transformers(
+    classifier: nn.Module, in_shape: Shape, depths: tuple[int, ...], before: Callable[[Shape], SpatialTransformer]
+) -> nn.Sequential:
+    """The layers of a classifier, with a transformer before each of those that `depths` names."""
+    assert isinstance(classifier, nn.Sequential)
+    layers: list[nn.Module] = []
+    for place, layer in enumerate(classifier):
+        if place in depths:
+            channels, height, width = shape_out(classifier[:place], in_shape)
+            layers.append(before((channels, height, width)))
+        layers.append(layer)
+    return nn.Sequential(*layers)
 
 
 def _widest(build: Callable[[int], nn.Module], within: int) -> int:

@@ -12,5 +12,6 @@ DATASETS = (
     "mnist_addition",
     "fashion_mnist",
     "cifar10",
+    "gtsrb",
     "images",
 )  # the files of this folder that hold one

@@ -325,8 +325,7 @@ class ImageDataModule(LightningDataModule):
             self._train = self._test = self._of_one_class(self.digit)
         if self._train is None:
             data = self._read(train=True)
-            order = generator(self.seed, "val_split").permutation(len(data))
-            held_out = math.floor(self.val_fraction * len(data) + 0.5)
+            order, held_out = self._split(data)
             remaining = len(data) - held_out
             if remaining == 0 or (self.val_fraction > 0 and held_out == 0):
                 raise ValueError(
@@ -350,6 +349,20 @@ class ImageDataModule(LightningDataModule):
             self._val = self._fixed(data.take(order[:held_out]), "val") if held_out else None
         if stage == "test":
             self.test_data()
+
+    def _split(self, data: ImageData) -> tuple[np.ndarray, int]:
+        """The images in a random order, and how many of the first are the validation set: whole groups, if there are any."""
+        order = generator(self.seed, "val_split").permutation(len(data))
+        held_out = math.floor(self.val_fraction * len(data) + 0.5)
+        if data.groups is None or not held_out:
+            return order, held_out
+        groups = data.groups.numpy()[order]
+        held = np.zeros(len(groups), dtype=bool)
+        for group in dict.fromkeys(groups.tolist()):
+            if held.sum() >= held_out:
+                break
+            held |= groups == group
+        return np.concatenate([order[held], order[~held]]), int(held.sum())
 
     def _of_one_class(self, digit: int) -> ImageDataset:
         """`limit_train` images of a class, distorted once and for all, among clutter of the images of other classes."""

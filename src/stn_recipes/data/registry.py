@@ -29,6 +29,7 @@ class ImageData:
     images: Tensor  # (N, C, H, W) uint8
     labels: Tensor  # (N,) int64
     class_names: tuple[str, ...]
+    groups: Tensor | None = None  # (N,) int64: images of one number show one and the same thing; no split parts them
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.ndim != 4:
@@ -39,6 +40,11 @@ class ImageData:
             raise ValueError(
                 f"labels: expected int64 of shape ({len(self.images)},), "
                 f"got {self.labels.dtype} of shape {tuple(self.labels.shape)}"
+            )
+        if self.groups is not None and (self.groups.dtype, self.groups.shape) != (torch.int64, self.labels.shape):
+            raise ValueError(
+                f"groups: expected int64 of shape ({len(self.images)},), "
+                f"got {self.groups.dtype} of shape {tuple(self.groups.shape)}"
             )
         if len(self.labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.class_names):
             raise ValueError(
@@ -52,7 +58,8 @@ class ImageData:
     def take(self, places: np.ndarray) -> ImageData:
         """The samples at these places, in this order."""
         chosen = torch.from_numpy(places)
-        return ImageData(self.images[chosen], self.labels[chosen], self.class_names)
+        groups = None if self.groups is None else self.groups[chosen]
+        return ImageData(self.images[chosen], self.labels[chosen], self.class_names, groups)
 
 
 class Source(NamedTuple):

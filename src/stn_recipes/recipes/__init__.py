@@ -11,6 +11,7 @@ from ..names import nearest
 GROUPS = (
     "digits",
     "cifar10",
+    "gtsrb",
     "mnist",
     "mnist_distorted",
     "mnist_addition",
