@@ -18,8 +18,10 @@ from stn_recipes.predict import predict
 from stn_recipes.publish import publish
 from stn_recipes.recipes import recipe
 from stn_recipes.run.colocalize import frames, overlap, triplet_loss
+from stn_recipes.run import colocalize
+from stn_recipes.run.callbacks import EpochSeed
 from stn_recipes.run.folder import RunError, load_run
-from stn_recipes.run.train import evaluate, train
+from stn_recipes.run.train import evaluate, resume, train
 
 WINDOW = stn.Affine(fixed=[[1 / 3, 0, None], [0, 1 / 3, None]])
 # The embedded digits in place of MNIST: nothing is downloaded.
@@ -162,6 +164,9 @@ def test_the_images_are_one_set_of_one_class() -> None:
         ({"val_fraction": 0.1}, "digit: its images are one set"),
         ({"limit_train": None}, "digit: its images are one set"),
         ({"limit_train": 1000}, "limit_train: expected at most"),
+        ({"digit": None, "network": "compact"}, "starts: expected 1 but for co-localization"),
+        ({"schedule": "cosine"}, "starts: expected 1 but for .* a constant learning rate"),
+        ({"starts": 0}, "starts: expected a finite number of at least 1"),
     ],
 )
 def test_what_cannot_be_is_refused(wrong: dict[str, object], complaint: str) -> None:
@@ -196,6 +201,91 @@ def test_a_run_from_training_to_its_report(tmp_path: Path) -> None:
     ):
         with pytest.raises(RunError, match="expected a run that classifies"):
             use()
+
+
+SHORT = replace(TINY, limit_train=10, batch_size=10, epochs=2, starts=3)
+
+
+def test_a_set_that_is_not_found_is_started_again_and_the_best_start_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(colocalize, "FOUND", -1.0)
+    folder = tmp_path / "run"
+    step, remembered = colocalize.Colocalization.training_step, []
+
+    def watched(self, batch, batch_idx):  # type: ignore[no-untyped-def]
+        remembered.append(len(self.trainer.optimizers[0].state))
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(colocalize.Colocalization, "training_step", watched)
+    train(replace(SHORT, out=str(folder)))
+    assert [count == 0 for count in remembered] == [
+        True,
+        False,
+    ] * 3  # a new start knows nothing of the last one's gradients
+    assert "Start 2 of 3 ended with a loss of" in capsys.readouterr().out
+    run = load_run(folder)
+    losses = [row["train_loss"] for row in run.metrics()]
+    assert len(losses) == 6
+    ends = losses[1::2]
+    assert len(set(ends)) == 3
+    best = ends.index(min(ends))
+    alone = {}  # each start as a run of its own
+    for start in range(3):
+        monkeypatch.setattr(
+            TrainConfig, "make_model", lambda self, *shape, start=start, make=MAKE: make(self, *shape, start=start)
+        )
+        monkeypatch.setattr(EpochSeed, "on_train_epoch_start", lambda self, trainer, module: torch.manual_seed(0))
+        alone[start] = train(replace(SHORT, starts=1, out=str(tmp_path / str(start))))
+    monkeypatch.undo()
+    weights = load_run(folder).model.state_dict()
+    distance = {
+        start: sum(
+            float((value - weights[name]).abs().sum()) for name, value in load_run(path).model.state_dict().items()
+        )
+        for start, path in alone.items()
+    }
+    assert min(distance, key=distance.__getitem__) == best
+
+
+MAKE = TrainConfig.make_model
+
+
+def test_a_set_that_is_found_is_not_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(colocalize, "FOUND", 1e3)
+    run = train(replace(SHORT, out=str(tmp_path / "run")))
+    once = train(replace(SHORT, starts=1, out=str(tmp_path / "once")))
+    assert load_run(run).result.epochs == 2  # type: ignore[union-attr]
+    assert same(run, once)
+
+
+def same(run: Path, other: Path) -> bool:
+    ours, theirs = (load_run(path).model.state_dict() for path in (run, other))
+    return all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3, 5])
+def test_a_run_with_several_starts_resumes_to_the_same_weights(
+    stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(colocalize, "FOUND", -1.0)
+    whole = train(replace(SHORT, out=str(tmp_path / "whole")))
+    step = colocalize.Colocalization.training_step
+
+    def interrupted(self, batch, batch_idx):  # type: ignore[no-untyped-def]
+        if self.trainer.current_epoch == stop:
+            raise KeyboardInterrupt
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(colocalize.Colocalization, "training_step", interrupted)
+    half = tmp_path / "half"
+    with pytest.raises(KeyboardInterrupt):
+        train(replace(SHORT, out=str(half)))
+    monkeypatch.setattr(colocalize.Colocalization, "training_step", step)
+    resume(half)
+    assert same(half, whole)
+    with pytest.raises(ValueError, match="epochs: expected 2, .* may start again is not extended"):
+        resume(half, overrides={"epochs": 9})
 
 
 @pytest.mark.slow

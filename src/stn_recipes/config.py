@@ -61,6 +61,7 @@ class TrainConfig:
         feed_theta: the classifier's last layer sees theta, too.
         penalties: weights of stn.penalties in the loss by name, such as '{"fold": 1.0, "scale": 0.1}'.
         epochs: passes over the training set.
+        starts: with a digit: train from up to so many random starts, until one ends with a low loss; the best is kept.
         batch_size: images per step and device.
         optimizer: sgd or adamw.
         momentum: of sgd, Nesterov's; 0 for none.
@@ -114,6 +115,7 @@ class TrainConfig:
     feed_theta: bool = False
     penalties: dict[str, float] = field(default_factory=dict)
     epochs: int = 20
+    starts: int = 1
     batch_size: int = 128
     optimizer: Literal["sgd", "adamw"] = "sgd"
     momentum: float = 0.9
@@ -145,6 +147,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         at_least = {
             "epochs": 1,
+            "starts": 1,
             "batch_size": 1,
             "pool": 1,
             "num_nodes": 1,
@@ -175,6 +178,11 @@ class TrainConfig:
             raise ValueError(f"network: expected colocalizer with a digit, and with nothing else, got {self.network!r}")
         if self.digit is not None and self.control:
             raise ValueError("control: expected none for co-localization, which is nothing without its transformer")
+        if self.starts > 1 and (self.digit is None or self.schedule != "constant" or self.warmup or self.ema):
+            raise ValueError(
+                "starts: expected 1 but for co-localization with a constant learning rate and no average of the weights, "
+                f"got {self.starts}"
+            )
         if self.penalties:
             self.penalty()  # refuses unknown names and weights below 0
         if not isinstance(self.transformer, str):
@@ -207,8 +215,10 @@ class TrainConfig:
             del options["image_size"]
         return ImageDataModule(class_names=class_names, **options)
 
-    def make_model(self, in_shape: tuple[int, int, int], num_classes: int) -> "TransformerClassifier | Colocalizer":
-        """The network that is meant, with the random weights of the seed."""
+    def make_model(
+        self, in_shape: tuple[int, int, int], num_classes: int, *, start: int = 0
+    ) -> "TransformerClassifier | Colocalizer":
+        """The network that is meant, with the random weights of the seed; of co-localization those of a further start."""
         import torch
 
         from stn import models
@@ -216,7 +226,9 @@ class TrainConfig:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             if self.digit is not None:
-                return models.Colocalizer(in_shape, self.transformer, padding_mode=self.padding_mode)
+                for _ in range(start + 1):
+                    model = models.Colocalizer(in_shape, self.transformer, padding_mode=self.padding_mode)
+                return model
             return models.create(self.network, in_shape=in_shape, num_classes=num_classes, **self.network_options())
 
     def network_options(self) -> dict[str, Any]:

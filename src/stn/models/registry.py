@@ -19,9 +19,7 @@ from . import addition, any_size, paper, signs, tutorial
 from .base import Network, Shape, TransformerClassifier, check_shape
 
 NETWORKS: dict[str, Network] = {
-    name: network
-    for group in (tutorial, paper, any_size, signs, addition)
-    for name, network in group.NETWORKS.items()
+    name: network for group in (tutorial, paper, any_size, signs, addition) for name, network in group.NETWORKS.items()
 }
 
 

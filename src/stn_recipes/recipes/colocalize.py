@@ -22,6 +22,7 @@ RECIPES = {
         val_fraction=0.0,
         network="colocalizer",
         epochs=40,
+        starts=4,
         batch_size=100,
         optimizer="adamw",
         lr=2e-3,

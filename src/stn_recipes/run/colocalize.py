@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.nn import functional as F
 
 from stn.models import Colocalizer
 from stn.models.colocalizer import Windows
 
+from ..config import TrainConfig
 from .task import AbstractTask
 
 MARGIN = 1.0  # between encodings of length 1, whose square distance is at most 4
 SOFTNESS = 0.1  # of the minimum over the windows that a found one is held against
+FOUND = MARGIN / 2  # a start that ends with a lower loss has found what the images have in common; others stay near 1
 FRAME = torch.tensor([[[-1.0, -1.0, 1.0, 1.0]]])  # of a crop
 
 
@@ -43,6 +48,57 @@ class Colocalization(AbstractTask[Colocalizer]):
     def found(self, images: Tensor, boxes: Tensor) -> Tensor:
         """Which of the transformer's windows are where the boxes are: (B,)."""
         return overlap(frames(self.model, images), boxes) > 0.5
+
+
+class Starts(Callback):
+    """Trains from one random start after the other, `config.epochs` each, until one has found something, at most
+    `config.starts`; the weights that had the lowest loss are the result. No box has a say."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        self.losses: list[float] = []  # at the end of each start
+        self.best: dict[str, Tensor] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"losses": self.losses, "best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.losses, self.best = state_dict["losses"], state_dict["best"]
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        trainer.should_stop = self._done()  # of a run that was interrupted after its last epoch
+
+    def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
+        if not self.losses or trainer.current_epoch != len(self.losses) * self.config.epochs:
+            return
+        module.print(
+            f"Start {len(self.losses)} of {self.config.starts} ended with a loss of {self.losses[-1]:.3f}: again"
+        )
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        new = self.config.make_model(data.input_shape, data.num_classes, start=len(self.losses))
+        self._model(module).load_state_dict(new.state_dict())
+        trainer.optimizers[0].state.clear()
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if (trainer.current_epoch + 1) % self.config.epochs:
+            return
+        loss = float(trainer.callback_metrics["train_loss"])
+        if not self.losses or loss < min(self.losses):
+            self.best = {name: value.detach().clone() for name, value in self._model(module).state_dict().items()}
+        self.losses.append(loss)
+        trainer.should_stop = self._done()
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if self._done():
+            self._model(module).load_state_dict(self.best)
+
+    def _done(self) -> bool:
+        return len(self.losses) == self.config.starts or any(loss < FOUND for loss in self.losses)
+
+    @staticmethod
+    def _model(module: LightningModule) -> Colocalizer:
+        assert isinstance(module, Colocalization)
+        return module.model
 
 
 def frames(model: Colocalizer, images: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ from stn.models import Colocalizer, TransformerClassifier
 from ..config import RESUMABLE, TrainConfig
 from ..data.module import ImageDataModule
 from .callbacks import Averaging, EpochLog, EpochSeed, Watch, WholeCheckpoints
-from .colocalize import Colocalization
+from .colocalize import Colocalization, Starts
 from .folder import (
     DamagedError,
     Facts,
@@ -156,6 +156,11 @@ def resume(run: Path, *, overrides: Mapping[str, Any] | None = None) -> Path:
     config = read_config(run)
     changed = {name: value for name, value in (overrides or {}).items() if value != getattr(config, name)}
     finished = Run(run).result
+    if finished is not None and config.starts > 1 and "epochs" in changed:
+        raise ValueError(
+            f"epochs: expected {config.epochs}, as the run has it, got {changed['epochs']}: a run that may start again is not "
+            "extended"
+        )
     if finished is not None and changed.get("epochs", 0) > finished.epochs:
         config = _extended(run, config, finished.epochs, changed.pop("epochs"))
         finished = None
@@ -286,6 +291,7 @@ def _trainer(run: Path, config: TrainConfig, log: EpochLog, monitor: str) -> Tra
         *([] if averaging is None else [averaging]),
         log,
         Watch(run / "filmstrip.npz", averaging),
+        *([] if config.starts == 1 else [Starts(config)]),
         ModelCheckpoint(filename="best", monitor=monitor, mode="max", save_top_k=1, **options),
     ]
     if config.early_stop is not None:
@@ -296,7 +302,7 @@ def _trainer(run: Path, config: TrainConfig, log: EpochLog, monitor: str) -> Tra
     if progress:
         callbacks.append(TQDMProgressBar(leave=False))
     return Trainer(
-        max_epochs=config.epochs,
+        max_epochs=config.epochs * config.starts,
         accelerator=config.accelerator,
         devices=config.devices,
         num_nodes=config.num_nodes,
