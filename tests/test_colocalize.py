@@ -17,9 +17,9 @@ from stn_recipes.export import export
 from stn_recipes.predict import predict
 from stn_recipes.publish import publish
 from stn_recipes.recipes import recipe
-from stn_recipes.run.colocalize import frames, overlap, triplet_loss
 from stn_recipes.run import colocalize
 from stn_recipes.run.callbacks import EpochSeed
+from stn_recipes.run.colocalize import frames, overlap, triplet_loss
 from stn_recipes.run.folder import RunError, load_run
 from stn_recipes.run.train import evaluate, resume, train
 
@@ -284,7 +284,7 @@ def test_a_run_with_several_starts_resumes_to_the_same_weights(
     monkeypatch.setattr(colocalize.Colocalization, "training_step", step)
     resume(half)
     assert same(half, whole)
-    with pytest.raises(ValueError, match="epochs: expected 2, .* may start again is not extended"):
+    with pytest.raises(ValueError, match=r"epochs: expected 2, .* may start again is not extended"):
         resume(half, overrides={"epochs": 9})
 
 

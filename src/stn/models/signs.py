@@ -29,12 +29,12 @@ def signs(in_shape: Shape, classes: int, *, width: int, dropout: float) -> nn.Se
 
 
 def _localizer(shape: Shape, transform: AbstractTransform) -> nn.Module:
-    channels, *size = shape
+    channels, *sides = shape
     return nn.Sequential(
         nn.GroupNorm(1, channels, affine=False),
         ConvLocalizer(
-            channels, transform, image_size=size, channels=(24, 32), kernel_sizes=(5, 5), hidden=(64,), batch_norm=True,
-            same_padding=True, downsample=max(1, min(size) // 16),
+            channels, transform, image_size=(sides[0], sides[1]), channels=(24, 32), kernel_sizes=(5, 5), hidden=(64,), batch_norm=True,
+            same_padding=True, downsample=max(1, min(sides) // 16),
         ),
     )  # fmt: skip
 

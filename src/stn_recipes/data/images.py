@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 import numpy as np
 import torch
@@ -90,7 +90,9 @@ def _labelled(classes: dict[str, list[Path]], names: tuple[str, ...]) -> list[tu
     return [(file, names.index(name)) for name, files in classes.items() for file in files]
 
 
-def decode(path: str | Path, size: tuple[int, int] | None = None, mode: str = "RGB") -> np.ndarray:  # (H, W[, 3]) uint8
+def decode(
+    path: str | Path | IO[bytes], size: tuple[int, int] | None = None, mode: str = "RGB"
+) -> np.ndarray:  # (H, W[, 3]) uint8
     """An image file, upright, converted to `mode`, resized to `size` (H, W) with antialiasing if given."""
     with Image.open(path) as opened:
         image: Image.Image = ImageOps.exif_transpose(opened)
