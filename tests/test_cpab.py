@@ -12,8 +12,8 @@ from scipy.integrate import solve_ivp
 
 import stn
 from stn._tracing import exporting
-from stn.ops import cpab as native
-from stn.ops import cpu, use_backend
+from stn.ops import cpab as closed_form
+from stn.ops import cpu, native, use_backend
 from stn.tessellation import mesh
 from stn.transforms import cpab
 from stn.transforms.base import AbstractTransform
@@ -442,7 +442,7 @@ def test_the_same_bits_for_any_threads_and_any_company(family):
     upstream = torch.randn_like(points)
 
     def flow(velocities, points):
-        return native.flow(velocities, points, family.tessellation, None)
+        return closed_form.flow(velocities, points, family.tessellation, None)
 
     def run(velocities, points, upstream):
         velocities, points = velocities.clone().requires_grad_(), points.clone().requires_grad_()

@@ -3,6 +3,7 @@
 from . import compat, conventions, geometry, kernels, models, ops, penalties, transforms
 from .accelerate import accelerate
 from .coordinates import Frame
+from .deformable import deformable_sample
 from .diagnostics import Diagnosis, diagnose
 from .linearized import linearized_sample, linearized_warp
 from .localization import (
@@ -76,6 +77,7 @@ __all__ = [
     "compat",
     "conventions",
     "convert",
+    "deformable_sample",
     "diagnose",
     "geometry",
     "identity_head",

@@ -26,6 +26,7 @@ from torch.export import Dim, ExportedProgram
 from ._checks import check_number, describe
 from ._files import atomic_path
 from ._tracing import exporting
+from .deformable import by_level
 from .ops import autograd, dispatch
 
 OPSETS = (18, 19, 20, 21, 22, 23)
@@ -80,7 +81,11 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
         with exporting():
             return dispatch.warp(image, *autograd.records(values, basis, fill, *how))
 
-    return dict.fromkeys(autograd.operators(), portable)
+    def map_by_map(value: Tensor, locations: Tensor, weights: Tensor, sizes: list[int]) -> Tensor:
+        with exporting():
+            return by_level(list(zip(sizes[::2], sizes[1::2], strict=True)), value, locations, weights)
+
+    return dict.fromkeys(autograd.operators(), portable) | {torch.ops.stn.deformable.default: map_by_map}
 
 
 def pt2(

@@ -7,44 +7,31 @@ differentiates a gradient, come from torch's own differentiable functions, which
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .._tracing import is_portable
 from ..tessellation import mesh
-from . import _torch, cpu, dispatch
+from . import _torch, cpu, native
 
-_PLAIN = (Tensor, nn.Parameter)
 Otherwise = Callable[[Tensor, Tensor], Tensor]  # of velocities and points
-
-
-def refuses(device: str) -> str | None:
-    """Why the native code does not run here, None where it does."""
-    if is_portable():
-        return "programs that run without stn cannot call it"
-    if dispatch.asked_for() not in (None, cpu.NAME):
-        return f"{dispatch.asked_for()!r} was asked for"
-    if device != "cpu":
-        return f"runs on the CPU, not on {device}"
-    return cpu._reason
 
 
 def flow(velocities: Tensor, points: Tensor, tessellation: tuple[int, ...], otherwise: Otherwise) -> Tensor:
     """Where points (B, N, d) get in one unit of time, by velocities (B, V, d) at the vertices of a tessellation in two or
     three dimensions: exactly on the CPU, as `otherwise` says where no native code can run."""
-    forward_mode = _torch.in_forward_mode()
-    if torch.compiler.is_compiling():
-        if refuses(points.device.type) or _torch.transforming() or forward_mode:
-            return otherwise(velocities, points)
-        return _operator(velocities, points, list(tessellation))
-    if forward_mode or _torch.tracing() or refuses(points.device.type):
-        return otherwise(velocities, points)
-    if not _torch.transforming() and (_torch.modes() or type(velocities) not in _PLAIN or type(points) not in _PLAIN):
-        return _operator(velocities, points, list(tessellation))
-    out: Tensor = _Flow.apply(velocities, points, tessellation, otherwise)
-    return out
+    return native.call(
+        native.Native(
+            partial(_forward, tessellation=tessellation),
+            partial(_backward, tessellation=tessellation),
+            partial(_operator, tessellation=list(tessellation)),
+            otherwise,
+        ),
+        velocities,
+        points,
+    )
 
 
 def _forward(velocities: Tensor, points: Tensor, tessellation: tuple[int, ...]) -> Tensor:
@@ -87,66 +74,6 @@ def _run(
         for_velocities,
         torch.get_num_threads(),
     )
-
-
-class _Flow(torch.autograd.Function):
-    @staticmethod
-    def forward(velocities: Tensor, points: Tensor, tessellation: tuple[int, ...], otherwise: Otherwise) -> Tensor:
-        return _forward(velocities, points, tessellation)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:2])
-        ctx.how = inputs[2:]
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        velocities, points = ctx.saved_tensors
-        tessellation, otherwise = ctx.how
-        if _torch.in_forward_mode():
-            return (*torch.func.vjp(otherwise, velocities, points)[1](grad), None, None)
-        return (*_Pull.apply(grad, velocities, points, tessellation, otherwise), None, None)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensor, int]:
-        n, batch, tensors = _in_batch(info, in_dims[:2], inputs[:2])
-        return _Flow.apply(*tensors, *inputs[2:]).unflatten(0, (n, batch)), 0
-
-
-class _Pull(torch.autograd.Function):
-    """The gradients of the velocities and of the points."""
-
-    @staticmethod
-    def forward(
-        grad: Tensor, velocities: Tensor, points: Tensor, tessellation: tuple[int, ...], otherwise: Otherwise
-    ) -> tuple[Tensor, Tensor]:
-        return _backward(grad, velocities, points, tessellation)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.save_for_backward(*inputs[:3])
-        ctx.otherwise = inputs[4]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        def pulled(grad: Tensor, velocities: Tensor, points: Tensor) -> tuple[Tensor, ...]:
-            found: tuple[Tensor, ...] = torch.func.vjp(ctx.otherwise, velocities, points)[1](grad)
-            return found
-
-        return (*torch.func.vjp(pulled, *ctx.saved_tensors)[1](grads), None, None)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        n, batch, tensors = _in_batch(info, in_dims[:3], inputs[:3])
-        found = _Pull.apply(*tensors, *inputs[3:])
-        return tuple(each.unflatten(0, (n, batch)) for each in found), (0, 0)
-
-
-def _in_batch(info: Any, dims: tuple[Any, ...], tensors: tuple[Tensor, ...]) -> tuple[int, int, list[Tensor]]:
-    """Tensors whose mapped axis has joined the batch."""
-    n = info.batch_size
-    moved = [t.expand(n, *t.shape) if d is None else t.movedim(d, 0) for t, d in zip(tensors, dims, strict=True)]
-    return n, moved[0].shape[1], [t.flatten(0, 1) for t in moved]
 
 
 @torch.library.custom_op("stn::cpab_flow", mutates_args=())
