@@ -4,8 +4,8 @@ without labels (Jaderberg et al. 2015, section 4.4 and appendix A.2).
     stn train colocalize --digit 3 --data-dir DATA                      # or --distortion t84: no clutter
     stn train colocalize --digit 3 --dataset digits                     # the embedded digits
 
-Measured: with clutter 99 to 100 % of the images of each digit are found (seed 0), published 75 to 94 %; 14 to 20 s of one core. At seed 1
-digit 1 failed (1 %), with a loss that stayed above 1.
+Measured: with clutter 96 to 100 % of the images of each digit are found (three seeds), published 75 to 94 %; 14 to 20 s of one core, twice
+that for the one set of thirty whose loss stayed above 1 and which was started again.
 docs/colocalization.md has the table, how it is done and why other ways fail. The accuracy of such a run is the share of its
 images that are found (intersection over union above 0.5), of the last epoch, on the images that it was trained on.
 """
