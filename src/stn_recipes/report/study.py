@@ -15,10 +15,13 @@ from torch import Tensor
 from stn.models import Colocalizer, TransformerClassifier
 
 from ..data.registry import DataError
+from ..progress import track
 from ..run.folder import Run, RunError
 
 if TYPE_CHECKING:
     from ..data.module import ImageDataset
+
+BATCH = 500  # images
 
 T = TypeVar("T")
 
@@ -133,7 +136,7 @@ class Study:
     def control_outcome(self) -> Outcome | None:
         return self.outcomes[1] if len(self.outcomes) > 1 else None
 
-    def batches(self, indices: Sequence[int] | None = None, size: int = 500) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, indices: Sequence[int] | None = None, size: int = BATCH) -> Iterator[tuple[Tensor, Tensor]]:
         """Test images and their labels."""
         assert self.data is not None
         indices = range(len(self.data)) if indices is None else indices
@@ -142,7 +145,9 @@ class Study:
 
     def _outcome(self, network: Network) -> Outcome:
         labels, predicted, confidence, theta = [], [], [], []
-        for images, truth in self.batches():
+        assert self.data is not None
+        steps = -(-len(self.data) // BATCH)
+        for images, truth in track(self.batches(), f"Measuring the {network.name}", steps):
             logits, warp = network.model.look(network.normalize(images))
             if warp is not None:
                 theta.append(warp.theta.float())
