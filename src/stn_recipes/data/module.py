@@ -253,7 +253,8 @@ def _statistics(dataset: ImageDataset, count: int, progress: bool) -> tuple[tupl
     """Mean and standard deviation per channel of the first `count` images as they come out."""
     total = squares = torch.zeros(dataset.image_shape[0], dtype=torch.float64)
     most = max(1, min(1000, _STATISTICS_PIXELS // math.prod(dataset.image_shape)))
-    for start in track(range(0, count, most), "Measuring mean and deviation", shown=progress):
+    starts = range(0, count, most)
+    for start in track(starts, "Measuring mean and deviation", len(starts), shown=progress):
         images, _ = dataset.__getitems__(range(start, min(start + most, count)))
         values = images.transpose(0, 1).flatten(1)
         total = total + values.sum(1, dtype=torch.float64)
@@ -490,7 +491,7 @@ class ImageDataModule(LightningDataModule):
             seed=self.seed,
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
-            balance=dataset.targets.numpy() if train and self.balance else None,
+            balance=dataset.data.labels.numpy() if train and self.balance else None,
         )
         workers = self._workers(dataset)
         return _Loader(
