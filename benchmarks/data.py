@@ -105,7 +105,7 @@ def step(what: str, count: int, do: Callable[[], T]) -> tuple[T, dict[str, Any]]
     return found, row
 
 
-def epoch(data: ImageDataModule, loader: torch.utils.data.DataLoader[Any], number: int) -> list[float]:
+def epoch(loader: torch.utils.data.DataLoader[Any], number: int) -> list[float]:
     """Resident memory at each tenth of an epoch."""
     loader.sampler.set_epoch(number)  # type: ignore[attr-defined]
     steps, seen = len(loader), []
@@ -131,8 +131,8 @@ def main() -> None:
         folder = (a.folder or Path(temporary)) / "images"
         rows: list[dict[str, Any]] = []
 
-        def keep(what: str, do: Callable[[], T]) -> T:
-            found, row = step(what, a.images, do)
+        def keep(what: str, do: Callable[[], T], count: int = a.images) -> T:
+            found, row = step(what, count, do)
             rows.append(row)
             return found
 
@@ -147,11 +147,12 @@ def main() -> None:
                 dataset="images", data_dir=str(folder), image_size=(a.side, a.side), fit="crop", augment="flip_shift",
                 memory_limit="0", num_workers=a.workers, val_fraction=0.0,
             )  # fmt: skip
-            keep("list, check, measure (train)", lambda: data.setup("fit"))
-            keep("the same once more", lambda: ImageDataModule.setup(_again(data), "fit"))
+            part = a.images * 4 // 5  # what is not set aside for the test
+            keep("list, check, measure (train)", lambda: data.setup("fit"), part)
+            keep("the same once more", lambda: _again(data).setup("fit"), part)
             loader = data.train_dataloader()
             for number in range(epochs):
-                seen = keep(f"epoch {number + 1}, {loader.num_workers} workers", lambda: epoch(data, loader, number))
+                seen = keep(f"epoch {number + 1}, {loader.num_workers} workers", lambda: epoch(loader, number), part)
                 print("    MiB at each tenth:", *(f"{one:.0f}" for one in seen), flush=True)
                 rows[-1] |= {"tenths": seen, "images": len(data.train_data())}
     said = {"images": a.images, "side": a.side, "links": a.links, "processor": processor(), **versions()}

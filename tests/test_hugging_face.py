@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,8 @@ from stn_recipes.data.hub import ArrowImages  # noqa: E402
 from stn_recipes.data.module import ImageDataModule  # noqa: E402
 from stn_recipes.data.pixels import decode  # noqa: E402
 from stn_recipes.data.registry import DataError, Source  # noqa: E402
+from stn_recipes.publish import command  # noqa: E402
+from stn_recipes.run.folder import read_config  # noqa: E402
 
 LEVELS = {"dark": 40, "light": 210}
 
@@ -181,7 +184,7 @@ def test_files_of_parquet_are_read_by_the_folder(tmp_path):
     assert len(read(f"hf:{tmp_path / 'set'}", train=False)) == 3
 
 
-def test_a_run_on_the_command_line(tmp_path, capsys, monkeypatch):
+def test_a_run_on_the_command_line(tmp_path, capsys):
     names, images = rows(40)
     name = saved(tmp_path / "set", train=table(images, names))
     run = tmp_path / "run"
@@ -190,7 +193,12 @@ def test_a_run_on_the_command_line(tmp_path, capsys, monkeypatch):
     words += ["--transformer", "none", "--no-progress", "--batch-size", "8"]
     assert cli.main(words) == 0, capsys.readouterr().err
     assert name in (run / "config.yaml").read_text()
-    assert f"{name} images" in (run / "report.html").read_text()
+    page = (run / "report.html").read_text()
+    assert "hf:DATA images" in page
+    assert str(tmp_path) not in page
+    config = read_config(run)
+    assert "--dataset hf:DATA" in command(config, control=False)
+    assert replace(config, dataset="hf:user/name").shareable("hf:user/name") == "hf:user/name"
     capsys.readouterr()
     moved = Path(name.removeprefix("hf:")).rename(tmp_path / "moved")
     assert cli.main(["evaluate", str(run), "--json"]) == 1

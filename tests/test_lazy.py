@@ -24,6 +24,7 @@ from stn_recipes.data.module import EpochSampler, ImageDataModule
 from stn_recipes.data.pixels import FITS, decode, fitted
 from stn_recipes.data.registry import DataError
 from stn_recipes.predict import predict
+from stn_recipes.run import train as training
 from stn_recipes.run.folder import load_run
 from stn_recipes.run.train import evaluate, resume, train
 from stn_recipes.sizes import bytes_of
@@ -339,6 +340,30 @@ def test_a_run_from_disk_is_the_run_from_memory(folder, tmp_path):
     assert predict(disk.path, [padded])[0]["confidence"] == confidence
     Image.fromarray(decode(wide, (20, 28))).save(padded)
     assert predict(disk.path, [padded])[0]["confidence"] != confidence
+
+
+def test_a_run_that_met_a_damaged_file_goes_on_when_it_is_mended(folder, tmp_path, monkeypatch):
+    config = TrainConfig(
+        recipe="images", dataset="images", data_dir=str(folder), image_size=(28, 28), network="mnist_tutorial", epochs=1,
+        transformer="none", memory_limit="0", val_fraction=0.0, threads=1, progress=False, out=str(tmp_path / "run"),
+    )  # fmt: skip
+    begin, damaged = training._begin, {}
+
+    def begun(run, config, data, task):
+        begin(run, config, data, task)
+        if not damaged:
+            file = Path(data.train_data().data.images.name(20))
+            damaged[file] = file.read_bytes()
+            damage(file)
+
+    monkeypatch.setattr(training, "_begin", begun)
+    with pytest.raises(
+        DataError, match=r"cannot be read as an image any more: .* go on with: stn train --resume .*run$"
+    ):
+        train(config)
+    (file,) = damaged
+    file.write_bytes(damaged[file])
+    assert load_run(resume(tmp_path / "run")).result is not None
 
 
 # Classes of very different sizes

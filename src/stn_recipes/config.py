@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -217,6 +218,13 @@ class TrainConfig:
     def family(self) -> str:
         """The name of the family of warps, "none" for a control."""
         return self.transformer if isinstance(self.transformer, str) else self.transformer["name"]
+
+    def shareable(self, text: str) -> str:
+        """Without the folders of data on this machine, which are called DATA: for what is passed on."""
+        hub = self.dataset.removeprefix(HUB) if self.dataset.startswith(HUB) else ""
+        for folder in (self.data_dir, hub if os.path.isabs(hub) or hub.startswith((".", "~")) else None):
+            text = text.replace(folder, "DATA") if folder else text
+        return text
 
     @property
     def task(self) -> Literal["classify", "colocalize"]:

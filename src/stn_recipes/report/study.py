@@ -169,8 +169,8 @@ class Study:
 
     def shareable(self, text: str) -> str:
         """Without the folders of this machine: a report is passed on."""
-        for folder in (self.config.data_dir, self.run.config.data_dir):
-            text = text.replace(folder, "DATA") if folder else text
+        for config in (self.config, self.run.config):
+            text = config.shareable(text)
         if self.run.path.is_absolute():
             text = text.replace(f"{self.run.path.parent}/", "")
         return text
