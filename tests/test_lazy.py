@@ -111,6 +111,9 @@ def test_lazy_images_are_those_in_memory(folder, fit):
         some = np.array([3, 0, 3])
         assert torch.equal(outside.take(some).images[torch.tensor([2, 1])], inside.take(some).images[[2, 1]])
         assert torch.equal(outside.labels, inside.labels)
+        for place in (0, len(inside) - 1):
+            wanted = decode(outside.images.name(place), (14, 18), fit=fit)
+            assert np.array_equal(inside.images[place].permute(1, 2, 0), wanted)
 
 
 def test_a_set_that_just_fits_is_read_into_memory(folder):
