@@ -20,6 +20,7 @@ from PIL import Image
 from stn_recipes.data import DATASETS, cifar10, distortions, fashion_mnist, images, mnist, official, registry, streams
 from stn_recipes.data.images import load_image_folder
 from stn_recipes.data.module import EpochSampler, ImageDataModule, ImageDataset
+from stn_recipes.data.pixels import decode
 from stn_recipes.data.registry import DataError, ImageData, load
 
 REAL = os.environ.get("STN_DATA_DIR")
@@ -375,9 +376,9 @@ def test_upright_modes_and_links(tmp_path):
     (root / "b").symlink_to(elsewhere)
     (elsewhere / "again").symlink_to(elsewhere)  # a loop
     (root / "a" / "1.png").symlink_to(elsewhere / "grey.png")
-    files = images._scan_folder(root, 0, 0.2)
-    everything = sorted(files.train + files.test)
-    assert [path.name for path, _ in everything] == [
+    classes = images._scan(root, None, False)
+    everything = [classes.paths[place] for place in range(len(classes.paths))]
+    assert [Path(path).name for path in everything] == [
         "0.jpg",
         "1.png",
         "alpha.png",
@@ -385,7 +386,7 @@ def test_upright_modes_and_links(tmp_path):
         "grey.png",
         "palette.png",
     ]
-    pixels = [images.decode(path, (40, 40)) for path, _ in everything]
+    pixels = [decode(path, (40, 40)) for path in everything]
     assert pixels[0][5, 20, 2] < 40  # yellow above
     assert pixels[0][35, 20, 2] > 215  # blue below
     assert [image[20, 20].tolist() for image in pixels[1:5]] == [[7] * 3, [9, 8, 7], [128] * 3, [7] * 3]

@@ -6,7 +6,7 @@ import math
 import re
 import shutil
 import subprocess
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -19,8 +19,8 @@ from stn_recipes.config import TrainConfig
 from stn_recipes.report.control import check_control
 from stn_recipes.report.sections import cases, film, headline, robustness, theta, turn
 from stn_recipes.report.study import Study
-from stn_recipes.run.folder import RunError, load_run, write_config, write_record
-from stn_recipes.run.train import train
+from stn_recipes.run.folder import RunError, by_class, load_run, mean_over_classes, write_config, write_record
+from stn_recipes.run.train import evaluate, train
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = (
@@ -137,6 +137,33 @@ def test_the_page_says_what_was_reached_and_how_to_repeat_it(trained):
     assert "limit_train 256" in text
     assert "changed since" not in text
     assert "not finished" not in text
+
+
+def test_the_page_tells_every_class_the_worst_first(trained, run, quick):
+    loaded = load_run(trained)
+    found, control = evaluate(loaded), evaluate(load_run(trained / "control"))
+    assert loaded.result.classes == {name: asdict(one) for name, one in found.classes.items()}
+    rows = re.search(r'<section id="classes">.*?</section>', (trained / "report.html").read_text(), re.DOTALL)[0]
+    cells = [re.findall(r"<td>(.*?)</td>", row) for row in re.findall(r"<tr><td>.*?</tr>", rows, re.DOTALL)]
+    assert {row[0] for row in cells} == set("0123456789")
+    for name, images, accuracy, _, others in cells:
+        assert int(images) == found.classes[name].images
+        assert accuracy == f"{100 * found.classes[name].accuracy:.2f}%"
+        assert others == f"{100 * control.classes[name].accuracy:.2f}%"
+    shares = [found.classes[row[0]].accuracy for row in cells]
+    assert shares == sorted(shares)
+    assert shares[0] < shares[-1]
+    mean = sum(shares) / 10
+    assert found.class_mean == pytest.approx(mean)
+    assert f"it is {100 * mean:.2f}% ({100 * control.class_mean:.2f}% of the control)" in rows
+    # Classes without a test image, and a run that was balanced.
+    classes = by_class(torch.tensor([0, 0, 2]), torch.tensor([True, False, True]), ["a", "b", "c"])
+    assert [one.accuracy for one in classes.values()] == [0.5, None, 1.0]
+    assert mean_over_classes(classes) == 0.75
+    write_config(run, replace(load_run(run).config, balance=True))
+    report.write_report(run)
+    assert "as many images of each class" in page_of(run).text
+    assert "as many images of each class" not in page_of(trained).text
 
 
 def test_the_log_has_every_epoch(trained):

@@ -359,8 +359,8 @@ def _evaluate(a: Namespace) -> None:
         print(json.dumps(dataclasses.asdict(measured)))
         return
     print(
-        f"{a.run}, {measured.what}: accuracy {measured.test_accuracy:.2%}, loss {measured.test_loss:.4f}, "
-        f"{measured.images:,} images"
+        f"{a.run}, {measured.what}: accuracy {measured.test_accuracy:.2%}, mean over the classes "
+        f"{measured.class_mean:.2%}, loss {measured.test_loss:.4f}, {measured.images:,} images"
     )
     width = max(map(len, measured.classes))
     for name, part in measured.classes.items():

@@ -2,11 +2,15 @@
 
 import dataclasses
 import inspect
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from .data import DATASETS
+from jsonargparse.typing import restricted_string_type
+
+from .data import DATASETS, HUB
+from .sizes import bytes_of
 
 # Nothing here loads torch before a network or a data set is built: the command line reads settings without it. For that
 # the annotations are types and not text, too: jsonargparse runs the imports below to make sense of text.
@@ -18,11 +22,11 @@ if TYPE_CHECKING:
 
     DataSet = str
 else:
-    DataSet = Literal[DATASETS]
+    DataSet = Literal[DATASETS] | restricted_string_type("HuggingFace", f"^{HUB}.+$")
 
 # What a resumed run may change without changing its result.
 RESUMABLE = (
-    "control", "data_dir", "num_workers", "progress", "threads", "accelerator", "devices", "num_nodes", "strategy",
+    "control", "data_dir", "memory_limit", "num_workers", "progress", "threads", "accelerator", "devices", "num_nodes", "strategy",
 )  # fmt: skip
 
 Transformer = Literal[
@@ -38,16 +42,22 @@ class TrainConfig:
     Args:
         recipe: the recipe that the defaults came from.
         preset: the recipe's own settings, or paper, the protocol of its paper.
-        dataset: digits, mnist, mnist_addition, fashion_mnist, cifar10 or images (a folder of class folders).
+        dataset: digits, mnist, mnist_addition, fashion_mnist, cifar10, images (a folder of class folders), or hf:NAME or
+            hf:NAME:CONFIGURATION of Hugging Face.
         data_dir: where the official files lie, or the folder of images; downloaded to the cache if not given.
+        image_column: of a data set by Hugging Face, where several could be meant.
+        label_column: of a data set by Hugging Face, where several could be meant.
         distortion: the paper's: r, rts, p, e, t, tc, t84, tc84 (on 84 pixels in place of 60) or rts_each (each channel its own); fresh for every training sample, fixed for the test set.
         digit: find what the images of this class have in common, without labels, in place of classifying.
         augment: of the training images only: flip_shift or affine.
         grow: epochs over which the distortion of the training images grows, from none; 0 for all of it at once.
-        image_size: height and width that your own images are resized to.
-        on_bad_image: an unreadable image in your folder stops the run, or is named and skipped.
+        image_size: height and width that images of any size are brought to, your own and those of Hugging Face.
+        fit: how: stretch, or crop or pad (with black), which keep the aspect.
+        on_bad_image: an unreadable image stops the run before it begins, or is named and skipped.
+        memory_limit: images that take more, such as 2GiB, 500MB or 0, are read when they are needed, to the same result.
         val_fraction: share of the training set that is held out for validation.
         limit_train: train on the first so many images only (for a quick try).
+        balance: an epoch has as many images of each class; those of small classes come again, those of large ones rest.
         network: a name that `stn models` lists; colocalizer with a digit.
         transformer: the family of warps, or none for the equal-parameter control; with options as a mapping,
             '{"name": "similarity", "max_angle": 0.5}'.
@@ -80,7 +90,8 @@ class TrainConfig:
         schedule_start: epoch at which the schedule began anew, in a run that was extended.
         out: folder of the run; runs/RECIPE-TRANSFORMER-sSEED if not given.
         control: train the equal-parameter control too, into RUN/control.
-        num_workers: processes that prepare batches; 0 prepares them in line.
+        num_workers: processes that prepare batches; 0 prepares them in line. If not given, one for each core, up to 8,
+            where images are read when they are needed, else 0.
         accelerator: Lightning's: auto, cpu, gpu, mps and so on.
         devices: Lightning's: how many, or which.
         num_nodes: Lightning's: machines.
@@ -95,14 +106,19 @@ class TrainConfig:
     preset: Literal["paper"] | None = None
     dataset: DataSet = "digits"
     data_dir: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
     distortion: Literal["r", "rts", "p", "e", "t", "tc", "t84", "tc84", "rts_each"] | None = None
     digit: int | None = None
     augment: Literal["flip_shift", "affine"] | None = None
     grow: int = 0
     image_size: tuple[int, int] = (64, 64)
+    fit: Literal["stretch", "crop", "pad"] = "stretch"
     on_bad_image: Literal["stop", "skip"] = "stop"
+    memory_limit: str = "2GiB"
     val_fraction: float = 0.1
     limit_train: int | None = None
+    balance: bool = False
     network: str = "compact"
     transformer: Transformer | dict[str, Any] = "affine"
     padding_mode: Literal["zeros", "border", "reflection", "circular"] = "border"
@@ -134,7 +150,7 @@ class TrainConfig:
     schedule_start: int = 0
     out: str | None = None
     control: bool = False
-    num_workers: int = 0
+    num_workers: int | None = None
     accelerator: str = "auto"
     devices: int | str = 1
     num_nodes: int = 1
@@ -152,7 +168,6 @@ class TrainConfig:
             "pool": 1,
             "num_nodes": 1,
             "seed": 0,
-            "num_workers": 0,
             "lr": 0.0,
             "warmup": 0.0,
             "grow": 0,
@@ -160,7 +175,15 @@ class TrainConfig:
             "schedule_start": 0,
         }
         at_least |= {"weight_decay": 0.0, "localizer_lr_scale": 0.0, "theta_grad_scale": 0.0}
-        optional = {"limit_train": 1, "early_stop": 1, "threads": 1, "clip": 0.0, "dropout": 0.0, "digit": 0}
+        optional = {
+            "limit_train": 1,
+            "early_stop": 1,
+            "threads": 1,
+            "clip": 0.0,
+            "dropout": 0.0,
+            "digit": 0,
+            "num_workers": 0,
+        }
         for name, least in {**at_least, **optional}.items():
             value = getattr(self, name)
             if value is None and name in optional:
@@ -171,6 +194,10 @@ class TrainConfig:
             value = getattr(self, name)
             if not (name == "ema" and value is None) and not 0 <= value < 1:
                 raise ValueError(f"{name}: expected a number in [0, 1), got {value!r}")
+        self.dataset = str(self.dataset)  # of a parser, whose own kind of text YAML does not know
+        bytes_of("memory_limit", self.memory_limit)
+        if self.balance and self.digit is not None:
+            raise ValueError("balance: expected false for co-localization, which has images of one class")
         if self.warmup and (self.schedule == "onecycle" or self.warmup >= self.epochs):
             most = "0 with schedule='onecycle'" if self.schedule == "onecycle" else f"less than {self.epochs} epochs"
             raise ValueError(f"warmup: expected {most}, got {self.warmup!r}")
@@ -200,6 +227,13 @@ class TrainConfig:
         """The name of the family of warps, "none" for a control."""
         return self.transformer if isinstance(self.transformer, str) else self.transformer["name"]
 
+    def shareable(self, text: str) -> str:
+        """Without the folders of data on this machine, which are called DATA: for what is passed on."""
+        hub = self.dataset.removeprefix(HUB) if self.dataset.startswith(HUB) else ""
+        for folder in (self.data_dir, hub if os.path.isabs(hub) or hub.startswith((".", "~")) else None):
+            text = text.replace(folder, "DATA") if folder else text
+        return text
+
     @property
     def task(self) -> Literal["classify", "colocalize"]:
         """What the network learns."""
@@ -211,7 +245,7 @@ class TrainConfig:
         from .data.registry import get
 
         options = self._options(ImageDataModule)
-        if not get(self.dataset).own_images:
+        if not get(self.dataset).any_size:
             del options["image_size"]
         return ImageDataModule(class_names=class_names, **options)
 

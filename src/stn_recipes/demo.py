@@ -18,6 +18,7 @@ from stn import viz
 from stn.models import TransformerClassifier
 from stn.reading import PaddingMode
 
+from .data.pixels import Fit, fitted
 from .data.registry import get
 from .motion import moved_theta
 from .run.folder import Run, load_run, load_run_or_pretrained
@@ -38,6 +39,7 @@ class Reader:
     class_names: tuple[str, ...]
     input_shape: tuple[int, int, int]
     background: PaddingMode = "border"
+    fit: Fit = "stretch"  # how an image is brought to that shape
 
     @classmethod
     def of_run(cls, run: Run) -> Reader:
@@ -45,7 +47,7 @@ class Reader:
         mean, std = (torch.tensor(values).reshape(1, -1, 1, 1) for values in (facts.mean, facts.std))
         return cls(
             run.path.name, run.classifier, lambda images: (images - mean) / std, facts.class_names, facts.input_shape,
-            get(run.config.dataset).background,
+            get(run.config.dataset).background, run.config.fit,
         )  # fmt: skip
 
     @classmethod
@@ -113,7 +115,7 @@ def look(
     """Show an image, turned (degrees, counterclockwise), scaled and shifted (share of the width, right), to the networks."""
     channels, height, width = reader.input_shape
     mode = "L" if channels == 1 else "RGB"
-    pixels = np.asarray(image.convert(mode).resize((width, height), Image.Resampling.BILINEAR))
+    pixels = np.asarray(fitted(image.convert(mode), (height, width), reader.fit))
     plain = torch.from_numpy(pixels.copy()).reshape(1, height, width, -1).permute(0, 3, 1, 2).float() / 255
     turn, size, right = (torch.tensor([float(number)]) for number in (rotation, scale, shift))
     theta = moved_theta(turn, size, torch.stack([right, torch.zeros_like(right)], 1), (height, width))

@@ -15,20 +15,24 @@ from torch import Tensor
 import stn
 from stn.reading import Mode, PaddingMode
 
-from .data.images import NAMED, decode, image_files
+from .data.images import image_files
+from .data.lazy import NAMED
+from .data.pixels import Fit, decode
 from .files import atomic_path
 from .motion import moved_theta
 from .run.folder import load_run_or_pretrained
 
 
-def read_image(path: str | Path, channels: int = 3, size: tuple[int, int] | None = None) -> Tensor:
-    """An image file as (1, channels, H, W) in [0, 1], upright, resized to `size` (H, W) if given.
+def read_image(
+    path: str | Path, channels: int = 3, size: tuple[int, int] | None = None, *, fit: Fit = "stretch"
+) -> Tensor:
+    """An image file as (1, channels, H, W) in [0, 1], upright, brought to `size` (H, W) if given, as `fit` says.
 
     Raises:
         ValueError: for a file that is no readable image, by name. OSError: for a file that is not there.
     """
     try:
-        image = torch.from_numpy(decode(path, size, "L" if channels == 1 else "RGB").copy()).float() / 255
+        image = torch.from_numpy(decode(path, size, "L" if channels == 1 else "RGB", fit=fit).copy()).float() / 255
     except (FileNotFoundError, PermissionError, IsADirectoryError):
         raise
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -76,7 +80,8 @@ def predict(
 ) -> list[dict[str, Any]]:
     """Classify image files with a run, and save each as its transformer sees it.
 
-    Images are resized to the run's input size and normalized as in training; no data set is needed.
+    Images are brought to the run's input size as those that it was trained on, and normalized as in training; no data set
+    is needed.
 
     Args:
         images: files, and folders whose images are meant, those of their sub-folders too.
@@ -100,7 +105,7 @@ def predict(
     files = _files(images)
     for place, file in enumerate(files):
         try:
-            image = read_image(file, channels, (height, width))
+            image = read_image(file, channels, (height, width), fit=loaded.config.fit)
         except (ValueError, OSError) as error:
             if on_bad_image == "stop":
                 raise _unreadable(error, files[place + 1 :], channels, len(files)) from error

@@ -98,7 +98,7 @@ def card(run: Run, *, control: Result | None = None, repo: str | None = None, li
     result, config = run.result, run.config
     assert result is not None
     control = control or _control(run)
-    what = "your own images" if config.dataset == "images" else config.dataset
+    what = "your own images" if config.dataset == "images" else config.shareable(config.dataset)
     what += f", {DISTORTIONS[config.distortion]}" if config.distortion is not None else ""
     title = repo.partition("/")[2] or repo if repo else f"{config.recipe}-{config.family}"
     data = ModelCardData(
@@ -151,7 +151,10 @@ def command(config: TrainConfig, *, control: bool) -> str:
         value = getattr(config, setting.name)
         if setting.name not in here and value != getattr(usual, setting.name):
             text = ",".join(map(str, value)) if isinstance(value, tuple) else value
-            words += [f"--{setting.name.replace('_', '-')}", text if isinstance(text, str) else json.dumps(text)]
+            words += [
+                f"--{setting.name.replace('_', '-')}",
+                config.shareable(text if isinstance(text, str) else json.dumps(text)),
+            ]
     words += ["--data-dir", "DATA"] if config.data_dir is not None else []
     return shlex.join(words + (["--control"] if control else []))
 

@@ -20,7 +20,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -28,6 +28,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stn._checks import check_choice
+
+if TYPE_CHECKING:
+    from .lazy import LazyImages
+
+    Pixels = Tensor | LazyImages  # (N, C, H, W) uint8
 
 __all__ = [
     "NAMES",
@@ -57,6 +62,12 @@ def draw(
 ) -> np.ndarray:  # (count, num_random) float64 in [0, 1)
     """The table of random numbers of one epoch of one set; row i belongs to sample i."""
     return np.random.default_rng((seed, stream, epoch)).random((count, num_random))
+
+
+def draw_row(num_random: int, *, seed: int, stream: int, epoch: int, place: int, again: int = 0) -> np.ndarray:
+    """One row of the table of an epoch, (num_random,); with `again` that of a further table, for an image met again in it."""
+    bits = np.random.PCG64((seed, stream, epoch, again) if again else (seed, stream, epoch))
+    return np.random.Generator(bits.advance(place * num_random)).random(num_random)
 
 
 def _uniform(u: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -124,7 +135,7 @@ class Distortion(ABC):
         images: Tensor,  # (B, C, H, W) floating point in [0, 1]
         random: np.ndarray | Tensor,  # (B, num_random) in [0, 1)
         *,
-        source: Tensor | None = None,  # (N, C, H, W) uint8
+        source: Pixels | None = None,
         index: Tensor | np.ndarray | None = None,  # (B,)
     ) -> Tensor:  # (B, C, *output_size((H, W)))
         """Distort a batch; row i of `random` decides what happens to image i.
@@ -164,7 +175,7 @@ class Distortion(ABC):
         return self._apply(images, table, source, None if index is None else torch.as_tensor(index))
 
     @abstractmethod
-    def _apply(self, images: Tensor, random: np.ndarray, source: Tensor | None, index: Tensor | None) -> Tensor: ...
+    def _apply(self, images: Tensor, random: np.ndarray, source: Pixels | None, index: Tensor | None) -> Tensor: ...
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r})"
@@ -233,7 +244,7 @@ class RandomSimilarity(Distortion):
         ]
         return np.array(rows).transpose(2, 0, 1)
 
-    def _apply(self, images: Tensor, random: np.ndarray, source: Tensor | None, index: Tensor | None) -> Tensor:
+    def _apply(self, images: Tensor, random: np.ndarray, source: Pixels | None, index: Tensor | None) -> Tensor:
         size = (images.shape[2], images.shape[3])
         theta, out = self.theta(random, size), self.output_size(size)
         grid = torch.stack([_plane(theta[:, 0], out), _plane(theta[:, 1], out)], dim=-1)
@@ -293,7 +304,7 @@ class RandomProjective(Distortion):
         theta[:, 1] *= (out_height / size[0] / scale)[:, None]
         return theta
 
-    def _apply(self, images: Tensor, random: np.ndarray, source: Tensor | None, index: Tensor | None) -> Tensor:
+    def _apply(self, images: Tensor, random: np.ndarray, source: Pixels | None, index: Tensor | None) -> Tensor:
         size = (images.shape[2], images.shape[3])
         theta, out = self.theta(random, size), self.output_size(size)
         x, y, w = (_plane(theta[:, row], out) for row in range(3))
@@ -358,7 +369,7 @@ class RandomElastic(Distortion):
         field /= torch.from_numpy(_uniform(random[:, 0], *self.scale))[:, None, None, None]
         return field.float()
 
-    def _apply(self, images: Tensor, random: np.ndarray, source: Tensor | None, index: Tensor | None) -> Tensor:
+    def _apply(self, images: Tensor, random: np.ndarray, source: Pixels | None, index: Tensor | None) -> Tensor:
         return _read(images, self.grid(random, (images.shape[2], images.shape[3])))
 
 
@@ -401,7 +412,7 @@ class RandomPlacement(Distortion):
         edges = torch.cat([corners, corners + torch.tensor(size[::-1])], dim=1)
         return 2 * edges / torch.tensor(self.output_size(size)[::-1]).repeat(2) - 1
 
-    def _apply(self, images: Tensor, random: np.ndarray, source: Tensor | None, index: Tensor | None) -> Tensor:
+    def _apply(self, images: Tensor, random: np.ndarray, source: Pixels | None, index: Tensor | None) -> Tensor:
         batch, channels, height, width = images.shape
         out_height, out_width = self.output_size((height, width))
         canvas = images.new_zeros(batch, channels, out_height * out_width)
@@ -434,9 +445,10 @@ class RandomPlacement(Distortion):
                 size,
                 out_width,
             )
-            flat = source.flatten(2)
+            cutters, which = who.unique(return_inverse=True)  # no others are read, where they lie on a disk
+            flat = source[cutters].flatten(2)
             pieces = flat[
-                who[..., None, None], torch.arange(channels)[:, None], cut[:, :, None]
+                which[..., None, None], torch.arange(channels)[:, None], cut[:, :, None]
             ]  # (B, patches, C, h w)
             pieces = pieces.transpose(1, 2).flatten(2).to(images.device, images.dtype) / 255
             put = put.flatten(1).to(images.device)[:, None].expand(-1, channels, -1)
@@ -462,7 +474,7 @@ class RandomFlipShift(Distortion):
         check_choice("padding_mode", padding_mode, _PADDING_MODES)
         self.padding_mode = padding_mode
 
-    def _apply(self, images: Tensor, random: np.ndarray, source: Tensor | None, index: Tensor | None) -> Tensor:
+    def _apply(self, images: Tensor, random: np.ndarray, source: Pixels | None, index: Tensor | None) -> Tensor:
         height, width = images.shape[2:]
 
         def lines(size: int, u: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -500,7 +512,7 @@ class RandomOfEach(Distortion):
     def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
         return self.inner.output_size(size)
 
-    def _apply(self, images: Tensor, random: np.ndarray, source: Tensor | None, index: Tensor | None) -> Tensor:
+    def _apply(self, images: Tensor, random: np.ndarray, source: Pixels | None, index: Tensor | None) -> Tensor:
         if images.shape[1] != self.channels:
             raise ValueError(f"images: expected {self.channels} channels for {self.name!r}, got {images.shape[1]}")
         parts = zip(images.split(1, 1), np.split(random, self.channels, axis=1), strict=True)

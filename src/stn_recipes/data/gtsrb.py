@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import io
-import sys
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -16,11 +15,10 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
-from rich.console import Console
-from rich.progress import track
 
-from .images import decode
+from ..progress import track
 from .official import Origin
+from .pixels import decode
 from .registry import AbstractDataSet, DataError, ImageData, Source, check_folder
 
 SIZE = (40, 40)
@@ -70,10 +68,7 @@ class TrafficSigns(AbstractDataSet):
                 found = list(listed(opened))
                 self._check(archive, found, self.counts[0 if train else 1])
                 images = torch.empty(len(found), 3, *SIZE, dtype=torch.uint8)
-                shown = track(
-                    found, "Reading traffic signs", console=Console(stderr=True),
-                    disable=not (progress and sys.stderr.isatty()),
-                )  # fmt: skip
+                shown = track(found, "Reading traffic signs", len(found), shown=progress)
                 for place, image in enumerate(shown):
                     pixels = decode(io.BytesIO(opened.read(image.name)), SIZE)  # the archive checks each file's sum
                     images[place] = torch.from_numpy(pixels.copy()).permute(2, 0, 1)

@@ -26,6 +26,8 @@ class Sums(AbstractDataSet):
     def read(self, source: Source, *, train: bool) -> ImageData:
         found = self.digits.read(source, train=train)
         partners = found.take(generator(0, "pairs", int(train)).permutation(len(found)))
+        assert isinstance(found.images, torch.Tensor)
+        assert isinstance(partners.images, torch.Tensor)
         sums = tuple(str(total) for total in range(2 * len(found.class_names) - 1))
         return ImageData(torch.cat([found.images, partners.images], 1), found.labels + partners.labels, sums)
 

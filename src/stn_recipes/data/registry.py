@@ -7,7 +7,7 @@ import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +15,14 @@ from torch import Tensor
 
 from stn._checks import check_choice
 
-from . import DATASETS
+from . import DATASETS, HUB
+
+if TYPE_CHECKING:
+    from .lazy import LazyImages
+    from .pixels import Fit
+
+
+MEMORY_LIMIT = 2 << 30
 
 
 class DataError(ValueError):
@@ -26,7 +33,7 @@ class DataError(ValueError):
 class ImageData:
     """Images and labels of one set."""
 
-    images: Tensor  # (N, C, H, W) uint8
+    images: Tensor | LazyImages  # (N, C, H, W) uint8
     labels: Tensor  # (N,) int64
     class_names: tuple[str, ...]
     groups: Tensor | None = None  # (N,) int64: images of one number show one and the same thing; no split parts them
@@ -58,17 +65,21 @@ class ImageData:
     def take(self, places: np.ndarray) -> ImageData:
         """The samples at these places, in this order."""
         chosen = torch.from_numpy(places)
+        images = self.images[chosen] if isinstance(self.images, Tensor) else self.images.take(places)
         groups = None if self.groups is None else self.groups[chosen]
-        return ImageData(self.images[chosen], self.labels[chosen], self.class_names, groups)
+        return ImageData(images, self.labels[chosen], self.class_names, groups)
 
 
 class Source(NamedTuple):
-    """Where a set is read from, and how your own images are."""
+    """Where a set is read from, and how images of any size are."""
 
     data_dir: Path | None = None  # None: the user's cache, filled from the network
-    image_size: tuple[int, int] = (64, 64)  # of your own images, (H, W)
+    image_size: tuple[int, int] = (64, 64)  # (H, W) that images of any size are brought to
+    fit: Fit = "stretch"  # how
     on_bad_image: str = "stop"  # or "skip"
+    memory_limit: int = MEMORY_LIMIT  # bytes of a set that are kept in memory
     progress: bool = True
+    columns: tuple[str | None, str | None] = (None, None)  # of images and labels, of a data set by Hugging Face
     class_names: tuple[str, ...] | None = None  # that the folders of your own images go by; None: what is there
 
 
@@ -78,12 +89,14 @@ class AbstractDataSet(ABC):
     Attributes:
         name: as in `DATASETS`.
         background: how an image goes on beyond its border: "zeros" for black, "border" where it has none of its own.
-        own_images: whether it is the user's folder, read at `Source.image_size`, and not a fixed set.
+        own_images: whether it is the user's folder, and not a fixed set.
+        any_size: whether its images are of any size, and brought to `Source.image_size`.
     """
 
     name: str
     background: Literal["zeros", "border"]
     own_images: bool = False
+    any_size: bool = False
 
     @abstractmethod
     def download(self) -> None:
@@ -100,6 +113,10 @@ class AbstractDataSet(ABC):
 
 def get(name: str, argument: str = "dataset") -> AbstractDataSet:
     """A data set by name. Raises ValueError for an unknown one, with the nearest."""
+    if name.startswith(HUB):
+        from .hub import HubDataSet
+
+        return HubDataSet(name)
     check_choice(argument, name, DATASETS)
     found: AbstractDataSet = importlib.import_module(f"{__package__}.{name}").DATA
     return found

@@ -7,6 +7,6 @@ from ..config import TrainConfig
 
 RECIPES = {
     "images": TrainConfig(
-        recipe="images", dataset="images", network="compact", augment="flip_shift", epochs=30, batch_size=32
+        recipe="images", dataset="images", network="compact", augment="flip_shift", fit="crop", epochs=30, batch_size=32
     )
 }

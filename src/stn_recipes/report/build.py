@@ -100,7 +100,7 @@ def build(run: Run, control: Run | None = None, *, data_dir: str | None = None) 
 
 def _head(study: Study) -> dict[str, Any]:
     config, run = study.config, study.run
-    what = f"{config.dataset} images" if config.dataset != "images" else "your own images"
+    what = f"{config.shareable(config.dataset)} images" if config.dataset != "images" else "your own images"
     what += f" of class {config.digit}" if config.digit is not None else ""
     what += f", {DISTORTIONS[config.distortion]}" if config.distortion in DISTORTIONS else ""
     return {

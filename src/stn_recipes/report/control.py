@@ -31,7 +31,7 @@ def check_control(run: Run, control: Run) -> None:
         theirs.transformer == "none",
         f"which has transformer {theirs.transformer!r}",
     )
-    for setting in ("dataset", "distortion"):
+    for setting in ("dataset", "distortion", "fit"):
         wanted, came = getattr(mine, setting), getattr(theirs, setting)
         expect(f"a run with the same {setting}, {wanted or 'none'}", wanted == came, f"which has {came or 'none'}")
     for fact in ("class_names", "input_shape"):

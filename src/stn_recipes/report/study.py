@@ -15,10 +15,13 @@ from torch import Tensor
 from stn.models import Colocalizer, TransformerClassifier
 
 from ..data.registry import DataError
+from ..progress import track
 from ..run.folder import Run, RunError
 
 if TYPE_CHECKING:
     from ..data.module import ImageDataset
+
+BATCH = 500  # images
 
 T = TypeVar("T")
 
@@ -133,7 +136,7 @@ class Study:
     def control_outcome(self) -> Outcome | None:
         return self.outcomes[1] if len(self.outcomes) > 1 else None
 
-    def batches(self, indices: Sequence[int] | None = None, size: int = 500) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, indices: Sequence[int] | None = None, size: int = BATCH) -> Iterator[tuple[Tensor, Tensor]]:
         """Test images and their labels."""
         assert self.data is not None
         indices = range(len(self.data)) if indices is None else indices
@@ -142,7 +145,9 @@ class Study:
 
     def _outcome(self, network: Network) -> Outcome:
         labels, predicted, confidence, theta = [], [], [], []
-        for images, truth in self.batches():
+        assert self.data is not None
+        steps = -(-len(self.data) // BATCH)
+        for images, truth in track(self.batches(), f"Measuring the {network.name}", steps):
             logits, warp = network.model.look(network.normalize(images))
             if warp is not None:
                 theta.append(warp.theta.float())
@@ -164,8 +169,8 @@ class Study:
 
     def shareable(self, text: str) -> str:
         """Without the folders of this machine: a report is passed on."""
-        for folder in (self.config.data_dir, self.run.config.data_dir):
-            text = text.replace(folder, "DATA") if folder else text
+        for config in (self.config, self.run.config):
+            text = config.shareable(text)
         if self.run.path.is_absolute():
             text = text.replace(f"{self.run.path.parent}/", "")
         return text

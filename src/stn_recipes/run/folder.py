@@ -10,7 +10,7 @@ import os
 import pickle
 import platform
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -58,6 +58,37 @@ class Facts:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ClassMeasured:
+    """What a network does on the images of a class."""
+
+    images: int
+    accuracy: float | None  # None where there are no images
+
+
+def by_class(
+    labels: Tensor,  # (N,)
+    correct: Tensor,  # (N,) bool
+    names: Sequence[str],
+) -> dict[str, ClassMeasured]:
+    """What was right of each class, those without an image too.
+
+    >>> by_class(torch.tensor([0, 0]), torch.tensor([True, False]), ["cat", "dog"])["cat"]
+    ClassMeasured(images=2, accuracy=0.5)
+    """
+    count, right = (torch.bincount(one, minlength=len(names)).tolist() for one in (labels, labels[correct]))
+    return {
+        name: ClassMeasured(images=n, accuracy=r / n if n else None)
+        for name, n, r in zip(names, count, right, strict=True)
+    }
+
+
+def mean_over_classes(classes: Mapping[str, ClassMeasured]) -> float:
+    """The accuracy where every class that has images counts alike, however many there are of it."""
+    found = [one.accuracy for one in classes.values() if one.accuracy is not None]
+    return sum(found) / len(found)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Result:
     """What a finished run reached: result.json."""
 
@@ -72,6 +103,7 @@ class Result:
     val_accuracy: float | None
     train_accuracy: float | None
     train_seconds: float
+    classes: dict[str, dict[str, Any]] | None = None  # of the test set, by name: a ClassMeasured each
     cpu_seconds: float | None = None  # of this process: what it would take on a machine of its own
     threads: int | None = None
     command: str = ""

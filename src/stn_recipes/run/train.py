@@ -10,7 +10,7 @@ import os
 import shlex
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +29,22 @@ from stn.models import Colocalizer, TransformerClassifier
 
 from ..config import RESUMABLE, TrainConfig
 from ..data.module import ImageDataModule
+from ..data.registry import DataError
+from ..progress import track
 from .callbacks import Averaging, EpochLog, EpochSeed, Watch, WholeCheckpoints
 from .colocalize import Colocalization, Starts
 from .folder import (
+    ClassMeasured,
     DamagedError,
     Facts,
     Mistakes,
     Result,
     Run,
     RunError,
+    by_class,
     digest_of_files,
     load_weights,
+    mean_over_classes,
     metrics_files,
     read_checkpoint,
     read_config,
@@ -266,7 +271,12 @@ def _fit(run: Path, config: TrainConfig, checkpoint: Path | None) -> None:
             wrong = tuple(sorted(int(place) for place in task.mistakes.compute().tolist() if place >= 0))
             if trainer.is_global_zero:
                 write_record(run / "mistakes.json", Mistakes(images=len(data.test_data()), wrong=wrong))
-                _finish(run, config, task, trainer, log, test)
+                classes = None if isinstance(task, Colocalization) else _by_class(data, wrong)
+                _finish(run, config, task, trainer, log, test, classes)
+        except DataError as error:  # a file that could be read when it began
+            raise DataError(
+                f"{error}. When it can be read again, go on with: stn train --resume {shlex.quote(str(run))}"
+            ) from error
         except KeyboardInterrupt:
             raise _interrupted(run) from None
         except SystemExit:  # Lightning's answer to Ctrl-C
@@ -340,6 +350,13 @@ def _begin(run: Path, config: TrainConfig, data: ImageDataModule, task: Abstract
         print(f"Starts from the weights of {config.init_from}; optimizer, epochs and schedule begin anew.")
 
 
+def _by_class(data: ImageDataModule, wrong: Sequence[int]) -> dict[str, dict[str, Any]]:
+    labels = data.test_data().targets
+    correct = torch.ones(len(labels), dtype=torch.bool)
+    correct[list(wrong)] = False
+    return {name: dataclasses.asdict(one) for name, one in by_class(labels, correct, data.class_names).items()}
+
+
 def _size(task: AbstractTask[Any]) -> int:
     return sum(p.numel() for p in task.model.parameters())
 
@@ -351,6 +368,7 @@ def _finish(
     trainer: Trainer,
     log: EpochLog,
     test: Mapping[str, float],
+    classes: dict[str, dict[str, Any]] | None,
 ) -> None:
     write_weights(run / "model.safetensors", task.model.state_dict())
     last = Run(run).metrics()[-1]
@@ -366,6 +384,7 @@ def _finish(
         val_accuracy=last.get("val_accuracy"),
         train_accuracy=last.get("train_accuracy"),
         train_seconds=round(log.seconds, 1),
+        classes=classes,
         cpu_seconds=round(log.cpu_seconds, 1),
         threads=torch.get_num_threads(),
         command="stn " + shlex.join(sys.argv[1:])
@@ -386,13 +405,8 @@ class Measured:
     test_loss: float
     test_accuracy: float
     images: int
+    class_mean: float  # accuracy, each class that has images counting alike
     classes: dict[str, ClassMeasured]  # by name, those without an image too
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ClassMeasured:
-    images: int
-    accuracy: float | None  # None where there are no images
 
 
 @torch.no_grad()
@@ -416,24 +430,22 @@ def evaluate(run: Run, data_dir: str | Path | None = None) -> Measured:
         what, dataset = "test set", run.data.test_data()
     else:
         what, dataset = f"everything in {data_dir}", run.data.everything(run.facts.mean, run.facts.std)
-    loss = 0.0
-    names = run.facts.class_names
-    right = count = torch.zeros(len(names), dtype=torch.int64)
-    for images, labels in run.data.loader(dataset):
+    loss, truth, right = 0.0, [], []
+    loader = run.data.loader(dataset)
+    for images, labels in track(loader, "Measuring", len(loader), shown=run.data.progress):
         logits = model(images)
         loss += float(F.cross_entropy(logits, labels, reduction="sum"))
-        right = right + torch.bincount(labels[logits.argmax(1) == labels], minlength=len(names))
-        count = count + torch.bincount(labels, minlength=len(names))
-    total = int(count.sum())
+        truth.append(labels)
+        right.append(logits.argmax(1) == labels)
+    correct = torch.cat(right)
+    classes = by_class(torch.cat(truth), correct, run.facts.class_names)
     return Measured(
         what=what,
-        test_loss=loss / total,
-        test_accuracy=int(right.sum()) / total,
-        images=total,
-        classes={
-            name: ClassMeasured(images=int(n), accuracy=int(r) / int(n) if n else None)
-            for name, r, n in zip(names, right, count, strict=True)
-        },
+        test_loss=loss / len(correct),
+        test_accuracy=int(correct.sum()) / len(correct),
+        images=len(correct),
+        class_mean=mean_over_classes(classes),
+        classes=classes,
     )
 
 

@@ -2,6 +2,7 @@
 
 from .base import Part, Section
 from .cases import CASES
+from .classes import CLASSES
 from .confusion import CONFUSION
 from .film import FILM
 from .found import FOUND
@@ -12,6 +13,18 @@ from .theta import THETA
 from .training import TRAINING
 from .turn import TURN
 
-SECTIONS: tuple[Section, ...] = (HEADLINE, FOUND, CASES, TURN, FILM, TRAINING, ROBUSTNESS, THETA, CONFUSION, REPEAT)
+SECTIONS: tuple[Section, ...] = (
+    HEADLINE,
+    FOUND,
+    CASES,
+    TURN,
+    FILM,
+    TRAINING,
+    ROBUSTNESS,
+    THETA,
+    CLASSES,
+    CONFUSION,
+    REPEAT,
+)
 
 __all__ = ["SECTIONS", "Part", "Section"]
