@@ -97,7 +97,7 @@ def test_train_help_shows_the_recipes_own_defaults(capsys: pytest.CaptureFixture
         (
             ["train", "--distortion", "rtz"],
             2,
-            "expected one of r, rts, p, e, t, tc, t84, tc84, rts_each or null, got 'rtz'; did you mean 'rts'?",
+            "expected one of r, rts, p, e, t, tc, t84, tc84, rts_each, or yours as package.module:name or null, got 'rtz'; did you mean 'rts'?",
         ),
         (["train", "--penalties", "3"], 2, "--penalties: expected a mapping, got '3'"),
         (["train", "--epocks", "3"], 2, "did you mean --epochs?"),

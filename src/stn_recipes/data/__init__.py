@@ -14,3 +14,4 @@ DATASETS = (
     "cifar10",
     "images",
 )  # the files of this folder that hold one
+DISTORTIONS = ("r", "rts", "p", "e", "t", "tc", "t84", "tc84", "rts_each")  # those of `distortions` that are a task

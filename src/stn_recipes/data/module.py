@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from .registry import ImageData, Source, get
 from .streams import STREAMS, check_integer, generator
 
 _STATISTICS_IMAGES = 10_000
+_QUICK_TRAIN, _QUICK_EVAL = 1_000, 500
 
 
 class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
@@ -222,7 +223,7 @@ class ImageDataModule(LightningDataModule):
     name of `stn_recipes.distortions` for all three sets: drawn afresh every epoch for training, once and for all for
     validation and test. `augment` is one for training alone, applied before it. The validation set is `val_fraction`
     of the training images, chosen by `seed`; 0 means none. `limit_train` keeps the first n of the remaining, for
-    quick trials. The distortion of the training images grows over the first `grow` epochs, from none. The test set is not read before it is asked for. With `digit` the data is one set of
+    quick trials; `quick` at most 1,000 of them, and at most 500 to validate and 500 to test. The distortion of the training images grows over the first `grow` epochs, from none. The test set is not read before it is asked for. With `digit` the data is one set of
     `limit_train` training images of this class, for training and test alike, distorted once and for all, with clutter of the
     other classes; its `boxes` are what is to be found. With `class_names`, those of a trained network, the
     class folders of "images" get their labels by name; a folder of another name is refused.
@@ -244,9 +245,9 @@ class ImageDataModule(LightningDataModule):
     def __init__(
         self,
         *,
-        dataset: str,
+        dataset: str | Mapping[str, Any],
         data_dir: str | None = None,
-        distortion: str | None = None,
+        distortion: str | Mapping[str, Any] | None = None,
         augment: str | None = None,
         batch_size: int = 128,
         eval_batch_size: int = 512,
@@ -256,6 +257,7 @@ class ImageDataModule(LightningDataModule):
         image_size: tuple[int, int] | None = None,
         on_bad_image: str = "stop",
         limit_train: int | None = None,
+        quick: bool = False,
         grow: int = 0,
         digit: int | None = None,
         class_names: tuple[str, ...] | None = None,
@@ -289,6 +291,7 @@ class ImageDataModule(LightningDataModule):
         self.image_size = (size[0], size[1])
         self.on_bad_image = on_bad_image
         self.limit_train = limit_train
+        self.quick = quick
         self.grow = grow
         self.digit = digit
         if digit is not None:
@@ -335,7 +338,8 @@ class ImageDataModule(LightningDataModule):
                 )
             if self.limit_train is not None and self.limit_train > remaining:
                 raise ValueError(f"limit_train: expected at most {remaining} (what there is), got {self.limit_train}")
-            chosen = data.take(order[held_out:][: self.limit_train])
+            few = (_QUICK_TRAIN, _QUICK_EVAL) if self.quick else (None, None)
+            chosen = data.take(order[held_out:][: self.limit_train][: few[0]])
             self.class_names = data.class_names
             self.num_classes = len(data.class_names)
             plain = ImageDataset(chosen, distortion=self.distortion, seed=self.seed)
@@ -347,7 +351,7 @@ class ImageDataModule(LightningDataModule):
                 chosen, distortion=self.distortion, augment=self.augment, mean=self.mean, std=self.std, seed=self.seed,
                 grow=self.grow,
             )  # fmt: skip
-            self._val = self._fixed(data.take(order[:held_out]), "val") if held_out else None
+            self._val = self._fixed(data.take(order[:held_out][: few[1]]), "val") if held_out else None
         if stage == "test":
             self.test_data()
 
@@ -392,7 +396,10 @@ class ImageDataModule(LightningDataModule):
         """The test set, distorted once and for all; read at the first call."""
         self.setup("fit")
         if self._test is None:
-            self._test = self._fixed(self._read(train=False), "test")
+            data = self._read(train=False)
+            if self.quick and len(data) > _QUICK_EVAL:  # of all classes, and the same for every seed
+                data = data.take(np.sort(generator(0, "val_split").permutation(len(data))[:_QUICK_EVAL]))
+            self._test = self._fixed(data, "test")
         return self._test
 
     def everything(self, mean: Sequence[float], std: Sequence[float]) -> ImageDataset:
