@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
+import types
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +18,7 @@ from PIL import Image
 from torch import nn
 
 import stn
+from stn.hub import Classifier
 from stn.models import OWN
 from stn.transforms import TRANSFORMS
 from stn_recipes import cli
@@ -27,11 +31,14 @@ from stn_recipes.publish import publish
 from stn_recipes.recipes import recipe
 from stn_recipes.report import write_report
 from stn_recipes.report.table import read_table
+from stn_recipes.run import loggers
 from stn_recipes.run.folder import RunError, load_run
 from stn_recipes.run.sweep import product
 from stn_recipes.run.train import Classification, evaluate, resume, train
 
-SMALL = replace(recipe("digits"), network="mnist_tutorial", epochs=1, threads=1, lr=0.05, limit_train=64, progress=False)
+SMALL = replace(
+    recipe("digits"), network="mnist_tutorial", epochs=1, threads=1, lr=0.05, limit_train=64, progress=False
+)
 MODULE = '''
 import torch
 from torch import nn
@@ -53,7 +60,8 @@ class Spiral(stn.AbstractTransform):
         return torch.zeros(1)
 
     def map_points(self, theta, points, frame=stn.coordinates.SQUARE):
-        theta, points = self.check_theta(theta), self.check_points(theta, points)
+        theta = self.check_theta(theta)
+        points = self.check_points(theta, points)
         angle = self.turns * theta[:, None] * (-points.square().sum(-1, keepdim=True)).exp()
         x, y = points.split(1, -1)
         return torch.cat([x * angle.cos() - y * angle.sin(), x * angle.sin() + y * angle.cos()], -1)
@@ -150,7 +158,7 @@ def test_options_of_a_family_on_the_command_line(
     [
         (["--transformer", "similarity", "--transformer.max-angel", "1"], 1, "did you mean 'max_angle'?"),
         (["--transformer", "similarity", "--transformer.max-angle", "wide"], 1, "transformer: max_angle: expected None or a finite number above 0, got 'wide'"),
-        (["--transformer", "similarty", "--transformer.max-angle", "1"], 1, "did you mean 'similarity'?"),
+        (["--transformer", "similarty", "--transformer.max-angle", "1"], 2, "did you mean 'similarity'?"),
         (["--transformer", "none", "--transformer.max-angle", "1"], 1, "transformer: expected no options of none"),
         (["--transformer.max-angle"], 1, "--transformer.max_angle: expected a value"),
         (["--distortion.x", "1", "--distortion", "null"], 1, "distortion: expected a name for the options x, got None"),
@@ -176,7 +184,7 @@ def test_options_are_trained_with_swept_and_told_apart_in_tables(
     monkeypatch.chdir(tmp_path)
     words = ["--network", "mnist_tutorial", "--epochs", "1", "--limit-train", "64", "--threads", "1", "--no-report"]
     options = ["--transformer", "similarity,none", "--transformer.max-angle", "0.5,1.6"]
-    code, out, err = run(capsys, "sweep", "digits", *options, *words, "--out", "out")
+    code, _, err = run(capsys, "sweep", "digits", *options, *words, "--out", "out")
     assert code == 0, err
     names = {f"digits-similarity-s0-transformer.max_angle={angle}" for angle in ("0.5", "1.6")} | {"digits-none-s0"}
     assert {file.parent.name for file in Path("out").glob("*/result.json")} == names
@@ -192,7 +200,9 @@ def test_labels_are_short_and_plain() -> None:
     assert label("tps") == "tps"
     assert label({"name": "tps", "control_points": [3, 3]}) == "tps control_points=[3, 3]"
     assert is_import_path("a.b:C.d")
-    assert not any(map(is_import_path, ("a", "a.b", "a:", ":b", "a b:c", "timm:resnet18", "a:b\n", "a/b:c", "https://a:b")))
+    assert not any(
+        map(is_import_path, ("a", "a.b", "a:", ":b", "a b:c", "timm:resnet18", "a:b\n", "a/b:c", "https://a:b"))
+    )
     nested = {"name": "compose", "outer": {"name": "m:A"}, "inner": {"name": "n:B", "kept": {"deep": "o:C"}}}
     assert list(import_paths({"transformer": nested})) == ["m:A", "n:B", "o:C"]
 
@@ -201,8 +211,26 @@ def test_labels_are_short_and_plain() -> None:
 
 
 def test_parts_of_ones_own_from_the_command_line(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--transformer", "mine:Spiral", "--transformer.turns", "2.5", "--network", "mine:net", "--network.width", "6"]
-    words += ["--dataset", "mine:Bright", "--dataset.by", "3", "--distortion", "mine:darken", "--distortion.strength", "0.25"]
+    words = [
+        "--transformer",
+        "mine:Spiral",
+        "--transformer.turns",
+        "2.5",
+        "--network",
+        "mine:net",
+        "--network.width",
+        "6",
+    ]
+    words += [
+        "--dataset",
+        "mine:Bright",
+        "--dataset.by",
+        "3",
+        "--distortion",
+        "mine:darken",
+        "--distortion.strength",
+        "0.25",
+    ]
     quick = ["--quick", "--epochs", "1", "--limit-train", "64", "--threads", "1", "--control"]
     code, out, err = run(capsys, "train", "digits", *words, *quick)
     assert code == 0, err
@@ -241,7 +269,7 @@ def test_parts_of_ones_own_from_the_command_line(mine: Path, capsys: pytest.Capt
         assert f"{folder}: its settings name code to import, mine:Spiral, mine:net, mine:Bright, mine:darken" in err
         assert "--trust" in err
         assert "mine" not in sys.modules
-    with pytest.raises(RunError, match="expected a transformer that others have|expected a network that others have"):
+    with pytest.raises(RunError, match=r"expected a (transformer|network) that others have"):
         publish(folder, out="published")
     assert run(capsys, "compare", str(folder), str(folder / "control"))[0] == 0
     page = write_report(folder)
@@ -294,7 +322,9 @@ def test_what_is_named_has_to_be_of_its_kind(mine: Path) -> None:
     ):
         with pytest.raises(ValueError, match=said):
             replace(SMALL, **settings).make_data()  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"name: expected of mine:bad logits \(B, 10\), got a tensor of shape \(1, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"name: expected of mine:bad logits \(B, 10\), got a tensor of shape \(1, 3\)"
+    ):
         OWN["mine:bad"] = lambda in_shape, num_classes: nn.Sequential(nn.Flatten(), nn.Linear(784, 3))
         stn.models.create("mine:bad", in_shape=(1, 28, 28))
     with pytest.raises(ValueError, match="distortion: expected of mine:turn"):
@@ -316,14 +346,18 @@ def test_a_transformer_before_a_layer(mine: Path) -> None:
         model.transformer.localizer.head[-1].bias += 0.5
         features = model.classifier[:3](image)
         assert model.transformer.localizer(features).shape == (3, 1)
-        wanted = model.classifier[3:](model.transformer(features))
+        wanted = bare.classifier[3:](model.transformer(features))
         torch.testing.assert_close(model(image), wanted)
         logits, warp = model.look(image)
         torch.testing.assert_close(logits, wanted)
         assert not torch.allclose(logits, bare(image), atol=1e-4)
-        torch.testing.assert_close(warp.output, stn.warp(image, warp.theta, transform=stn.Rotation(), padding_mode="border"))
+        torch.testing.assert_close(
+            warp.output, stn.warp(image, warp.theta, transform=stn.Rotation(), padding_mode="border")
+        )
         torch.testing.assert_close(model.warp(image).theta, model.transformer.theta(features))
-    assert len(list(model.transformer.parameters())) + len(list(model.classifier.parameters())) == len(list(model.parameters()))
+    assert len(list(model.transformer.parameters())) + len(list(model.classifier.parameters())) == len(
+        list(model.parameters())
+    )
     done = load_run(train(replace(config, out=str(mine / "deep"))), trust=True)
     assert done.result is not None
     assert evaluate(done).test_accuracy == pytest.approx(done.result.test_accuracy, abs=1e-6)
@@ -339,7 +373,8 @@ def test_a_quick_try_is_small(capsys: pytest.CaptureFixture[str], tmp_path: Path
     config = cli.config_of(["mnist_r", "--quick"])
     assert (config.quick, config.epochs) == (True, 2)
     assert cli.config_of(["mnist_r", "--quick", "--epochs", "5"]).epochs == 5
-    assert cli.config_of(["digits", "--quick=true"]).quick  # as a sweep says it
+    assert product(["digits"], {"quick": ["true"]}, cli.config_of)[0].config.quick
+    assert not product(["digits"], {"quick": ["false"]}, cli.config_of)[0].config.quick
     data = replace(recipe("digits"), quick=True).make_data()
     assert (len(data.train_data()), len(data.val_data() or ()), len(data.test_data())) == (1000, 216, 359)
     module = sys.modules[type(data).__module__]
@@ -359,7 +394,9 @@ def test_a_quick_try_is_small(capsys: pytest.CaptureFixture[str], tmp_path: Path
 
 
 def test_sweeps_name_folders_by_the_part_and_trust_what_they_were_told(mine: Path) -> None:
-    runs = product(["digits"], {"transformer": ["mine:Spiral", "none"], "network": ["mine:net", "compact"]}, cli.config_of)
+    runs = product(
+        ["digits"], {"transformer": ["mine:Spiral", "none"], "network": ["mine:net", "compact"]}, cli.config_of
+    )
     assert [run.name for run in runs][:2] == ["digits-Spiral-s0-network=net", "digits-Spiral-s0-network=compact"]
     from stn_recipes.run.folder import write_config
     from stn_recipes.run.sweep import _Row
@@ -435,6 +472,185 @@ def test_weights_of_another_network_are_refused_by_name(mine: Path) -> None:
             replace(SMALL, **settings)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="control: expected --widen false with --weights"):
         train(replace(SMALL, weights="good.safetensors", control=True, out=str(mine / "no")))
+
+
+# Networks of timm
+
+
+class FakeTimm(types.ModuleType):
+    """What of timm is called, for where it is not installed: it needs a torchvision that is built for this torch."""
+
+    def __init__(self) -> None:
+        super().__init__("timm")
+        self.made: list[dict[str, object]] = []
+
+    def list_models(self) -> list[str]:
+        return ["resnet18", "vit_tiny"]
+
+    def is_model(self, name: str) -> bool:
+        return name.partition(".")[0] in self.list_models()
+
+    def create_model(
+        self, name: str, *, pretrained: bool, num_classes: int, in_chans: int, drop_rate: float = 0.0, width: int = 4
+    ) -> nn.Module:
+        self.made.append({"name": name, "pretrained": pretrained, "drop_rate": drop_rate})
+        net = nn.Sequential(OrderedDict(
+            conv1=nn.Conv2d(in_chans, width, 3, 2), bn1=nn.BatchNorm2d(width), layer1=nn.Conv2d(width, width, 3),
+            pool=nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), fc=nn.Linear(width, num_classes),
+        ))  # fmt: skip
+        net.pretrained_cfg = {"classifier": "fc"}
+        return net
+
+
+@pytest.fixture
+def timm(monkeypatch: pytest.MonkeyPatch) -> FakeTimm:
+    fake = FakeTimm()
+    monkeypatch.setitem(sys.modules, "timm", fake)
+    return fake
+
+
+def test_a_network_of_timm_by_name(timm: FakeTimm, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "run"
+    words = [
+        "--network",
+        "timm:resnet18",
+        "--transformer",
+        "rotation",
+        "--quick",
+        "--epochs",
+        "1",
+        "--limit-train",
+        "64",
+    ]
+    code, out, err = run(
+        capsys, "train", "digits", *words, "--threads", "1", "--dropout", "0.25", "--control", "--out", str(path)
+    )
+    assert code == 0, err
+    assert all(made == {"name": "resnet18", "pretrained": False, "drop_rate": 0.25} for made in timm.made)
+    assert "timm:resnet18, rotation transformer" in out
+    assert (load_run(path).config.imports, load_run(path).config.widens) == ((), False)  # timm is no code of the run
+    done = load_run(path)
+    assert done.model.classifier.fc.out_features == 10
+    assert evaluate(done).test_accuracy == pytest.approx(done.result.test_accuracy, abs=1e-6)  # type: ignore[union-attr]
+    assert "the network as it is" in out
+    write_report(path)
+    publish(path, out=tmp_path / "published")
+    back = Classifier.from_pretrained(tmp_path / "published")
+    image = torch.rand(2, *done.facts.input_shape)
+    torch.testing.assert_close(back(image), done.model(image))
+
+
+def test_what_timm_cannot_do_is_said(timm: FakeTimm, monkeypatch: pytest.MonkeyPatch) -> None:
+    def create(**options: object) -> nn.Module:
+        return stn.models.create({"name": "timm:resnet18", **options}, in_shape=(3, 32, 32), transform="rotation")
+
+    for call, said in (
+        (lambda: stn.models.create("timm:resnet81", in_shape=(3, 32, 32)), "did you mean 'resnet18'"),
+        (lambda: stn.models.create("timm:resnet18"), r"in_shape: expected \(C, H, W\) for a network that is not ours"),
+        (
+            lambda: stn.models.create("timm:resnet18", in_shape=(3, 1, 1)),
+            r"in_shape: timm:resnet18 cannot take images of the shape \(3, 1, 1\)",
+        ),
+        (lambda: create(depth=3), "name: timm:resnet18 cannot be made with .*depth"),
+        (
+            lambda: create(pretrained=True),
+            "expected no option 'pretrained' of timm:resnet18, which --weights FILE says",
+        ),
+        (lambda: create(checkpoint_path="x"), "expected no option 'checkpoint_path'"),
+        (lambda: create(at="layr1"), "at: expected the name of a layer, such as conv1, .*did you mean 'layer1'"),
+        (
+            lambda: create(at="fc"),
+            r"at: expected a layer that takes feature maps \(B, C, H, W\), once, got 'fc', a tensor of shape \(1, 4\)",
+        ),
+    ):
+        with pytest.raises(ValueError, match=said):
+            call()
+    assert create(at="layer1").transformer.localizer(torch.rand(2, 4, 15, 15)).shape == (2, 1)
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ValueError, match=r"name: expected timm, .*pip install 'spatial-transformers\[timm\]'"):
+        create()
+
+
+def test_weights_for_another_number_of_classes_leave_the_last_layer_alone(
+    timm: FakeTimm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from stn_recipes.run.pieces import load_classifier
+
+    theirs = timm.create_model("resnet18", pretrained=False, num_classes=1000, in_chans=3)
+    torch.save(theirs.state_dict(), tmp_path / "theirs.pt")
+    model = stn.models.create("timm:resnet18", in_shape=(3, 32, 32), num_classes=7)
+    head = model.classifier.fc.weight.clone()
+    load_classifier(model, tmp_path / "theirs.pt")
+    assert torch.equal(model.classifier.conv1.weight, theirs.conv1.weight)
+    assert torch.equal(model.classifier.fc.weight, head)
+    assert "of 1000 classes, not 7: fc starts at random" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"expected weights for 7 classes under freeze, got fc\.weight for 1000"):
+        load_classifier(model, tmp_path / "theirs.pt", freeze=True)
+
+
+def test_a_network_of_timm_itself() -> None:
+    timm = pytest.importorskip("timm", exc_type=ImportError)
+    for name, at in (("resnet18", "layer2"), ("mobilenetv3_small_100", "blocks.2"), ("convnext_atto", "stages.1")):
+        model = stn.models.create(
+            {"name": f"timm:{name}", "at": at}, in_shape=(3, 64, 64), num_classes=5, transform="similarity"
+        )
+        bare = timm.create_model(name, num_classes=5).eval()
+        bare.load_state_dict(model.classifier.state_dict())
+        image = torch.rand(2, 3, 64, 64)
+        with torch.no_grad():
+            torch.testing.assert_close(model.eval()(image), bare(image), rtol=1e-4, atol=1e-4)
+        model(image).sum().backward()
+        assert model.transformer.localizer.head[-1].bias.grad.abs().sum() > 0
+
+
+# Loggers
+
+
+def test_loggers_by_lightnings_names(
+    mine: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quiet = train(replace(SMALL, logger="csv", out="quiet"))
+    assert load_run(quiet).metrics()[0]["train_loss"] > 0
+    assert not (quiet / "logs" / "tensorboard").exists()
+    both = train(replace(SMALL, logger=["csv", "tensorboard"], out="both"))
+    assert list(both.glob("logs/tensorboard/events.*"))
+    assert resume(quiet, overrides={"logger": "tensorboard"}) == quiet  # it changes no result
+    assert cli.config_of(["digits", "--logger", "wandb"]).logger == "wandb"
+    assert cli.config_of(["digits", "--logger", "[csv, mlflow]"]).logger == ["csv", "mlflow"]
+
+    kept: list[tuple[str, object]] = []
+
+    class Wandb(loggers.WandbLogger):
+        def __init__(self, **options: object) -> None:
+            kept.append(("made", options))
+
+        name = version = property(lambda self: "wandb")
+        experiment = None
+
+        def log_hyperparams(self, params: object) -> None:
+            kept.append(("settings", params))
+
+        def log_metrics(self, metrics: object, step: int | None = None) -> None:
+            kept.append(("metrics", metrics))
+
+        def after_save_checkpoint(self, callback: object) -> None: ...
+        def finalize(self, status: str) -> None: ...
+        def save(self) -> None: ...
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loggers, "WandbLogger", Wandb)
+        seen = train(replace(SMALL, logger="wandb", out="seen"))
+    assert kept[0] == ("made", {"name": "seen", "project": "stn", "save_dir": Path("seen/logs")})
+    assert kept[1] == ("settings", load_run(seen).config.as_plain())
+    assert any(what == "metrics" and "val_accuracy" in content for what, content in kept)  # type: ignore[operator]
+    assert load_run(seen).metrics() == load_run(quiet).metrics()
+    for name in ("wandb", "mlflow"):
+        if importlib.util.find_spec(name) is None:
+            code, _, err = run(capsys, "train", "digits", "--logger", name, "--out", "none")
+            assert (code, f"logger: expected {name} to be installed: pip install {name}" in err) == (1, True), err
+            assert not Path("none").exists()
+    code, _, err = run(capsys, "train", "digits", "--logger", "wand")
+    assert (code, "did you mean 'wandb'?" in err) == (2, True), err
 
 
 def test_settings_are_plain_text(mine: Path) -> None:

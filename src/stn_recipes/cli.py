@@ -408,6 +408,8 @@ def _sweep_options(parser: _Parser, argv: Sequence[str]) -> None:
     )
     yes_no = ActionYesNo(no_prefix="no_")
     parser.add_argument("--report", action=yes_no, default=True, help="write the report of each run")
+    parser.add_argument("--quick", action="store_true", help="as of stn train: a try of each run, without its report")
+    parser.add_argument("--freeze", action="store_true", help="as of stn train")
     options = [
         word.partition("=")[0][2:] for word in argv if word.startswith("--") and _SEVERAL in word.partition("=")[0]
     ]
@@ -420,7 +422,7 @@ def _sweep_options(parser: _Parser, argv: Sequence[str]) -> None:
 
 def _swept() -> list[str]:
     """The options of `stn train` that a sweep takes lists of."""
-    apart = ("recipe", "seed", "schedule_start", "out", "control", "progress")
+    apart = ("recipe", "seed", "schedule_start", "out", "control", "progress", "quick", "freeze")
     return [setting.name for setting in dataclasses.fields(TrainConfig) if setting.name not in apart]
 
 
@@ -429,6 +431,7 @@ def _sweep(a: Namespace) -> None:
     options |= {name: a[name] for name in _swept() if name != "transformer"}
     options |= {name.replace(_SEVERAL, "."): a[name] for name in a.as_dict() if _SEVERAL in name}
     lists = {name: _list(text) for name, text in options.items() if text is not None}
+    lists |= {name: ["true"] for name in ("quick", "freeze") if a[name]}
 
     if a.jobs is not None and a.jobs < 1:
         raise ValueError(f"jobs: expected at least 1, got {a.jobs}")
@@ -440,7 +443,7 @@ def _sweep(a: Namespace) -> None:
     planned = product(a.recipes, lists, config_of)
     threads = max(run.config.threads or 1 for run in planned)
     engine = Processes(a.jobs or 1) if a.ray is None else Ray(a.ray, threads)
-    sweep(planned, Path(a.out), engine, report=a.report)
+    sweep(planned, Path(a.out), engine, report=a.report and not a.quick)
     print(f"Table: stn table {shlex.quote(a.out)}")
 
 

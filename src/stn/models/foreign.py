@@ -79,8 +79,11 @@ def _made(name: str, make: Callable[..., Any], options: dict[str, Any]) -> nn.Mo
 def _of_timm(name: str) -> Callable[..., nn.Module]:
     try:
         import timm
-    except ImportError as error:  # of timm, or of torchvision, which it imports
-        raise ValueError(f"name: {error.name} is missing; pip install 'spatial-transformers[timm]'") from error
+    except (ImportError, RuntimeError, OSError) as error:  # of timm, or of torchvision, which it imports
+        raise ValueError(
+            f"name: expected timm, which cannot be imported ({error}); pip install 'spatial-transformers[timm]', with the "
+            f"torchvision that is built for this torch"
+        ) from error
     if not timm.is_model(name):
         raise ValueError(
             f"name: expected a network that timm.list_models() lists, got {name!r}{nearest_name(name, timm.list_models())}"

@@ -34,6 +34,7 @@ from ..names import NAMED, is_import_path, label, split
 from .folder import RunError, load_run, read_config
 from .precision import choose
 
+FLAGS = ("quick", "freeze")
 LOG = "train.log"  # in the folder of a run: what its process printed
 
 
@@ -71,7 +72,7 @@ def product(
         control = bool(of_family) and given.get("transformer") == "none"
         if control:  # which has no family to have options
             given = {name: value for name, value in given.items() if name not in of_family}
-        words = (recipe, *(f"--{name.replace('_', '-')}={value}" for name, value in given.items()))
+        words = (recipe, *(_word(name, value) for name, value in given.items()))
         config = config_of(words)
         name = "-".join(
             [
@@ -92,6 +93,14 @@ def product(
             raise ValueError(f"expected every run once, got {name} twice")
         runs[name] = Planned(name, words, config)
     return list(runs.values())
+
+
+def _word(option: str, value: str) -> str:
+    """An option of `stn train` with its value; one that is there or not takes none."""
+    option = option.replace("_", "-")
+    if option in FLAGS:
+        return f"--{option}" if value == "true" else f"--no-{option}"
+    return f"--{option}={value}"
 
 
 def _short(text: str) -> str:

@@ -47,7 +47,7 @@ from .folder import (
     write_record,
     write_weights,
 )
-from .loggers import make_loggers
+from .loggers import make_loggers, say_settings
 from .pieces import freeze_classifier, load_classifier
 from .precision import choose
 from .task import AbstractTask
@@ -269,6 +269,7 @@ def _fit(run: Path, config: TrainConfig, checkpoint: Path | None) -> None:
             run.mkdir(parents=True, exist_ok=True)
             lock.acquire(blocking=False)
             _begin(run, config, data, task)
+            say_settings(trainer.loggers, config)
         try:
             trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
             if trainer.interrupted:
