@@ -322,10 +322,10 @@ def test_what_is_named_has_to_be_of_its_kind(mine: Path) -> None:
     ):
         with pytest.raises(ValueError, match=said):
             replace(SMALL, **settings).make_data()  # type: ignore[arg-type]
+    OWN["mine:bad"] = lambda in_shape, num_classes: nn.Sequential(nn.Flatten(), nn.Linear(784, 3))
     with pytest.raises(
         ValueError, match=r"name: expected of mine:bad logits \(B, 10\), got a tensor of shape \(1, 3\)"
     ):
-        OWN["mine:bad"] = lambda in_shape, num_classes: nn.Sequential(nn.Flatten(), nn.Linear(784, 3))
         stn.models.create("mine:bad", in_shape=(1, 28, 28))
     with pytest.raises(ValueError, match="distortion: expected of mine:turn"):
         distortions.OwnDistortion("mine:turn", lambda images, random: images.mT[:, :, 1:])(

@@ -45,6 +45,8 @@ def test_a_family_as_a_user_writes_it_passes():
     assert "check_transform" not in TRANSFORMS
 
 
+SHARED = torch.zeros(1)
+
 # What is broken, the check that finds it, and what that says.
 BROKEN = {
     "an identity that turns": ("identity", "to be the points", {"identity": lambda self: torch.full((1,), 0.1)}),
@@ -98,7 +100,7 @@ BROKEN = {
     "a NaN that is hidden": ("not finite", "NaN in theta to show", {"check_theta": lambda self, t: Spiral.check_theta(self, t).nan_to_num()}),
     "an error for huge numbers": ("huge", "expected no error", {"check_theta": lambda self, t: Spiral.check_theta(self, t) if not t.abs().max() > 1e20 else 1 / 0}),
     "theta changed in place": ("arguments left alone", "theta to be left alone", {"check_theta": lambda self, t: Spiral.check_theta(self, t).mul_(0.5)}),
-    "an identity that is shared": ("arguments left alone", r"identity\(\) to be a tensor of its own", {"identity": lambda self, kept=torch.zeros(1): kept}),
+    "an identity that is shared": ("arguments left alone", r"identity\(\) to be a tensor of its own", {"identity": lambda self: SHARED}),
     "no check of theta": (
         "wrong arguments", "expected a ValueError.* for theta",
         {"check_theta": lambda self, t: t.double(), "check_points": lambda self, t, p: p},
@@ -133,7 +135,7 @@ def test_what_is_broken_is_found_by_name(what, monkeypatch):
     monkeypatch.setitem(globals(), "Broken", broken)  # where a pickle finds it
     with pytest.raises(AssertionError, match=rf"^Broken, {check}: .*{said}"):
         check_transform(broken(), tolerance=1e-12, only=check)
-    with pytest.raises(AssertionError, match="^Broken, "):  # that, or one before it
+    with pytest.raises(AssertionError, match=r"^Broken, "):  # that, or one before it
         check_transform(broken(), tolerance=1e-12)
 
 

@@ -230,6 +230,7 @@ def _quiet() -> None:
         ".*smaller than the logging interval.*",
         ".*does not have many workers.*",
         ".*exists and is not empty.*",
+        ".*in eval mode at the start of training.*",  # a frozen classifier
     ):
         warnings.filterwarnings("ignore", message=message)
 
