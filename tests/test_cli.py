@@ -205,7 +205,9 @@ def test_the_settings_of_the_run_to_start_from_are_the_defaults(
 @pytest.mark.parametrize(
     "words",
     [["--version"], ["--help"], ["train", "--help"], ["train", "digits", "--epocks", "3"], ["train", "mnits"], ["recipes"],
-     ["train", "--transformer", "afine"], ["train", "digits", "--epochs", "0"], ["trian"], ["warp", "--help"]],
+     ["train", "--transformer", "afine"], ["train", "digits", "--epochs", "0"], ["trian"], ["warp", "--help"],
+     ["train", "--transformer", "afine", "--transformer.max-delta", "1"], ["train", "digits", "--transformer.max-delta"],
+     ["train", "digits", "--transformer", "mine:Spiral", "--transformer.turns", "2", "--epochs", "0"]],
 )  # fmt: skip
 def test_what_needs_no_torch_loads_none(words: list[str]) -> None:
     code = "import sys; from stn_recipes import cli; cli.main(sys.argv[1:]); sys.exit('torch' in sys.modules)"

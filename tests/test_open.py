@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shlex
 import sys
 import types
 from collections import OrderedDict
@@ -27,7 +28,7 @@ from stn_recipes.data import distortions
 from stn_recipes.data.registry import AbstractDataSet, get
 from stn_recipes.export import export
 from stn_recipes.names import import_paths, is_import_path, label
-from stn_recipes.publish import publish
+from stn_recipes.publish import command, publish
 from stn_recipes.recipes import recipe
 from stn_recipes.report import write_report
 from stn_recipes.report.table import read_table
@@ -623,6 +624,7 @@ def test_loggers_by_lightnings_names(
     class Wandb(loggers.WandbLogger):
         def __init__(self, **options: object) -> None:
             kept.append(("made", options))
+            self._save_dir = str(options["save_dir"])
 
         name = version = property(lambda self: "wandb")
         experiment = None
@@ -651,6 +653,14 @@ def test_loggers_by_lightnings_names(
             assert not Path("none").exists()
     code, _, err = run(capsys, "train", "digits", "--logger", "wand")
     assert (code, "did you mean 'wandb'?" in err) == (2, True), err
+
+
+def test_the_command_of_a_card_says_them_all() -> None:
+    words = ["digits", "--transformer", "similarity", "--transformer.max-angle", "1.6", "--quick", "--epochs", "3"]
+    config = cli.config_of([*words, "--weights", "FILE", "--freeze"])
+    said = shlex.split(command(config, control=False))
+    assert said[:2] == ["stn", "train"]
+    assert cli.config_of(said[2:]) == config
 
 
 def test_settings_are_plain_text(mine: Path) -> None:

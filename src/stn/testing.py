@@ -115,7 +115,7 @@ def _identity(case: _Case) -> None:
 def _parameters(case: _Case) -> None:
     points, identity = case.points(1, 400), case.transform.identity().double()
     jacobian = torch.autograd.functional.jacobian(lambda t: case.transform.map_points(t[None], points), identity)
-    moved = jacobian.flatten(0, -2).abs().amax(0)  # type: ignore[union-attr]
+    moved = jacobian.flatten(0, -2).abs().amax(0)
     still = int(moved.argmin())
     what = f"every number of theta to move some point by at least {case.effect:g} times its change at the identity"
     _expect((moved > case.effect).all(), what, f"{float(moved[still]):.2g} for theta {still}")
@@ -253,7 +253,7 @@ def _gradients(case: _Case) -> None:
     def run(theta: Tensor, points: Tensor) -> Tensor:
         return case.transform.map_points(theta, points, case.frame)
 
-    checks = [("first", torch.autograd.gradcheck)]
+    checks: list[tuple[str, Callable[..., bool]]] = [("first", torch.autograd.gradcheck)]
     checks += [("second", torch.autograd.gradgradcheck)] if case.second_derivatives else []
     for which, check in checks:
         try:

@@ -36,6 +36,8 @@ RESUMABLE = (
     "logger",
 )  # fmt: skip
 
+FLAGS = ("quick", "freeze")  # settings that are given on the command line or not, without a value
+
 Logger = Literal["csv", "tensorboard", "wandb", "mlflow"]
 Transformer = Literal[
     "affine", "similarity", "rigid", "attention", "crop", "translation", "rotation", "projective", "corners", "tps",

@@ -14,7 +14,7 @@ from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 
 import stn.hub
 
-from .config import TrainConfig
+from .config import FLAGS, TrainConfig
 from .files import write_text
 from .names import import_paths, label, split
 from .recipes import RECIPES
@@ -155,10 +155,13 @@ def command(config: TrainConfig, *, control: bool) -> str:
     here = {"recipe", "data_dir", "init_from", "schedule_start", "out", "control", "progress", "weights", "logger"}
     for setting in dataclasses.fields(config):
         value = getattr(config, setting.name)
-        if setting.name not in here and value != getattr(usual, setting.name):
+        if setting.name in FLAGS:
+            words += [f"--{setting.name}"] if value else []
+        elif setting.name not in here and value != getattr(usual, setting.name):
             text = ",".join(map(str, value)) if isinstance(value, tuple) else value
             words += [f"--{setting.name.replace('_', '-')}", text if isinstance(text, str) else json.dumps(text)]
     words += ["--data-dir", "DATA"] if config.data_dir is not None else []
+    words += ["--weights", "FILE"] if config.weights is not None else []
     return shlex.join(words + (["--control"] if control else []))
 
 

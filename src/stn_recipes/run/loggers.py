@@ -40,4 +40,6 @@ def say_settings(loggers: Iterable[Logger], config: TrainConfig) -> None:
     """Tell the loggers that show them what the run's settings are."""
     for logger in loggers:
         if isinstance(logger, (WandbLogger, MLFlowLogger)):
+            if logger.save_dir is not None:
+                Path(logger.save_dir).mkdir(parents=True, exist_ok=True)
             logger.log_hyperparams(config.as_plain())

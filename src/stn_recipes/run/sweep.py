@@ -29,12 +29,11 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from ..config import RESUMABLE, TrainConfig
+from ..config import FLAGS, RESUMABLE, TrainConfig
 from ..names import NAMED, is_import_path, label, split
 from .folder import RunError, load_run, read_config
 from .precision import choose
 
-FLAGS = ("quick", "freeze")
 LOG = "train.log"  # in the folder of a run: what its process printed
 
 
