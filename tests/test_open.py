@@ -264,8 +264,8 @@ def test_parts_of_ones_own_from_the_command_line(mine: Path, capsys: pytest.Capt
         ["evaluate", str(folder)], ["predict", str(folder), "x.png"], ["export", str(folder), "--to", "onnx"],
         ["train", "--resume", str(folder), "--epochs", "2"], ["train", "--init-from", str(folder)],
     )  # fmt: skip
-    for command in needs:
-        code, _, err = run(capsys, *command)
+    for asked in needs:
+        code, _, err = run(capsys, *asked)
         assert code == 1
         assert f"{folder}: its settings name code to import, mine:Spiral, mine:net, mine:Bright, mine:darken" in err
         assert "--trust" in err
