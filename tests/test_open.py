@@ -9,6 +9,7 @@ import sys
 import types
 from collections import OrderedDict
 from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
@@ -179,10 +180,26 @@ def test_options_that_cannot_be_are_named(
     assert not list(tmp_path.iterdir())
 
 
+class InLine:
+    """An engine that trains in this process, which has torch loaded already."""
+
+    def __init__(self, jobs: int) -> None: ...
+
+    def submit(self, words: list[str], log: Path) -> Future[int]:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.touch()
+        future: Future[int] = Future()
+        future.set_result(cli.main(["train", *words]))
+        return future
+
+    def stop(self) -> None: ...
+
+
 def test_options_are_trained_with_swept_and_told_apart_in_tables(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("stn_recipes.run.sweep.Processes", InLine)
     words = ["--network", "mnist_tutorial", "--epochs", "1", "--limit-train", "64", "--threads", "1", "--no-report"]
     options = ["--transformer", "similarity,none", "--transformer.max-angle", "0.5,1.6"]
     code, _, err = run(capsys, "sweep", "digits", *options, *words, "--out", "out")
@@ -304,6 +321,7 @@ def test_what_is_named_has_to_be_of_its_kind(mine: Path) -> None:
         ({"transformer": "mine:net"}, "transformer: expected a family, a subclass of stn.AbstractTransform"),
         ({"transformer": "stn:AbstractTransform"}, "transformer: expected a family"),
         ({"transformer": "os:system"}, "transformer: expected a family"),
+        ({"transformer": "mine:Bright"}, "transformer: expected a family"),
         ({"transformer": "mine:Spirl"}, "transformer: expected 'Spirl' in mine.*did you mean 'Spiral'"),
         ({"transformer": "nowhere.at.all:Spiral"}, "transformer: expected 'nowhere.at.all:Spiral' to be importable"),
         ({"transformer": {"name": "mine:Spiral", "turn": 1.0}}, "has no option 'turn'.*did you mean 'turns'"),
