@@ -19,7 +19,7 @@ PUBLIC = {
     "spatial_transformer_network", "transforms", "warp",
     "BSpline", "CPAB", "Corners", "DisplacementField", "IterativeTransformer", "ParallelTransformers", "Polar", "Projective",
     "RecurrentLocalizer", "SharedLocalizer", "ThinPlateSpline", "VelocityField", "convert", "kernels", "linearized_sample",
-    "linearized_warp", "penalties", "register", "Registration", "splat", "splat_count", "thin_plate_spline", "valid_mask", "window_starts",
+    "linearized_warp", "penalties", "register", "Registration", "splat", "splat_count", "testing", "thin_plate_spline", "valid_mask", "window_starts",
 }  # fmt: skip
 
 IMAGE = torch.rand(2, 3, 5, 6)
@@ -88,6 +88,7 @@ POSITIONAL = {
     stn.register: ["fixed", "moving", "transform"],
     stn.models.create: ["name"],
     stn.transforms.by_name: ["name"],
+    stn.testing.check_transform: ["transform"],
     stn.Affine: ["ndim"], stn.Similarity: ["ndim"], stn.Rigid: ["ndim"], stn.Attention: ["ndim"],
     stn.Crop: ["ndim"], stn.Translation: ["ndim"], stn.Rotation: ["ndim"],
     stn.Compose: ["outer", "inner"],

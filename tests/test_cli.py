@@ -97,7 +97,7 @@ def test_train_help_shows_the_recipes_own_defaults(capsys: pytest.CaptureFixture
         (
             ["train", "--distortion", "rtz"],
             2,
-            "expected one of r, rts, p, e, t, tc, t84, tc84, rts_each or null, got 'rtz'; did you mean 'rts'?",
+            "expected one of r, rts, p, e, t, tc, t84, tc84, rts_each, or yours as package.module:name or null, got 'rtz'; did you mean 'rts'?",
         ),
         (["train", "--penalties", "3"], 2, "--penalties: expected a mapping, got '3'"),
         (["train", "--epocks", "3"], 2, "did you mean --epochs?"),
@@ -205,7 +205,9 @@ def test_the_settings_of_the_run_to_start_from_are_the_defaults(
 @pytest.mark.parametrize(
     "words",
     [["--version"], ["--help"], ["train", "--help"], ["train", "digits", "--epocks", "3"], ["train", "mnits"], ["recipes"],
-     ["train", "--transformer", "afine"], ["train", "digits", "--epochs", "0"], ["trian"], ["warp", "--help"]],
+     ["train", "--transformer", "afine"], ["train", "digits", "--epochs", "0"], ["trian"], ["warp", "--help"],
+     ["train", "--transformer", "afine", "--transformer.max-delta", "1"], ["train", "digits", "--transformer.max-delta"],
+     ["train", "digits", "--transformer", "mine:Spiral", "--transformer.turns", "2", "--epochs", "0"]],
 )  # fmt: skip
 def test_what_needs_no_torch_loads_none(words: list[str]) -> None:
     code = "import sys; from stn_recipes import cli; cli.main(sys.argv[1:]); sys.exit('torch' in sys.modules)"

@@ -111,6 +111,7 @@ PAGES = [
     "stn.conventions",
     "stn.compat",
     "stn.models",
+    "stn.testing",
 ]
 
 
@@ -147,7 +148,7 @@ def test_every_public_name_has_a_docstring(name):
 
 @pytest.mark.parametrize("function", [
     stn.sample, stn.warp, stn.transforms.affine_grid, stn.spatial_transformer_network, stn.parameter_groups, stn.diagnose,
-    stn.models.create, stn.SpatialTransformer, stn.ConvLocalizer, stn.conventions.theta_from_pixel,
+    stn.models.create, stn.SpatialTransformer, stn.ConvLocalizer, stn.conventions.theta_from_pixel, stn.testing.check_transform,
 ])  # fmt: skip
 def test_every_option_is_described(function):
     """Each argument of the main calls occurs in its docstring, by name."""

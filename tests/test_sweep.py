@@ -82,7 +82,7 @@ def test_the_product_has_readable_names() -> None:
     assert product(["digits"], {}, config_of)[0].name == "digits-affine-s0"
     bounded = _list('rotation,{"name": "similarity", "max_angle": 0.5}')
     names = [run.name for run in product(["digits"], {"transformer": bounded}, config_of)]
-    assert names == ["digits-rotation-s0", "digits-_name_similarity_,_max_angle_0.5-s0"]
+    assert names == ["digits-rotation-s0", "digits-similarity_max_angle=0.5-s0"]
 
 
 def test_a_list_is_cut_at_its_commas_but_not_inside_brackets() -> None:

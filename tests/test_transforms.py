@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -100,9 +99,6 @@ NUMERIC_INVERSE = {
 # B-spline weighs at most 1/36, and less at the next level; in 3D 1/216.
 EFFECT = {"bspline": 0.005, "bspline, 3D": 0.001}
 NON_SQUARE = (20, 12)  # H, W
-# Sizes of images, and of outputs, by dimension.
-IMAGE = {1: (20,), 2: NON_SQUARE, 3: (8, 7, 6)}
-OUT = {1: (5,), 2: (4, 5), 3: (3, 4, 5)}
 
 
 def near_identity(transform, batch=3, spread=0.3, dtype=torch.float64):
@@ -121,256 +117,28 @@ def smooth(height, width):
     return sum(torch.exp(-((x - a) ** 2 + (y - b) ** 2) / (2 * s * s)) for a, b, s in bumps)[None, None]
 
 
+def expected_of(family):
+    """What is not as of the others."""
+    spread, tolerance = NUMERIC_INVERSE.get(family, (0.2, 1e-12))
+    return {
+        "identity": family != "polar",
+        "effect": 0.0 if "6d" in family else EFFECT.get(family, 0.1),
+        "spread": spread,
+        "tolerance": tolerance,
+        "second_derivatives": family not in ("cpab", "cpab, 3D"),  # those of the exact flow are those of its steps
+    }
+
+
+@pytest.mark.parametrize("check", stn.testing.TRANSFORM_CHECKS)
 @pytest.mark.parametrize("family", FAMILIES)
-class TestContract:
+def test_contract(family, check):
     """What `stn.AbstractTransform` promises."""
+    stn.testing.check_transform(FAMILIES[family](), only=check, **expected_of(family))
 
-    @pytest.fixture
-    def transform(self, family):
-        return FAMILIES[family]()
 
-    @pytest.fixture
-    def d(self, transform):
-        return transform.ndim
-
-    @pytest.fixture
-    def image_size(self, d):
-        return IMAGE[d]
-
-    @pytest.fixture
-    def out_size(self, d):
-        return OUT[d]
-
-    def test_identity(self, transform, family, d, image_size):
-        identity = transform.identity()
-        assert identity.shape == (transform.num_params,)
-        assert identity.dtype == torch.float32
-        if family == "polar":
-            pytest.skip("no theta of this family changes nothing")
-        points = some_points(d=d)
-        mapped = transform.map_points(identity.expand(3, -1), points, stn.Frame(image_size))
-        torch.testing.assert_close(mapped, points.float(), rtol=0, atol=1e-7)
-        image = torch.rand(3, 2, *image_size)
-        for align_corners in (False, True):
-            out = stn.warp(image, identity[None], transform=transform, align_corners=align_corners)
-            torch.testing.assert_close(out, image, rtol=0, atol=1e-5)
-
-    def test_every_parameter_matters_at_the_identity(self, transform, family, d):
-        if "6d" in family:
-            pytest.skip("six numbers for three degrees of freedom")
-        points = some_points(1, 400, d)
-        identity = transform.identity().double()
-        jacobian = torch.autograd.functional.jacobian(lambda t: transform.map_points(t[None], points), identity)
-        assert (jacobian.flatten(0, -2).abs().amax(0) > EFFECT.get(family, 0.1)).all()
-
-    def test_the_grid_is_the_mapped_lattice(self, transform, d, image_size, out_size):
-        theta = near_identity(transform)
-        for align_corners in (False, True):
-            axes = [stn.geometry.lattice(n, align_corners=align_corners, dtype=torch.float64) for n in out_size]
-            points = torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], -1).reshape(1, -1, d)
-            seen = stn.Frame(image_size, align_corners)
-            grid = transform.grid(theta, out_size, seen)
-            assert grid.shape == (3, *out_size, d)
-            mapped = transform.map_points(theta, points.expand(3, -1, -1), seen)
-            torch.testing.assert_close(grid.reshape(3, -1, d), mapped, rtol=0, atol=1e-13)
-            torch.testing.assert_close(transform.map_points(theta, points, seen), mapped, rtol=0, atol=1e-13)
-        # image_size is the output's unless given
-        grid = transform.grid(theta, out_size)
-        torch.testing.assert_close(grid, transform.grid(theta, out_size, stn.Frame(out_size)))
-        torch.testing.assert_close(grid, transform(theta, out_size))
-
-    def test_warp_reads_at_the_grid(self, transform, image_size, out_size):
-        image, theta = torch.rand(3, 2, *image_size, dtype=torch.float64), near_identity(transform)
-        for align_corners in (False, True):
-            grid = transform.grid(theta, out_size, stn.Frame(image_size, align_corners))
-            out = stn.warp(image, theta, out_size, transform=transform, align_corners=align_corners)
-            torch.testing.assert_close(out, stn.sample(image, grid, align_corners=align_corners), rtol=0, atol=1e-12)
-
-    def test_points_are_where_the_pixels_are(self, transform, d):
-        """A dot is drawn where the warp says it will be read, and found at the output pixel it was read for."""
-        theta = near_identity(transform, batch=1, spread=0.15 if d < 3 else 0.08)
-        size = {1: (45,), 2: (33, 45), 3: (17, 19, 21)}[d]
-        at = {1: (20,), 2: (14, 20), 3: (9, 8, 11)}[d]
-        target = torch.tensor([[at[::-1]]], dtype=torch.float64)  # of the output, in pixels
-        for align_corners in (False, True):
-            options = {"align_corners": align_corners}
-            there = transform.map_points(
-                theta, frame.pixel_to_normalized(target, size, **options), stn.Frame(size, align_corners)
-            )
-            position = frame.normalized_to_pixel(there, size, **options)[0, 0]
-            axes = torch.meshgrid(*[torch.arange(n, dtype=torch.float64) for n in size], indexing="ij")[::-1]
-            dot = torch.exp(-(torch.stack(axes, -1) - position).square().sum(-1) / 8)[None, None]
-            out = stn.warp(dot, theta, transform=transform, **options)
-            assert np.unravel_index(int(out.argmax()), size) == at
-
-    def test_inverse(self, transform, family, d, image_size):
-        spread, residual = NUMERIC_INVERSE.get(family, (0.2, 1e-12))
-        theta = near_identity(transform, spread=spread)
-        try:
-            family, inverse = transform.inverted(theta, stn.Frame(image_size))
-        except ValueError as error:
-            assert "has no inverse within its family" in str(error)  # noqa: PT017
-            return
-        points = some_points(d=d)
-        there = transform.map_points(theta, points, stn.Frame(image_size))
-        assert float((there - points).abs().max()) > 10 * residual
-        back = family.map_points(inverse, there, stn.Frame(image_size))
-        torch.testing.assert_close(back, points, rtol=0, atol=residual)
-        _, again = family.inverted(inverse, stn.Frame(image_size))
-        there_again = transform.map_points(again, points, stn.Frame(image_size))
-        torch.testing.assert_close(there_again, there, rtol=0, atol=1e-12)
-
-    def test_a_matrix_is_read_off_its_shape(self, transform, image_size, out_size):
-        theta = near_identity(transform, spread=0.1)
-        if transform.kind not in ("affine", "projective"):
-            pytest.skip("no matrix")
-        matrix = transform.matrix(theta, stn.Frame(image_size))
-        image = torch.rand(3, 2, *image_size, dtype=torch.float64)
-        out = stn.warp(image, matrix, out_size)
-        torch.testing.assert_close(out, stn.warp(image, theta, out_size, transform=transform), rtol=0, atol=1e-12)
-
-    def test_jacobian_is_the_derivative_of_map_points(self, transform, d, image_size):
-        theta, points, eps = near_identity(transform, spread=0.1), 0.8 * some_points(d=d), 1e-6
-        seen = stn.Frame(image_size)
-        jacobian = transform.jacobian(theta, points, seen)
-        determinant = transform.determinant(theta, points, seen)
-        torch.testing.assert_close(determinant, torch.linalg.det(jacobian), rtol=0, atol=1e-12)
-        for axis in range(d):
-            step = eps * torch.eye(d, dtype=torch.float64)[axis]
-            ahead, behind = (transform.map_points(theta, points + s * step, seen) for s in (1, -1))
-            torch.testing.assert_close(jacobian[..., axis], (ahead - behind) / (2 * eps), rtol=0, atol=1e-6)
-
-    def test_points_are_carried_both_ways(self, transform, d, image_size, out_size):
-        theta, points = near_identity(transform, spread=0.05), 0.8 * some_points(d=d)
-        seen = stn.Frame(image_size)
-        back = transform.unmap_points(theta, transform.map_points(theta, points, seen), seen)
-        torch.testing.assert_close(back, points, rtol=0, atol=1e-3)
-        assert not transform.folds(theta, out_size, seen).any()
-
-    def test_boxes_hold_what_lies_in_them(self, transform, family, d, image_size):
-        theta = near_identity(transform, spread=0.1)
-        corners = 0.8 * some_points(3, 5, d), 0.8 * some_points(3, 5, d)
-        boxes = torch.cat([torch.minimum(*corners), torch.maximum(*corners)], -1)
-        mapped = transform.map_boxes(theta, boxes, stn.Frame(image_size))
-        t = torch.rand(3, 5, d, dtype=torch.float64)
-        inside = transform.map_points(theta, boxes[..., :d].lerp(boxes[..., d:], t), stn.Frame(image_size))
-        assert ((inside >= mapped[..., :d] - 0.02) & (inside <= mapped[..., d:] + 0.02)).all()
-        back = transform.unmap_boxes(theta, mapped, stn.Frame(image_size))
-        assert ((back[..., :d] <= boxes[..., :d] + 0.05) & (back[..., d:] >= boxes[..., d:] - 0.05)).all()
-        if family == "polar":
-            return
-        upright = transform.identity().double().expand(3, -1)
-        torch.testing.assert_close(transform.map_boxes(upright, boxes), boxes, rtol=0, atol=1e-6)
-
-    def test_compose_within_the_family(self, transform, d, image_size):
-        if type(transform).compose is stn.AbstractTransform.compose:
-            pytest.skip("not closed under composition")
-        a, b = near_identity(transform, spread=0.2), near_identity(transform, spread=0.2)
-        points = some_points(d=d)
-        seen = stn.Frame(image_size)
-        both = transform.map_points(transform.compose(a, b, seen), points, seen)
-        wanted = transform.map_points(a, transform.map_points(b, points, seen), seen)
-        torch.testing.assert_close(both, wanted, rtol=0, atol=1e-12)
-
-    def test_matmul_composes(self, transform, d, image_size):
-        other = stn.Affine(d)
-        a, b = near_identity(transform), near_identity(other)
-        points = some_points(d=d)
-        both = transform @ other
-        assert both.num_params == transform.num_params + d * (d + 1)
-        wanted = transform.map_points(a, other.map_points(b, points), stn.Frame(image_size))
-        mapped = both.map_points(torch.cat([a, b], dim=1), points, stn.Frame(image_size))
-        torch.testing.assert_close(mapped, wanted, rtol=0, atol=1e-12)
-
-    def test_gradients(self, transform, d, image_size):
-        theta = near_identity(transform, batch=2).requires_grad_()
-        points = some_points(2, 3, d).requires_grad_()
-        run = lambda t, p: transform.map_points(t, p, stn.Frame(image_size))  # noqa: E731
-        assert torch.autograd.gradcheck(run, (theta, points))
-        if isinstance(transform, stn.CPAB) and d > 1:  # second derivatives of the exact flow are those of its steps
-            transform = stn.CPAB(transform.tessellation, zero_boundary=False, steps=10)
-        assert torch.autograd.gradgradcheck(run, (theta, points))
-        jacobian = torch.func.vmap(torch.func.jacrev(lambda t, p: run(t[None], p[None])[0]))(theta, points)
-        assert jacobian.shape == (2, 3, d, transform.num_params)
-
-    def test_types_and_empty_batches(self, transform, d, out_size):
-        theta, points = near_identity(transform), some_points(d=d)
-        truth = transform.map_points(theta, points)
-        assert truth.dtype == torch.float64
-        for dtype in (torch.float32, torch.bfloat16, torch.float16):
-            rounded = theta.to(dtype)
-            mapped = transform.map_points(rounded, points.float())
-            assert mapped.dtype == torch.float32  # never half-precision coordinates
-            exact = transform.map_points(rounded.double(), points)
-            torch.testing.assert_close(mapped.double(), exact, rtol=1e-5, atol=1e-5)
-        assert transform.map_points(theta[:0], points[:0]).shape == (0, 7, d)
-        assert transform.grid(theta[:0], out_size).shape == (0, *out_size, d)
-        assert transform.map_points(theta, points[:, :0]).shape == (3, 0, d)
-
-    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-    def test_theta_that_is_not_finite(self, transform, value, out_size):
-        """NaN gives NaN in its own image alone; nothing crashes, not even backward."""
-        theta = near_identity(transform)
-        clean = stn.warp(torch.ones(3, 1, *out_size), theta, transform=transform, padding_mode="border")
-        theta[1, 0] = value
-        theta.requires_grad_()
-        out = stn.warp(torch.ones(3, 1, *out_size), theta, transform=transform, padding_mode="border")
-        out.nansum().backward()
-        assert torch.equal(out[[0, 2]], clean[[0, 2]])
-        if math.isnan(value):
-            assert out[1].isnan().any()
-
-    def test_huge_theta(self, transform, out_size):
-        for value in (1e30, -1e30):
-            theta = torch.full((1, transform.num_params), value, requires_grad=True)
-            stn.warp(torch.ones(1, 1, *out_size), theta, transform=transform).nansum().backward()
-
-    def test_arguments_are_left_alone(self, transform, family, d):
-        theta, points = near_identity(transform), some_points(d=d)
-        before = theta.clone(), points.clone()
-        transform.map_points(theta, points).add_(1)
-        transform.identity().add_(1)
-        assert torch.equal(theta, before[0])
-        assert torch.equal(points, before[1])
-        if family == "polar":
-            return
-        torch.testing.assert_close(
-            transform.map_points(transform.identity()[None], points.float()[:1]), points.float()[:1], rtol=0, atol=1e-6
-        )
-
-    def test_wrong_arguments(self, transform, d, out_size):
-        right, points = near_identity(transform), some_points(d=d)
-        wide = torch.zeros(3, transform.num_params + 1)
-        for call in (
-            lambda t: transform.map_points(t, points),
-            lambda t: transform.grid(t, out_size),
-            lambda t: stn.warp(torch.ones(3, 1, *out_size), t, transform=transform),
-        ):
-            for theta in (wide, wide.long(), right[0], right[:, :0], None, [1.0], right.to(torch.complex64)):
-                with pytest.raises(ValueError, match=r"^theta: ") as error:
-                    call(theta)
-                assert str(transform.num_params) in str(error.value)
-        for bad in (points[..., 1:], points[0], points.int(), None, points.to("meta"), points[:2]):
-            with pytest.raises(ValueError, match=r"^points: "):
-                transform.map_points(right, bad)
-        wrong = [(-1, *out_size[1:]), (*out_size, 4), out_size[1:], (4.0, *out_size[1:]), ("4", *out_size[1:])]
-        for size in (*wrong, (None, *out_size[1:]), "4567"[:d], None):
-            with pytest.raises(ValueError, match=r"^size: "):
-                transform.grid(right, size)
-
-    def test_is_a_module_without_weights(self, transform, d):
-        assert isinstance(transform, stn.AbstractTransform)
-        transform.load_state_dict(transform.state_dict(), strict=True)
-        assert not list(transform.parameters())
-        assert transform.ndim == d
-        assert type(transform).__name__ in repr(transform)
-
-    def test_compiles_without_a_break(self, transform, image_size, out_size):
-        theta, image = near_identity(transform, dtype=torch.float32), torch.rand(3, 1, *image_size)
-        run = lambda t: stn.warp(image, t, out_size, transform=transform)  # noqa: E731
-        torch.compiler.reset()
-        compiled = torch.compile(run, fullgraph=True, backend="eager")
-        torch.testing.assert_close(compiled(theta), run(theta), rtol=0, atol=1e-6)
+@pytest.mark.parametrize("cells", [(2, 2), (1, 1, 1)])
+def test_second_derivatives_of_a_flow_in_steps(cells):
+    stn.testing.check_transform(stn.CPAB(cells, zero_boundary=False, steps=10), only="gradients")
 
 
 # The facts of each family

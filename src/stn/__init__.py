@@ -1,6 +1,6 @@
 """Spatial transformers: networks that learn where to look."""
 
-from . import compat, conventions, geometry, kernels, models, ops, penalties, transforms
+from . import compat, conventions, geometry, kernels, models, ops, penalties, testing, transforms
 from .accelerate import accelerate
 from .coordinates import Frame
 from .deformable import deformable_sample
@@ -93,6 +93,7 @@ __all__ = [
     "spatial_transformer_network",
     "splat",
     "splat_count",
+    "testing",
     "thin_plate_spline",
     "transforms",
     "valid_mask",

@@ -253,7 +253,7 @@ class Classifier(LabelledClassifier, HubMixin, pipeline_tag="image-classificatio
 
     def __init__(
         self,
-        network: str = "compact",
+        network: str | Mapping[str, Any] = "compact",
         *,
         class_names: Sequence[str] | None = None,
         mean: Sequence[float] | None = None,

@@ -12,6 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from ._checks import describe
+
 
 def serialize_weights(weights: Mapping[str, Tensor]) -> bytes:
     """Weights by name as the content of a file; those that share memory are written twice."""
@@ -42,6 +44,27 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     if digest is not None and digest != _digest(weights):
         raise ValueError(f"{file}: damaged, the weights are not those that were written")
     return weights
+
+
+def read_state_dict(file: Path) -> dict[str, Tensor]:
+    """The state dict in a file of `torch.save`, bare or under `state_dict` or `model`: numbers alone, nothing is executed.
+
+    Raises:
+        ValueError: for a file that is damaged, of another kind, or holds more than numbers, by its name.
+    """
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # torch raises half a dozen types for damaged files
+        reason = str(error).splitlines()[0].split(". ")[0] if str(error) else type(error).__name__
+        raise ValueError(f"{file}: damaged, or no state dict that can be read with weights_only ({reason})") from error
+    for key in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ValueError(f"{file}: expected a state dict, tensors by name, got {describe(content)}")
+    return {str(name): value for name, value in content.items()}
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], file: Path) -> None:

@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .config import TrainConfig
-from .names import nearest
+from .names import NAMED, import_paths, label, nearest, untrusted
 from .recipes import RECIPES, recipe
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Command(NamedTuple):
     run: Callable[[Namespace], None]
 
 
-_OPTION = re.compile(r"--[a-z][a-z_-]*")
+_OPTION = re.compile(r"--[a-z][a-z_.-]*")
 _TYPES = {
     "int": "a whole number",
     "float": "a number",
@@ -82,7 +82,8 @@ def _plainly(message: str, known: Sequence[str]) -> str:
     if refused := any_of or one:
         types, value = refused.groups()
         choices = re.findall(r"'(\w+)'", re.sub("<.*?>", "", types))
-        expected = [f"one of {', '.join(choices)}"] if choices else []
+        own = ", or yours as package.module:name" if "ImportPath" in types else ""
+        expected = [f"one of {', '.join(choices)}{own}"] if choices else []
         expected += [_TYPES.get(name, name) for name in re.findall(r"<class '(\w+)'>", types)]
         return f"{message[: refused.start()]}expected {' or '.join(expected)}, got {value!r}{nearest(value, choices)}"
     if choice := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message):
@@ -116,6 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = [_with_underscores(word) for word in (sys.argv[1:] if argv is None else argv)]
     _quiet()
     try:
+        argv = _folded(argv) if argv[:1] == ["train"] else _listed(argv) if argv[:1] == ["sweep"] else argv
         # Of `train`, what was given and no more: a resumed run has settings of its own.
         arguments = _build(argv).parse_args(argv, defaults=argv[:1] != ["train"])
         COMMANDS[arguments.command].run(arguments[arguments.command])
@@ -149,6 +151,76 @@ def _with_underscores(word: str) -> str:
     return word if option is None else option[0].replace("-", "_").replace("__", "--", 1) + word[option.end() :]
 
 
+def _options_of(argv: Sequence[str]) -> tuple[list[str], dict[str, dict[str, str]]]:
+    """The words without those that are options of a name, `--transformer.max_angle 1.6`, and those: by setting, in order."""
+    words: list[str] = []
+    found: dict[str, dict[str, str]] = {}
+    rest = iter(argv)
+    for word in rest:
+        option, equals, value = word.partition("=")
+        setting, dot, key = option.removeprefix("--").partition(".")
+        if not (word.startswith("--") and dot and setting in NAMED):
+            words.append(word)
+            continue
+        text = value if equals else next(rest, None)
+        if not key or text is None:
+            raise ValueError(f"{option}: expected a value, such as --transformer.max-angle 1.6, got none")
+        found.setdefault(setting, {})[key] = text
+    return words, found
+
+
+def _folded(argv: Sequence[str]) -> list[str]:
+    """The options of a name in one word with it, as the parser knows them: `--transformer similarity
+    --transformer.max_angle 1.6` is `--transformer={"name": "similarity", "max_angle": 1.6}`. The name is that of the
+    command line, of the YAML file or of what the settings start from, whichever is the last."""
+    words, found = _options_of(argv)
+    if not found:
+        return words
+    start = _defaults(*_named(words))
+    for setting, given in found.items():
+        value = _last(words, setting, getattr(start, setting))
+        if not isinstance(value, (str, dict)):
+            raise ValueError(f"{setting}: expected a name for the options {', '.join(given)}, got {value!r}")
+        whole = _mapping(value)
+        for key, text in given.items():
+            *outer, last = key.split(".")
+            into = whole
+            for name in outer:
+                into[name] = into = _mapping(into.get(name, {}))
+            into[last] = yaml.safe_load(text)
+        words.append(f"--{setting}={json.dumps(whole)}")
+    return words
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    """A name as a mapping that its options go into."""
+    return dict(value) if isinstance(value, dict) else {"name": value}
+
+
+def _listed(argv: Sequence[str]) -> list[str]:
+    """The options of names in a sweep, which are lists: `--transformer.max_angle` is an option of its own."""
+    words, found = _options_of(argv)
+    return words + [
+        f"--{_SEVERAL.join([name, *key.split('.')])}={text}" for name, of in found.items() for key, text in of.items()
+    ]
+
+
+_SEVERAL = "__"  # between a setting and its option, in a sweep, where a dot would be a group of the parser's
+
+
+def _last(words: Sequence[str], setting: str, start: Any) -> Any:
+    """The value of a setting by the words of a command line and its YAML files, else `start`."""
+    found = start
+    for i, word in enumerate(words):
+        option, equals, value = word.partition("=")
+        value = value if equals else (words[i + 1] if i + 1 < len(words) else "")
+        if option == f"--{setting}":
+            found = yaml.safe_load(value)
+        elif option == "--config":
+            found = (_yaml(value) or {}).get(setting, found)
+    return found
+
+
 def _quiet() -> None:
     """Lightning's remarks about the machine and its own products are not the user's business."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
@@ -158,6 +230,7 @@ def _quiet() -> None:
         ".*smaller than the logging interval.*",
         ".*does not have many workers.*",
         ".*exists and is not empty.*",
+        ".*in eval mode at the start of training.*",  # a frozen classifier
     ):
         warnings.filterwarnings("ignore", message=message)
 
@@ -200,7 +273,8 @@ def _train_options(parser: _Parser, argv: Sequence[str]) -> None:
         metavar="RUN",
         help="go on with a run that was stopped; with more --epochs, extend one that is finished",
     )
-    parser.add_class_arguments(TrainConfig, skip={"recipe", "image_size", "control", "progress"}, as_group=False)
+    apart = {"recipe", "image_size", "control", "progress", "quick", "freeze"}
+    parser.add_class_arguments(TrainConfig, skip=apart, as_group=False)
     parser.add_argument(
         "--image_size",
         type=_Pair(int, "a height and a width in pixels, such as 64 or 48,64", alone=True),
@@ -210,9 +284,23 @@ def _train_options(parser: _Parser, argv: Sequence[str]) -> None:
     parser.add_argument(
         "--control", action=yes_no, default=False, help="train the equal-parameter control too, into RUN/control"
     )
+    parser.add_argument(
+        "--quick", action=yes_no, default=False,
+        help="a try of seconds: at most 1,000 images to train on, 500 to validate and 500 to test, two epochs unless given, no report",
+    )  # fmt: skip
+    parser.add_argument("--freeze", action=yes_no, default=False, help="train the transformer alone")
     parser.add_argument("--progress", action=yes_no, default=True, help="show a progress bar")
-    parser.add_argument("--report", action=yes_no, default=True, help="write RUN/report.html at the end")
+    parser.add_argument(
+        "--report", action=yes_no, default=True, help="write RUN/report.html at the end; not after --quick unless given"
+    )
+    _trust_option(parser)
     parser.set_defaults({**dataclasses.asdict(_defaults(name, run, preset)), "recipe": name})
+
+
+def _trust_option(parser: _Parser) -> None:
+    parser.add_argument(
+        "--trust", action="store_true", help="import the code that a run names, such as package.module:name"
+    )
 
 
 def _named(argv: Sequence[str]) -> tuple[str | None, str | None, str | None]:
@@ -227,13 +315,17 @@ def _named(argv: Sequence[str]) -> tuple[str | None, str | None, str | None]:
         if option == "--preset":
             preset = value
         if option == "--config":
-            try:
-                content = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
-            except (OSError, yaml.YAMLError, UnicodeDecodeError):
-                continue  # the parser will say it
-            if name is None and isinstance(content, dict):
-                name = content.get("recipe")
+            name = name or (_yaml(value) or {}).get("recipe")
     return name, run, preset
+
+
+def _yaml(file: str) -> dict[str, Any] | None:
+    """The settings in a YAML file, None where there are none; the parser says what is wrong with it."""
+    try:
+        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def _defaults(name: str | None, run: str | None, preset: str | None) -> TrainConfig:
@@ -260,29 +352,44 @@ def config_of(words: Sequence[str]) -> TrainConfig:
         ValueError: for values that no run can have.
         SystemExit: for options that are not understood, which standard error says.
     """
-    argv = ["train", *map(_with_underscores, words)]
-    a = _build(argv).parse_args(argv, defaults=False)["train"]
-    return dataclasses.replace(_defaults(a.get("recipe"), a.get("init_from"), a.get("preset")), **_given(a))
+    argv = _folded(["train", *map(_with_underscores, words)])
+    return _config(_build(argv).parse_args(argv, defaults=False)["train"])
+
+
+def _config(a: Namespace) -> TrainConfig:
+    """The settings of a new run."""
+    given, start = _given(a), _defaults(a.get("recipe"), a.get("init_from"), a.get("preset"))
+    if given.get("quick"):
+        given = {"epochs": min(2, start.epochs), "warmup": 0.0} | given
+    config = dataclasses.replace(start, **given)
+    theirs = [path for path in config.imports if path not in import_paths(given)]
+    if theirs and not a.get("trust"):  # they are those of the run to start from
+        raise ValueError(untrusted(a.init_from, theirs))
+    return config
 
 
 def _train(a: Namespace) -> None:
     given = _given(a)
-    config = None
-    if a.get("resume") is None:
-        config = dataclasses.replace(_defaults(a.get("recipe"), a.get("init_from"), a.get("preset")), **given)
+    config = _config(a) if a.get("resume") is None else None
 
     from .run.folder import load_run, read_config
 
     if config is None:
         read_config(Path(a.resume))  # what is no run is said before Lightning loads
 
-    from .report import write_report
     from .run import train
 
-    run = train.resume(Path(a.resume), overrides=given) if config is None else train.train(config)
+    if config is None:
+        run = train.resume(Path(a.resume), overrides=given, trust=a.get("trust", False))
+    else:
+        run = train.train(config)
     if train.is_main_process():
+        page = None
         try:
-            page = write_report(run) if a.get("report", True) else None
+            if a.get("report", not given.get("quick")):
+                from .report import write_report
+
+                page = write_report(run, trust=True)  # it was trained, so its code was trusted
         except KeyboardInterrupt:
             raise train.Interrupted(f"trained; write the report with: stn report {shlex.quote(str(run))}") from None
         folders = [run, run / "control"] if (run / "control" / "result.json").exists() else [run]
@@ -302,7 +409,12 @@ def _sweep_options(parser: _Parser, argv: Sequence[str]) -> None:
     )
     yes_no = ActionYesNo(no_prefix="no_")
     parser.add_argument("--report", action=yes_no, default=True, help="write the report of each run")
-    for name in _swept():
+    parser.add_argument("--quick", action="store_true", help="as of stn train: a try of each run, without its report")
+    parser.add_argument("--freeze", action="store_true", help="as of stn train")
+    options = [
+        word.partition("=")[0][2:] for word in argv if word.startswith("--") and _SEVERAL in word.partition("=")[0]
+    ]
+    for name in [*_swept(), *dict.fromkeys(options)]:
         parser.add_argument(
             f"--{name}", type=str | None, default=None, metavar="LIST", help="as of stn train, or several values"
         )
@@ -311,14 +423,16 @@ def _sweep_options(parser: _Parser, argv: Sequence[str]) -> None:
 
 def _swept() -> list[str]:
     """The options of `stn train` that a sweep takes lists of."""
-    apart = ("recipe", "seed", "schedule_start", "out", "control", "progress")
+    apart = ("recipe", "seed", "schedule_start", "out", "control", "progress", "quick", "freeze")
     return [setting.name for setting in dataclasses.fields(TrainConfig) if setting.name not in apart]
 
 
 def _sweep(a: Namespace) -> None:
     options = {"transformer": a.transformer, "seed": a.seeds}
     options |= {name: a[name] for name in _swept() if name != "transformer"}
+    options |= {name.replace(_SEVERAL, "."): a[name] for name in a.as_dict() if _SEVERAL in name}
     lists = {name: _list(text) for name, text in options.items() if text is not None}
+    lists |= {name: ["true"] for name in ("quick", "freeze") if a[name]}
 
     if a.jobs is not None and a.jobs < 1:
         raise ValueError(f"jobs: expected at least 1, got {a.jobs}")
@@ -330,7 +444,7 @@ def _sweep(a: Namespace) -> None:
     planned = product(a.recipes, lists, config_of)
     threads = max(run.config.threads or 1 for run in planned)
     engine = Processes(a.jobs or 1) if a.ray is None else Ray(a.ray, threads)
-    sweep(planned, Path(a.out), engine, report=a.report)
+    sweep(planned, Path(a.out), engine, report=a.report and not a.quick)
     print(f"Table: stn table {shlex.quote(a.out)}")
 
 
@@ -345,12 +459,13 @@ def _evaluate_options(parser: _Parser, argv: Sequence[str]) -> None:
         "--data_dir", type=str | None, default=None, help="where the data lies now, or other images of the same classes"
     )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    _trust_option(parser)
 
 
 def _evaluate(a: Namespace) -> None:
     from .run.folder import load_run_or_pretrained
 
-    run = load_run_or_pretrained(a.run)
+    run = load_run_or_pretrained(a.run, trust=a.trust)
 
     from .run.train import evaluate
 
@@ -378,12 +493,13 @@ def _predict_options(parser: _Parser, argv: Sequence[str]) -> None:
         "--on_bad_image", choices=["stop", "skip"], default="stop", help="what to do about an unreadable image"
     )
     parser.add_argument("--json", action="store_true", help="print the predictions as JSON")
+    _trust_option(parser)
 
 
 def _predict(a: Namespace) -> None:
     from .predict import predict
 
-    rows = predict(a.run, a.image, out=a.out, on_bad_image=a.on_bad_image)
+    rows = predict(a.run, a.image, out=a.out, on_bad_image=a.on_bad_image, trust=a.trust)
     if a.json:
         print(json.dumps(rows))
         return
@@ -403,6 +519,7 @@ def _export_options(parser: _Parser, argv: Sequence[str]) -> None:
     parser.add_argument(
         "--out", type=str | None, default=None, help="file; RUN/model.onnx or RUN/model.pt2 if not given"
     )
+    _trust_option(parser)
 
 
 def _export(a: Namespace) -> None:
@@ -412,7 +529,7 @@ def _export(a: Namespace) -> None:
 
     from .export import export
 
-    file, difference = export(a.run, a.to, a.out)
+    file, difference = export(a.run, a.to, a.out, trust=a.trust)
     print(f"{file}: differs from the run by at most {difference:.1e}")
 
 
@@ -425,12 +542,14 @@ def _report_options(parser: _Parser, argv: Sequence[str]) -> None:
         help="run without a transformer to show beside it; RUN/control if not given",
     )
     parser.add_argument("--data_dir", type=str | None, default=None, help="where the data lies now")
+    _trust_option(parser)
 
 
 def _report(a: Namespace) -> None:
     from .report import write_report
 
-    print(write_report(Path(a.run), None if a.control is None else Path(a.control), data_dir=a.data_dir))
+    control = None if a.control is None else Path(a.control)
+    print(write_report(Path(a.run), control, data_dir=a.data_dir, trust=a.trust))
 
 
 def _demo_options(parser: _Parser, argv: Sequence[str]) -> None:
@@ -445,12 +564,13 @@ def _demo_options(parser: _Parser, argv: Sequence[str]) -> None:
         help="run without a transformer to show beside it; RUN/control if not given",
     )
     parser.add_argument("--port", type=int | None, default=None, help="of the page; a free one from 7860 if not given")
+    _trust_option(parser)
 
 
 def _demo(a: Namespace) -> None:
     from .demo import serve
 
-    serve(a.run, a.control, port=a.port)
+    serve(a.run, a.control, port=a.port, trust=a.trust)
 
 
 def _compare_options(parser: _Parser, argv: Sequence[str]) -> None:
@@ -483,6 +603,7 @@ def _table_options(parser: _Parser, argv: Sequence[str]) -> None:
     )
     parser.add_argument("--paper", action="store_true", help="the published figure beside ours")
     parser.add_argument("--data_dir", type=str | None, default=None, help="where the data lies now")
+    _trust_option(parser)
 
 
 def _table(a: Namespace) -> None:
@@ -490,7 +611,7 @@ def _table(a: Namespace) -> None:
     from .report.table_page import write_table
 
     rows, columns = ([name.replace("-", "_") for name in _list(text or "") if name] for text in (a.rows, a.columns))
-    table = read_table(Path(a.folder), rows, columns)
+    table = read_table(Path(a.folder), rows, columns, trust=a.trust)
     print(as_text(table, paper=a.paper))
     print(
         f"Page: {write_table(table, Path(a.folder), paper=a.paper, data_dir=a.data_dir)}, beside table.md and table.csv"
@@ -544,7 +665,8 @@ def _recipes(a: Namespace) -> None:
         return
     table = Table("recipe", "data", "distortion", "network", "transformer", "epochs", box=None)
     for name, c in RECIPES.items():
-        table.add_row(name, c.dataset, c.distortion or "-", c.network, c.family, str(c.epochs))
+        data, distortion, network = (label(of or "-") for of in (c.dataset, c.distortion, c.network))
+        table.add_row(name, data, distortion, network, c.family, str(c.epochs))
     Console().print(table)
 
 

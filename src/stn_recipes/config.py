@@ -5,11 +5,10 @@ import inspect
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from jsonargparse.typing import restricted_string_type
-
-from .data import DATASETS, HUB
+from .data import DATASETS, DISTORTIONS, HUB
+from .names import NAMED, TIMM, check_named, import_paths, imported, is_import_path, label, split
 from .sizes import bytes_of
 
 # Nothing here loads torch before a network or a data set is built: the command line reads settings without it. For that
@@ -17,22 +16,37 @@ from .sizes import bytes_of
 if TYPE_CHECKING:
     from stn.models import Colocalizer, TransformerClassifier
     from stn.penalties import Penalty
+    from stn.transforms import AbstractTransform
 
     from .data.module import ImageDataModule
 
     DataSet = str
+    Distortion = str
+    Family = str
 else:
-    DataSet = Literal[DATASETS] | restricted_string_type("HuggingFace", f"^{HUB}.+$")
+    from jsonargparse.typing import restricted_string_type
+
+    from .names import IMPORT_PATH
+
+    ImportPath = restricted_string_type("ImportPath", IMPORT_PATH, docstring="package.module:name")
+    DataSet = Literal[DATASETS] | restricted_string_type("HuggingFace", f"^{HUB}.+$") | ImportPath
+    Distortion = Literal[DISTORTIONS] | ImportPath
 
 # What a resumed run may change without changing its result.
 RESUMABLE = (
     "control", "data_dir", "memory_limit", "num_workers", "progress", "threads", "accelerator", "devices", "num_nodes", "strategy",
+    "logger",
 )  # fmt: skip
 
+FLAGS = ("quick", "freeze")  # settings that are given on the command line or not, without a value
+
+Logger = Literal["csv", "tensorboard", "wandb", "mlflow"]
 Transformer = Literal[
     "affine", "similarity", "rigid", "attention", "crop", "translation", "rotation", "projective", "corners", "tps",
     "bspline", "displacement", "velocity", "cpab", "polar", "none",
 ]  # fmt: skip
+if not TYPE_CHECKING:
+    Family = Transformer | ImportPath
 
 
 @dataclass(kw_only=True)
@@ -42,12 +56,12 @@ class TrainConfig:
     Args:
         recipe: the recipe that the defaults came from.
         preset: the recipe's own settings, or paper, the protocol of its paper.
-        dataset: digits, mnist, mnist_addition, fashion_mnist, cifar10, images (a folder of class folders), or hf:NAME or
-            hf:NAME:CONFIGURATION of Hugging Face.
+        dataset: digits, mnist, mnist_addition, fashion_mnist, cifar10, gtsrb, images (a folder of class folders), hf:NAME or
+            hf:NAME:CONFIGURATION of Hugging Face; or yours, `package.module:name`.
         data_dir: where the official files lie, or the folder of images; downloaded to the cache if not given.
         image_column: of a data set by Hugging Face, where several could be meant.
         label_column: of a data set by Hugging Face, where several could be meant.
-        distortion: the paper's: r, rts, p, e, t, tc, t84, tc84 (on 84 pixels in place of 60) or rts_each (each channel its own); fresh for every training sample, fixed for the test set.
+        distortion: the paper's: r, rts, p, e, t, tc, t84, tc84 (on 84 pixels in place of 60) or rts_each (each channel its own); fresh for every training sample, fixed for the test set; or yours, `package.module:name`.
         digit: find what the images of this class have in common, without labels, in place of classifying.
         augment: of the training images only: flip_shift or affine.
         grow: epochs over which the distortion of the training images grows, from none; 0 for all of it at once.
@@ -58,9 +72,15 @@ class TrainConfig:
         val_fraction: share of the training set that is held out for validation.
         limit_train: train on the first so many images only (for a quick try).
         balance: an epoch has as many images of each class; those of small classes come again, those of large ones rest.
-        network: a name that `stn models` lists; colocalizer with a digit.
-        transformer: the family of warps, or none for the equal-parameter control; with options as a mapping,
-            '{"name": "similarity", "max_angle": 0.5}'.
+        quick: a try of seconds: at most 1,000 images to train on, 500 to validate and 500 to test; on the command line
+            two epochs unless given, and no report.
+        network: a name that `stn models` lists; colocalizer with a digit; `timm:NAME` of timm's; or yours,
+            `package.module:name`.
+        transformer: the family of warps, or none for the control; or yours, `package.module:name`. Its options by
+            `--transformer.max-angle 1.6`, or as a mapping, '{"name": "similarity", "max_angle": 1.6}'; network, dataset
+            and distortion take options alike.
+        weights: file with weights of the classifier to start from, safetensors or a state dict.
+        freeze: train the transformer alone; the classifier keeps its weights and its batch norm's statistics.
         padding_mode: what the transformer sees outside the image.
         widen: false leaves a control as wide as the classifier behind the transformer, with fewer parameters.
         pool: average-pool the transformer's output by this factor.
@@ -89,7 +109,9 @@ class TrainConfig:
         init_from: start from the weights of this run; the schedule, the optimizer and the epochs begin anew.
         schedule_start: epoch at which the schedule began anew, in a run that was extended.
         out: folder of the run; runs/RECIPE-TRANSFORMER-sSEED if not given.
-        control: train the equal-parameter control too, into RUN/control.
+        control: train the equal-parameter control too, into RUN/control; of a network that is not ours, the network alone.
+        logger: where the curves go beside metrics.csv, by Lightning's names: tensorboard, wandb, mlflow, or csv for
+            nowhere else; or a list of them.
         num_workers: processes that prepare batches; 0 prepares them in line. If not given, one for each core, up to 8,
             where images are read when they are needed, else 0.
         accelerator: Lightning's: auto, cpu, gpu, mps and so on.
@@ -104,11 +126,11 @@ class TrainConfig:
 
     recipe: str = "digits"
     preset: Literal["paper"] | None = None
-    dataset: DataSet = "digits"
+    dataset: DataSet | dict[str, Any] = "digits"
     data_dir: str | None = None
     image_column: str | None = None
     label_column: str | None = None
-    distortion: Literal["r", "rts", "p", "e", "t", "tc", "t84", "tc84", "rts_each"] | None = None
+    distortion: Distortion | dict[str, Any] | None = None
     digit: int | None = None
     augment: Literal["flip_shift", "affine"] | None = None
     grow: int = 0
@@ -119,8 +141,11 @@ class TrainConfig:
     val_fraction: float = 0.1
     limit_train: int | None = None
     balance: bool = False
-    network: str = "compact"
-    transformer: Transformer | dict[str, Any] = "affine"
+    quick: bool = False
+    network: str | dict[str, Any] = "compact"
+    transformer: Family | dict[str, Any] = "affine"
+    weights: str | None = None
+    freeze: bool = False
     padding_mode: Literal["zeros", "border", "reflection", "circular"] = "border"
     pool: int = 1
     widen: bool = True
@@ -150,6 +175,7 @@ class TrainConfig:
     schedule_start: int = 0
     out: str | None = None
     control: bool = False
+    logger: Logger | list[Logger] = "tensorboard"
     num_workers: int | None = None
     accelerator: str = "auto"
     devices: int | str = 1
@@ -203,6 +229,12 @@ class TrainConfig:
             raise ValueError(f"warmup: expected {most}, got {self.warmup!r}")
         if (self.digit is not None) != (self.network == "colocalizer"):
             raise ValueError(f"network: expected colocalizer with a digit, and with nothing else, got {self.network!r}")
+        if self.freeze and self.family == "none":
+            raise ValueError("freeze: expected a transformer to train, got transformer='none'")
+        if self.freeze and self.weights is None and self.init_from is None:
+            raise ValueError("freeze: expected the classifier's weights, by --weights or --init-from, got neither")
+        if self.digit is not None and (self.weights is not None or self.freeze):
+            raise ValueError("weights: expected none for co-localization, which has no classifier")
         if self.digit is not None and self.control:
             raise ValueError("control: expected none for co-localization, which is nothing without its transformer")
         if self.starts > 1 and (self.digit is None or self.schedule != "constant" or self.warmup or self.ema):
@@ -212,24 +244,43 @@ class TrainConfig:
             )
         if self.penalties:
             self.penalty()  # refuses unknown names and weights below 0
-        if not isinstance(self.transformer, str):
-            from stn.transforms import from_config
-
-            try:
-                from_config(self.transformer)
-            except ValueError as error:
-                raise ValueError(f"transformer: {error}") from None
+        for setting in NAMED:
+            if isinstance(getattr(self, setting), str):
+                setattr(
+                    self, setting, str(getattr(self, setting))
+                )  # the parser's own kind of text, which YAML cannot say
+        check_named("dataset", self.dataset, DATASETS)
+        check_named("network", self.network)
+        check_named("transformer", self.transformer, get_args(Transformer))
+        if self.distortion is not None:
+            check_named("distortion", self.distortion, DISTORTIONS)
+        if self.family == "none" and not isinstance(self.transformer, str):
+            raise ValueError(f"transformer: expected no options of none, got {label(self.transformer)}")
+        if not isinstance(self.transformer, str) and not self.imports:
+            self.make_family()  # refuses options that the family does not have
         if self.devices == 0:
             raise ValueError("devices: expected at least 1, got 0")
 
     @property
     def family(self) -> str:
-        """The name of the family of warps, "none" for a control."""
-        return self.transformer if isinstance(self.transformer, str) else self.transformer["name"]
+        """The name of the family of warps without its options or where it is imported from, "none" for a control."""
+        return split(self.transformer)[0].rpartition(":")[2]
+
+    @property
+    def widens(self) -> bool:
+        """Whether a control of this network is widened to at least as many parameters; one that is not ours has one width."""
+        name = split(self.network)[0]
+        return self.widen and not (name.startswith(TIMM) or is_import_path(name))
+
+    @property
+    def imports(self) -> tuple[str, ...]:
+        """The import paths among the settings: making the network or the data set runs their code."""
+        return tuple(dict.fromkeys(import_paths({setting: getattr(self, setting) for setting in NAMED})))
 
     def shareable(self, text: str) -> str:
         """Without the folders of data on this machine, which are called DATA: for what is passed on."""
-        hub = self.dataset.removeprefix(HUB) if self.dataset.startswith(HUB) else ""
+        name = split(self.dataset)[0]
+        hub = name.removeprefix(HUB) if name.startswith(HUB) else ""
         for folder in (self.data_dir, hub if os.path.isabs(hub) or hub.startswith((".", "~")) else None):
             text = text.replace(folder, "DATA") if folder else text
         return text
@@ -249,6 +300,24 @@ class TrainConfig:
             del options["image_size"]
         return ImageDataModule(class_names=class_names, **options)
 
+    def make_family(self) -> "AbstractTransform | None":
+        """The family of warps that is meant, None for a control. One of your own is imported, and known by its path."""
+        from stn.transforms import TRANSFORMS, AbstractTransform, from_config
+
+        if self.family == "none":
+            return None
+        for path in import_paths(self.transformer):
+            family = imported("transformer", path)
+            if not (isinstance(family, type) and issubclass(family, AbstractTransform)) or inspect.isabstract(family):
+                raise ValueError(
+                    f"transformer: expected a family, a subclass of stn.AbstractTransform that can be made, got {path}, {family!r}"
+                )
+            TRANSFORMS[path] = family
+        try:
+            return from_config(self.transformer)
+        except ValueError as error:
+            raise ValueError(f"transformer: {error}") from None
+
     def make_model(
         self, in_shape: tuple[int, int, int], num_classes: int, *, start: int = 0
     ) -> "TransformerClassifier | Colocalizer":
@@ -257,6 +326,9 @@ class TrainConfig:
 
         from stn import models
 
+        self.make_family()
+        for path in import_paths(self.network):
+            models.OWN[path] = imported("network", path)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             if self.digit is not None:

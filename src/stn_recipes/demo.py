@@ -61,13 +61,16 @@ class Reader:
         return cls(name, model, model.normalize, names, shape, "zeros" if shape[0] == 1 else "border")
 
 
-def readers(source: str | Path | None, control: str | Path | None = None) -> tuple[Reader, Reader | None]:
+def readers(
+    source: str | Path | None, control: str | Path | None = None, *, trust: bool = False
+) -> tuple[Reader, Reader | None]:
     """The network to show, and its control where there is one.
 
     Args:
         source: folder of a run, a name that `stn models --pretrained` lists, or folder or name of what `stn publish`
             wrote; the newest of `runs` unless given.
         control: a run to show beside it; SOURCE/control unless given, where there is one.
+        trust: import the code that the settings of the runs name.
 
     Raises:
         ValueError: where there is no such thing, or its control wants other images.
@@ -82,12 +85,12 @@ def readers(source: str | Path | None, control: str | Path | None = None) -> tup
     path = Path(source)
     published = (path / "config.json").exists() and not (path / "config.yaml").exists()
     is_run = not published and (path.exists() or str(source) in stn.models.pretrained_names())
-    reader = Reader.of_run(load_run_or_pretrained(source)) if is_run else Reader.published(str(source))
+    reader = Reader.of_run(load_run_or_pretrained(source, trust=trust)) if is_run else Reader.published(str(source))
     if reader.input_shape[0] == 2:
         raise ValueError(f"run: expected one that was trained on images with 1 or 3 channels, got {source} with 2")
     if control is None and is_run and (path / "control" / "result.json").exists():
         control = path / "control"
-    other = None if control is None else Reader.of_run(load_run(control))
+    other = None if control is None else Reader.of_run(load_run(control, trust=trust))
     if other is not None and (other.input_shape, other.class_names) != (reader.input_shape, reader.class_names):
         raise ValueError(f"control: expected a run on images {reader.input_shape} of the same classes, got {control}")
     return reader, other
@@ -247,9 +250,11 @@ def drawn(drawing: dict[str, Any] | None, channels: int) -> Image.Image | None:
     return Image.eval(flat.convert("L"), lambda value: 255 - value) if channels == 1 else flat
 
 
-def serve(source: str | Path | None, control: str | Path | None = None, *, port: int | None = None) -> None:
+def serve(
+    source: str | Path | None, control: str | Path | None = None, *, port: int | None = None, trust: bool = False
+) -> None:
     """Serve the page on this machine until it is interrupted."""
-    shown = page(*readers(source, control))
+    shown = page(*readers(source, control, trust=trust))
     shown.launch(server_port=port, **launch_options())
 
 

@@ -35,7 +35,7 @@ class Deployed(nn.Module):
         return (probabilities,) if warp is None else (probabilities, warp.output * self.std + self.mean)
 
 
-def export(run: str | Path, to: str, out: str | Path | None = None) -> tuple[Path, float]:
+def export(run: str | Path, to: str, out: str | Path | None = None, *, trust: bool = False) -> tuple[Path, float]:
     """Write the network of a run, which takes images in [0, 1] and gives probabilities and what its transformer made of them.
 
     The names of the classes, the shape of an image and the names of the outputs are in the file's metadata.
@@ -43,6 +43,7 @@ def export(run: str | Path, to: str, out: str | Path | None = None) -> tuple[Pat
     Args:
         to: "onnx" or "pt2".
         out: the file; RUN/model.onnx or RUN/model.pt2 unless given.
+        trust: import the code that the run's settings name.
 
     Returns:
         The file, and the largest difference from the run's network that was found in it.
@@ -52,7 +53,7 @@ def export(run: str | Path, to: str, out: str | Path | None = None) -> tuple[Pat
     """
     if to not in FORMATS:
         raise ValueError(f"to: expected one of {', '.join(FORMATS)}, got {to!r}")
-    loaded = load_run_or_pretrained(run)
+    loaded = load_run_or_pretrained(run, trust=trust)
     model, facts = Deployed(loaded), loaded.facts
     if out is None:
         loaded.path.mkdir(parents=True, exist_ok=True)

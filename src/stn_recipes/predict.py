@@ -76,7 +76,12 @@ def _unreadable(first: Exception, rest: Sequence[Path], channels: int, total: in
 
 @torch.no_grad()
 def predict(
-    run: str | Path, images: Sequence[str | Path], *, out: str | Path | None = None, on_bad_image: str = "stop"
+    run: str | Path,
+    images: Sequence[str | Path],
+    *,
+    out: str | Path | None = None,
+    on_bad_image: str = "stop",
+    trust: bool = False,
 ) -> list[dict[str, Any]]:
     """Classify image files with a run, and save each as its transformer sees it.
 
@@ -86,6 +91,7 @@ def predict(
     Args:
         images: files, and folders whose images are meant, those of their sub-folders too.
         on_bad_image: "stop" or "skip".
+        trust: import the code that the run's settings name.
 
     Returns:
         One record an image: image, class, confidence, rectified (a path, or None for a control).
@@ -93,7 +99,7 @@ def predict(
     Raises:
         ValueError: for an empty folder, for images that cannot be read, by name.
     """
-    loaded = load_run_or_pretrained(run)
+    loaded = load_run_or_pretrained(run, trust=trust)
     model = loaded.classifier
     channels, height, width = loaded.facts.input_shape
     if channels == 2:
@@ -114,7 +120,8 @@ def predict(
         normalized = (image - mean) / std
         confidence, best = model(normalized).softmax(1).max(1)
         rectified: Path | None = None
-        if model.transformer is not None:
+        warp = model.warp(normalized)
+        if warp is not None:
             folder.mkdir(parents=True, exist_ok=True)
             rectified = folder / f"{Path(file).stem}.rectified.png"
             for n in range(2, len(files) + 2):  # two files of one name from two folders
@@ -122,7 +129,7 @@ def predict(
                     break
                 rectified = folder / f"{Path(file).stem}-{n}.rectified.png"
             taken.add(rectified)
-            write_image(rectified, model.transformer(normalized) * std + mean)
+            write_image(rectified, warp.output * std + mean)
         rows.append(
             {
                 "image": str(file),

@@ -14,10 +14,11 @@ from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 
 import stn.hub
 
-from .config import TrainConfig
+from .config import FLAGS, TrainConfig
 from .files import write_text
+from .names import import_paths, label, split
 from .recipes import RECIPES
-from .report.build import DISTORTIONS
+from .report.build import distorted
 from .report.control import check_control
 from .run.folder import Result, Run, RunError, load_run
 
@@ -53,6 +54,11 @@ def publish(
     loaded = load_run(Path(run))
     if loaded.result is None:
         raise RunError(f"{run}: expected a finished run, which has result.json")
+    for setting in ("network", "transformer"):
+        for path in import_paths(getattr(loaded.config, setting)):
+            raise RunError(
+                f"{run}: expected a {setting} that others have, too, got {path}; `stn export` writes one file"
+            )
     network, text = classifier(loaded), str(card(loaded, repo=repo, license=license))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary if out is None else out)
@@ -98,8 +104,8 @@ def card(run: Run, *, control: Result | None = None, repo: str | None = None, li
     result, config = run.result, run.config
     assert result is not None
     control = control or _control(run)
-    what = "your own images" if config.dataset == "images" else config.shareable(config.dataset)
-    what += f", {DISTORTIONS[config.distortion]}" if config.distortion is not None else ""
+    what = "your own images" if config.dataset == "images" else config.shareable(label(config.dataset))
+    what += f", {distorted(config.distortion)}" if config.distortion is not None else ""
     title = repo.partition("/")[2] or repo if repo else f"{config.recipe}-{config.family}"
     data = ModelCardData(
         license=license,
@@ -110,7 +116,7 @@ def card(run: Run, *, control: Result | None = None, repo: str | None = None, li
         eval_results=[
             EvalResult(
                 task_type="image-classification",
-                dataset_type=config.dataset,
+                dataset_type=split(config.dataset)[0],
                 dataset_name=what,
                 metric_type="accuracy",
                 metric_value=result.test_accuracy,
@@ -146,16 +152,19 @@ def card(run: Run, *, control: Result | None = None, repo: str | None = None, li
 def command(config: TrainConfig, *, control: bool) -> str:
     """The command that trains what `config` says, anywhere: without the folders of this machine."""
     usual, words = RECIPES[config.recipe], ["stn", "train", config.recipe]
-    here = {"recipe", "data_dir", "init_from", "schedule_start", "out", "control", "progress"}
+    here = {"recipe", "data_dir", "init_from", "schedule_start", "out", "control", "progress", "weights", "logger"}
     for setting in dataclasses.fields(config):
         value = getattr(config, setting.name)
-        if setting.name not in here and value != getattr(usual, setting.name):
+        if setting.name in FLAGS:
+            words += [f"--{setting.name}"] if value else []
+        elif setting.name not in here and value != getattr(usual, setting.name):
             text = ",".join(map(str, value)) if isinstance(value, tuple) else value
             words += [
                 f"--{setting.name.replace('_', '-')}",
                 config.shareable(text if isinstance(text, str) else json.dumps(text)),
             ]
     words += ["--data-dir", "DATA"] if config.data_dir is not None else []
+    words += ["--weights", "FILE"] if config.weights is not None else []
     return shlex.join(words + (["--control"] if control else []))
 
 

@@ -10,6 +10,7 @@ from .any_size import compact
 from .base import Network, TransformerClassifier
 from .base import Shape as Shape
 from .colocalizer import Colocalizer
+from .foreign import OWN
 from .house_numbers import TRANSFORMERS, SequenceClassifier, svhn
 from .house_numbers import Transformers as Transformers
 from .labelled import LabelledClassifier
@@ -21,6 +22,7 @@ from .tutorial import lenet
 
 __all__ = [
     "NETWORKS",
+    "OWN",
     "PAPER_PARAMETERS",
     "TRANSFORMERS",
     "Colocalizer",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_flag
+from .._checks import check_flag, describe
 from ..transformer import SpatialTransformer, Warp
 from ..transforms import AbstractTransform
 
@@ -23,6 +24,8 @@ class TransformerClassifier(nn.Module):
         classifier: image -> logits.
         pool: factor of the average pool.
         others: transformers beside the first, whose outputs the classifier sees behind its output, in channels.
+        at: the name of a layer of the classifier that the transformer goes before, in place of in front of the classifier:
+            it warps the features that this layer takes.
         feed_theta: the classifier's last layer sees theta beside the hidden features, so that what was undone is not
             lost. The classifier is then an `nn.Sequential` that ends with an `nn.Linear`, which is replaced by a wider
             one.
@@ -40,9 +43,14 @@ class TransformerClassifier(nn.Module):
         pool: int = 1,
         others: Sequence[SpatialTransformer] = (),
         *,
+        at: str | None = None,
         feed_theta: bool = False,
     ) -> None:
         super().__init__()
+        if at is not None and (transformer is None or others or pool != 1 or feed_theta):
+            raise ValueError(
+                f"at: expected None but for one transformer, with pool=1 and feed_theta=False, got {describe(at)}"
+            )
         if others and transformer is None:
             raise ValueError(f"others: expected none without a transformer, got {len(others)}")
         check_flag("feed_theta", feed_theta)
@@ -56,19 +64,55 @@ class TransformerClassifier(nn.Module):
         self.others = nn.ModuleList(others)
         self.pool = nn.AvgPool2d(pool) if pool > 1 else nn.Identity()
         self.classifier = classifier
+        self.at = at
+        self._before: _Before | None = None
+        if at is not None:
+            assert transformer is not None
+            self._before = _Before(transformer)
+            classifier.get_submodule(at).register_forward_pre_hook(self._before)
 
     def forward(self, image: Tensor) -> Tensor:
+        if self.at is not None:
+            logits: Tensor = self.classifier(image)
+            return logits
         return self.look(image)[0]
+
+    def warp(self, image: Tensor) -> Warp | None:
+        """What the transformer (the first of several) does to the image; None in a control. Of one at depth what it does
+        to the features, done to the image."""
+        if self.transformer is None:
+            return None
+        return self.look(image)[1] if self.at is not None else self.transformer.warp(image)
 
     def look(self, image: Tensor) -> tuple[Tensor, Warp | None]:
         """The logits, and what the transformer (the first of several) did to the image; None in a control."""
         if self.transformer is None:
             return self.classifier(self.pool(image)), None
+        if self._before is not None:
+            self._before.theta = []
+            logits, (theta,) = self.classifier(image), self._before.theta
+            self._before.theta = None
+            return logits, self.transformer.warp(image, theta)
         warps: list[Warp] = [self.transformer.warp(image), *(one.warp(image) for one in self.others)]  # type: ignore[operator]
         output, theta = warps[0].output, warps[0].theta
         if self.others:
             output, theta = torch.cat([w.output for w in warps], 1), torch.cat([w.theta for w in warps], 1)
         return self.classifier(self.pool(output), *([theta] if self.feed_theta else [])), warps[0]
+
+
+class _Before:
+    """The hook by which a transformer warps what a layer takes. No module: the transformer is registered elsewhere."""
+
+    def __init__(self, transformer: SpatialTransformer) -> None:
+        self.transformer = transformer
+        self.theta: list[Tensor] | None = None  # what it said, where somebody wants to know
+
+    def __call__(self, layer: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        features, *others = arguments
+        warp = self.transformer.warp(features)
+        if self.theta is not None:
+            self.theta.append(warp.theta)
+        return warp.output, *others
 
 
 class _FedClassifier(nn.Module):
@@ -107,6 +151,7 @@ class Network:
     only_control: bool = False
     transformers: int = 1  # side by side; the classifier's in_shape has the channels of them all
     depths: tuple[int, ...] = ()  # of the layers of the classifier that a further transformer stands before
+    fixed: bool = False  # it has one width, and its control is the network without the transformer
 
 
 def check_shape(in_shape: Shape) -> Shape:

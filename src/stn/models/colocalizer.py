@@ -122,9 +122,14 @@ class Colocalizer(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return self.look(images)[0]
 
+    def warp(self, images: Tensor) -> Warp:
+        """What the transformer does to the images."""
+        warp: Warp = self.transformer.warp(images)
+        return warp
+
     def look(self, images: Tensor) -> tuple[Tensor, Warp]:
         """The encodings of the transformer's crops, and what it did to the images."""
-        warp: Warp = self.transformer.warp(images)
+        warp = self.warp(images)
         return self.encode(warp.output), warp
 
 

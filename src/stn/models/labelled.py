@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ class LabelledClassifier(TransformerClassifier):
     """A network of `stn.models` with the names of its classes and the normalization of its images.
 
     Args:
-        network: a name that `stn.models.names()` lists.
+        network: as `name` of `stn.models.create`.
         class_names: what the logits stand for, in order.
         mean, std: of the channels of the images that it was trained on, for `normalize`; 0 and 1 unless given.
         options: as for `stn.models.create`.
@@ -42,7 +42,7 @@ class LabelledClassifier(TransformerClassifier):
 
     def __init__(
         self,
-        network: str = "compact",
+        network: str | Mapping[str, Any] = "compact",
         *,
         class_names: Sequence[str] | None = None,
         mean: Sequence[float] | None = None,
@@ -58,7 +58,7 @@ class LabelledClassifier(TransformerClassifier):
 
         settings = {p.name: p.default for p in parameters} | options
         settings["transform"] = None if made.transformer is None else made.transformer.transform.config()
-        channels, *_ = settings["in_shape"] or NETWORKS[network].in_shape
+        channels, *_ = settings["in_shape"] or NETWORKS[str(network)].in_shape
         if class_names is not None and len(class_names) != settings["num_classes"]:
             raise ValueError(f"class_names: expected {settings['num_classes']}, as num_classes, got {len(class_names)}")
         self.class_names = None if class_names is None else tuple(class_names)

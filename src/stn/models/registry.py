@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from ..transforms import AbstractTransform, Affine
 from ..transforms.config import TransformLike, check_transform
 from . import addition, any_size, paper, signs, tutorial
 from .base import Network, Shape, TransformerClassifier, check_shape
+from .foreign import features_before, is_foreign, record
 
 NETWORKS: dict[str, Network] = {
     name: network for group in (tutorial, paper, any_size, signs, addition) for name, network in group.NETWORKS.items()
@@ -29,7 +30,7 @@ def names() -> list[str]:
 
 
 def create(
-    name: str,
+    name: str | Mapping[str, Any],
     *,
     transform: TransformLike | None = "affine",
     in_shape: Shape | None = None,
@@ -47,10 +48,14 @@ def create(
     """A network of the literature, with random weights and its transformer at the identity; or one that has been trained.
 
     Args:
-        name: one of `names()`; with `pretrained`, one of `pretrained_names()`.
+        name: one of `names()`; with `pretrained`, one of `pretrained_names()`. `timm:resnet18` is timm's (extra
+            `[timm]`), a name in `stn.models.OWN` a user's own. Those take options in a mapping with the name, such as
+            `{"name": "timm:resnet18", "at": "layer2"}`: `at` puts the transformer before the layer of this name, where it
+            warps features; the others go to what makes the network.
         transform: the family of warps, its name or its configuration; None or "none" gives the equal-parameter control,
             the same kind of classifier widened until it has at least as many parameters as with the affine transformer.
-        in_shape: (C, H, W) of the images, the data set's unless given.
+            The control of a network that is not ours is that network.
+        in_shape: (C, H, W) of the images, the data set's unless given; a network that is not ours has no other.
         num_classes: how many logits come out.
         dropout: probability, the network's own unless given.
         padding_mode, theta_grad_scale: of the transformer.
@@ -82,11 +87,12 @@ def create(
                 raise ValueError(f"{argument}: expected none beside pretrained, got {describe(given[argument])}")
         from .pretrained import load
 
-        return load(name)
-    check_choice("name", name, NETWORKS)
+        return load(str(name))
+    network, at = _network(name, dropout)
+    if network.fixed and in_shape is None:
+        raise ValueError(f"in_shape: expected (C, H, W) for a network that is not ours, {name!r}, got None")
     check_choice("padding_mode", padding_mode, PADDING_MODES)
     check_flag("feed_theta", feed_theta)
-    network = NETWORKS[name]
     shape = network.in_shape if in_shape is None else check_shape(in_shape)
     for argument, value in (("num_classes", num_classes), ("pool", pool)):
         check_count(argument, value)
@@ -111,6 +117,20 @@ def create(
     def build_control(width: int) -> TransformerClassifier:
         return TransformerClassifier(None, network.control(shape, num_classes, width, probability))
 
+    if network.fixed:
+        return _foreign(
+            network,
+            family,
+            shape,
+            at,
+            num_classes,
+            padding_mode=padding_mode,
+            antialias=antialias,
+            gradient=gradient,
+            theta_grad_scale=theta_grad_scale,
+            pool=pool,
+            feed_theta=feed_theta,
+        )
     if network.only_control:
         return build_control(_widest(build_control, network.budget))
     width = network.width or _widest(lambda w: build(Affine(), w), network.budget)
@@ -134,6 +154,36 @@ def _with_transformers(
             layers.append(before((channels, height, width)))
         layers.append(layer)
     return nn.Sequential(*layers)
+
+
+def _network(name: Any, dropout: float | None) -> tuple[Network, str | None]:
+    """The record of a network, and the layer that its transformer goes before."""
+    options = {}
+    if isinstance(name, Mapping):
+        options = {option: value for option, value in name.items() if option != "name"}
+        name = name.get("name")
+    if not isinstance(name, str):
+        raise ValueError(f"name: expected a name, or a mapping with a name and options, got {describe(name)}")
+    if not is_foreign(name):
+        check_choice("name", name, NETWORKS)
+        if options:
+            raise ValueError(f"name: expected no options of {name!r}, got {', '.join(map(str, options))}")
+        return NETWORKS[name], None
+    at = options.pop("at", None)
+    return record(name, options if dropout is None else {**options, "dropout": dropout}), at
+
+
+def _foreign(
+    network: Network, family: AbstractTransform | None, shape: Shape, at: str | None, classes: int, *, pool: int,
+    feed_theta: bool, **options: Any,
+) -> TransformerClassifier:  # fmt: skip
+    """A network that is not ours, with a transformer in front of it or before one of its layers; alone without a family."""
+    if family is None:
+        return TransformerClassifier(None, network.classifier(shape, classes, 1, 0.0))
+    classifier = network.classifier((shape[0], shape[1] // pool, shape[2] // pool), classes, 1, 0.0)
+    seen = shape if at is None else features_before(classifier, at, shape)
+    transformer = SpatialTransformer(network.localizer(seen, family), family, **options)
+    return TransformerClassifier(transformer, classifier, pool, at=at, feed_theta=feed_theta)
 
 
 def _widest(build: Callable[[int], nn.Module], within: int) -> int:

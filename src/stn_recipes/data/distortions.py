@@ -16,9 +16,10 @@ Source: Jaderberg et al., "Spatial Transformer Networks", NIPS 2015, arXiv 1506.
 
 from __future__ import annotations
 
+import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stn._checks import check_choice
+from stn._checks import check_choice, describe
+
+from ..names import imported, is_import_path, split
 
 if TYPE_CHECKING:
     from .lazy import LazyImages
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = [
     "NAMES",
     "Distortion",
+    "OwnDistortion",
     "RandomElastic",
     "RandomFlipShift",
     "RandomOfEach",
@@ -539,8 +543,48 @@ _MAKERS: dict[str, Callable[..., Distortion]] = {
 NAMES = tuple(_MAKERS)
 
 
-def get(name: str, **options: Any) -> Distortion:
-    """A distortion or augmentation by name.
+class OwnDistortion(Distortion):
+    """A function of a user's own: (images (B, C, H, W) in [0, 1], random (B, 16) in [0, 1), **options) -> images alike.
+
+    What it does to an image is to depend on the image and its row of random numbers alone: then runs repeat.
+    """
+
+    num_random = 16
+
+    def __init__(self, name: str, function: Callable[..., Any], **options: Any) -> None:
+        self.name = name
+        self.function = partial(function, **options)
+
+    def _apply(self, images: Tensor, random: np.ndarray, source: Pixels | None, index: Tensor | None) -> Tensor:
+        out = self.function(images, torch.from_numpy(random).float())
+        if not isinstance(out, Tensor) or out.shape != images.shape or out.dtype != images.dtype:
+            raise ValueError(
+                f"distortion: expected of {self.name} {describe(images)} as it was given, got {describe(out)}; a "
+                f"subclass of Distortion may change the size"
+            )
+        return out
+
+
+def _own(path: str, options: dict[str, Any]) -> Distortion:
+    found = imported("distortion", path)
+    try:
+        if isinstance(found, Distortion) and not options:
+            return found
+        if isinstance(found, type) and issubclass(found, Distortion):
+            return found(**options)
+        if callable(found) and not isinstance(found, (type, Distortion)):
+            inspect.signature(found).bind(None, None, **options)
+            return OwnDistortion(path, found, **options)
+    except TypeError as error:
+        raise ValueError(f"distortion: {path} cannot be called so: {error}") from error
+    raise ValueError(
+        f"distortion: expected a function of images and random numbers, or a Distortion, got {path}, {found!r}"
+    )
+
+
+def get(name: str | Mapping[str, Any], **options: Any) -> Distortion:
+    """A distortion or augmentation by name; or one of yours, `package.module:name`: a function as `OwnDistortion` takes
+    it, or a `Distortion` or a subclass of it. A mapping with the name has options.
 
     | name | what | size of a 28x28 input |
     |---|---|---|
@@ -562,6 +606,10 @@ def get(name: str, **options: Any) -> Distortion:
     >>> get("rts").output_size((28, 28))
     (42, 42)
     """
+    name, said = split(name)
+    options = said | options
+    if is_import_path(name):
+        return _own(name, options)
     check_choice("name", name, NAMES)
     try:
         return _MAKERS[name](**options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from stn._checks import check_choice
 
+from ..names import split
 from ..progress import track
 from ..sizes import bytes_of
 from . import HUB, distortions
@@ -28,6 +29,7 @@ _STATISTICS_IMAGES = 10_000
 _STATISTICS_PIXELS = 1 << 24  # at a time
 _LARGEST_TABLE = 1 << 22  # random numbers; rows of larger ones are drawn when they are needed
 _MOST_WORKERS = 8  # unless told otherwise
+_QUICK_TRAIN, _QUICK_EVAL = 1_000, 500
 
 
 class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
@@ -275,7 +277,7 @@ class ImageDataModule(LightningDataModule):
     name of `stn_recipes.distortions` for all three sets: drawn afresh every epoch for training, once and for all for
     validation and test. `augment` is one for training alone, applied before it. The validation set is `val_fraction`
     of the training images, chosen by `seed`; 0 means none. `limit_train` keeps the first n of the remaining, for
-    quick trials. With `balance` an epoch has as many images of each class (`EpochSampler`). The distortion of the training images grows over the first `grow` epochs, from none. The test set is not read before it is asked for. With `digit` the data is one set of
+    quick trials; `quick` at most 1,000 of them, and at most 500 to validate and 500 to test. With `balance` an epoch has as many images of each class (`EpochSampler`). The distortion of the training images grows over the first `grow` epochs, from none. The test set is not read before it is asked for. With `digit` the data is one set of
     `limit_train` training images of this class, for training and test alike, distorted once and for all, with clutter of the
     other classes; its `boxes` are what is to be found. With `class_names`, those of a trained network, the
     class folders of "images" get their labels by name; a folder of another name is refused.
@@ -297,9 +299,9 @@ class ImageDataModule(LightningDataModule):
     def __init__(
         self,
         *,
-        dataset: str,
+        dataset: str | Mapping[str, Any],
         data_dir: str | None = None,
-        distortion: str | None = None,
+        distortion: str | Mapping[str, Any] | None = None,
         augment: str | None = None,
         batch_size: int = 128,
         eval_batch_size: int = 512,
@@ -315,6 +317,7 @@ class ImageDataModule(LightningDataModule):
         balance: bool = False,
         progress: bool = True,
         limit_train: int | None = None,
+        quick: bool = False,
         grow: int = 0,
         digit: int | None = None,
         class_names: tuple[str, ...] | None = None,
@@ -334,7 +337,7 @@ class ImageDataModule(LightningDataModule):
             raise ValueError(f"data_dir: expected the folder of the class folders for dataset {dataset!r}, got None")
         if not self.dataset.any_size and image_size is not None:
             raise ValueError(f"image_size: only images of any size have one, got {image_size!r} for {dataset!r}")
-        if not dataset.startswith(HUB) and (image_column, label_column) != (None, None):
+        if not split(dataset)[0].startswith(HUB) and (image_column, label_column) != (None, None):
             raise ValueError(
                 f"image_column, label_column: only data sets by Hugging Face have them, got {image_column!r} and "
                 f"{label_column!r} for {dataset!r}"
@@ -359,6 +362,7 @@ class ImageDataModule(LightningDataModule):
         self.balance = balance
         self.progress = progress
         self.limit_train = limit_train
+        self.quick = quick
         self.grow = grow
         self.digit = digit
         if digit is not None:
@@ -413,7 +417,8 @@ class ImageDataModule(LightningDataModule):
                 )
             if self.limit_train is not None and self.limit_train > remaining:
                 raise ValueError(f"limit_train: expected at most {remaining} (what there is), got {self.limit_train}")
-            chosen = data.take(order[held_out:][: self.limit_train])
+            few = (_QUICK_TRAIN, _QUICK_EVAL) if self.quick else (None, None)
+            chosen = data.take(order[held_out:][: self.limit_train][: few[0]])
             self.class_names = data.class_names
             self.num_classes = len(data.class_names)
             plain = ImageDataset(chosen, distortion=self.distortion, seed=self.seed)
@@ -425,7 +430,7 @@ class ImageDataModule(LightningDataModule):
                 chosen, distortion=self.distortion, augment=self.augment, mean=self.mean, std=self.std, seed=self.seed,
                 grow=self.grow,
             )  # fmt: skip
-            self._val = self._fixed(data.take(order[:held_out]), "val") if held_out else None
+            self._val = self._fixed(data.take(order[:held_out][: few[1]]), "val") if held_out else None
         if stage == "test":
             self.test_data()
 
@@ -484,7 +489,10 @@ class ImageDataModule(LightningDataModule):
         """The test set, distorted once and for all; read at the first call."""
         self.setup("fit")
         if self._test is None:
-            self._test = self._fixed(self._read(train=False), "test")
+            data = self._read(train=False)
+            if self.quick and len(data) > _QUICK_EVAL:  # of all classes, and the same for every seed
+                data = data.take(np.sort(generator(0, "val_split").permutation(len(data))[:_QUICK_EVAL]))
+            self._test = self._fixed(data, "test")
         return self._test
 
     def everything(self, mean: Sequence[float], std: Sequence[float]) -> ImageDataset:

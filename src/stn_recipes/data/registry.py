@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from stn._checks import check_choice
 
+from ..names import check_named, imported, is_import_path, split
 from . import DATASETS, HUB
 
 if TYPE_CHECKING:
@@ -87,7 +89,7 @@ class AbstractDataSet(ABC):
     """A data set: one file of this folder that ends with `DATA`, an instance of a final subclass.
 
     Attributes:
-        name: as in `DATASETS`.
+        name: as in `DATASETS`; of one of yours whatever you like.
         background: how an image goes on beyond its border: "zeros" for black, "border" where it has none of its own.
         own_images: whether it is the user's folder, and not a fixed set.
         any_size: whether its images are of any size, and brought to `Source.image_size`.
@@ -111,14 +113,29 @@ class AbstractDataSet(ABC):
         """
 
 
-def get(name: str, argument: str = "dataset") -> AbstractDataSet:
-    """A data set by name. Raises ValueError for an unknown one, with the nearest."""
-    if name.startswith(HUB):
+def get(name: str | Mapping[str, Any], argument: str = "dataset") -> AbstractDataSet:
+    """A data set by name; or one of yours, `package.module:name`, an instance or a subclass of `AbstractDataSet`, which a
+    mapping with the name has options for.
+
+    Raises:
+        ValueError: for an unknown one, with the nearest, and for an import path that names no data set.
+    """
+    check_named(argument, name, DATASETS)
+    name, options = split(name)
+    if name.startswith(HUB) and not options:
         from .hub import HubDataSet
 
         return HubDataSet(name)
-    check_choice(argument, name, DATASETS)
-    found: AbstractDataSet = importlib.import_module(f"{__package__}.{name}").DATA
+    found = imported(argument, name) if is_import_path(name) else importlib.import_module(f"{__package__}.{name}").DATA
+    if isinstance(found, type) and issubclass(found, AbstractDataSet):
+        try:
+            found, options = found(**options), {}
+        except TypeError as error:
+            raise ValueError(f"{argument}: {name} cannot be made: {error}") from error
+    if not isinstance(found, AbstractDataSet):
+        raise ValueError(f"{argument}: expected an instance or a subclass of AbstractDataSet, got {name}, {found!r}")
+    if options:
+        raise ValueError(f"{argument}: expected no options of {name}, got {', '.join(map(str, options))}")
     return found
 
 

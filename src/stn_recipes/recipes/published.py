@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ..config import TrainConfig
+from ..names import label
 
 
 class Published(NamedTuple):
@@ -54,7 +55,7 @@ def published(config: TrainConfig) -> Published | None:
     """
     for (name, network, family), error in _JADERBERG.items():
         if (name, family) == (config.recipe, config.transformer) and (
-            network.endswith("FCN") == config.network.endswith("fcn") or name == "mnist_addition"
+            network.endswith("FCN") == label(config.network).endswith("fcn") or name == "mnist_addition"
         ):
             return Published(error, f"{network}, Jaderberg et al. 2015")
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,7 @@ from markupsafe import Markup
 import stn
 
 from ..files import atomic_path, write_text
+from ..names import label
 from ..run.folder import Run, RunError, load_run
 from .control import check_control
 from .markup import confidence
@@ -36,6 +38,11 @@ DISTORTIONS = {
 }
 
 
+def distorted(name: str | Mapping[str, Any]) -> str:
+    """What a distortion does, in words."""
+    return DISTORTIONS[name] if isinstance(name, str) and name in DISTORTIONS else f"distorted by {label(name)}"
+
+
 @dataclass(frozen=True)
 class Report:
     """The page, and its figures by name."""
@@ -44,7 +51,7 @@ class Report:
     figures: dict[str, Figure] = field(default_factory=dict)
 
 
-def write_report(run: Path, control: Path | None = None, *, data_dir: str | None = None) -> Path:
+def write_report(run: Path, control: Path | None = None, *, data_dir: str | None = None, trust: bool = False) -> Path:
     """Write RUN/report.html and RUN/figures, and return the page.
 
     Args:
@@ -52,19 +59,20 @@ def write_report(run: Path, control: Path | None = None, *, data_dir: str | None
         control: folder of a run without a transformer to show beside it; RUN/control unless given, where that is a
             finished run.
         data_dir: where the data lies now, if not where the run had it.
+        trust: import the code that the settings of the runs name; without it the page has what needs none.
 
     Raises:
         RunError: for a folder without a run.
         ValueError: for a control that is none of this run.
     """
-    loaded = load_run(run)
+    loaded = load_run(run, trust=trust)
     other = None
     if control is not None:
-        other = load_run(control)
+        other = load_run(control, trust=trust)
         if not other.result:
             raise RunError(f"control: expected a finished run, got {control}, which has no result.json")
     elif (Path(run) / "control" / "result.json").exists():
-        other = load_run(Path(run) / "control")
+        other = load_run(Path(run) / "control", trust=trust)
     report = build(loaded, other, data_dir=data_dir)
     folder = loaded.path / "figures"
     folder.mkdir(exist_ok=True)
@@ -100,14 +108,14 @@ def build(run: Run, control: Run | None = None, *, data_dir: str | None = None) 
 
 def _head(study: Study) -> dict[str, Any]:
     config, run = study.config, study.run
-    what = f"{config.shareable(config.dataset)} images" if config.dataset != "images" else "your own images"
+    what = f"{config.shareable(label(config.dataset))} images" if config.dataset != "images" else "your own images"
     what += f" of class {config.digit}" if config.digit is not None else ""
-    what += f", {DISTORTIONS[config.distortion]}" if config.distortion in DISTORTIONS else ""
+    what += f", {distorted(config.distortion)}" if config.distortion is not None else ""
     return {
         "recipe": config.recipe,
         "kind": study.kind,
         "what": what,
-        "network": config.network,
+        "network": label(config.network),
         "seed": config.seed,
         "epochs": run.result.epochs if run.result else int(study.metrics[-1]["epoch"]) if study.metrics else 0,
         "of_epochs": config.epochs,

@@ -54,7 +54,7 @@ def check_control(run: Run, control: Run) -> None:
     wanted, came = _parameters(run), _parameters(control)
     expect(
         f"a run with at least about as many parameters, {wanted:,}",
-        came >= COMPARABLE * wanted or (not theirs.widen and theirs.network == mine.network),
+        came >= COMPARABLE * wanted or (not theirs.widens and theirs.network == mine.network),
         f"which has {came:,}",
     )
 
@@ -66,5 +66,6 @@ def _folder(path: str | None) -> Path | None:
 def _parameters(run: Run) -> int:
     if run.result:
         return run.result.parameters
+    run.check_trust()
     model = run.config.make_model(run.facts.input_shape, len(run.facts.class_names))
     return sum(p.numel() for p in model.parameters())

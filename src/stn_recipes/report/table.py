@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from ..config import RESUMABLE, TrainConfig, Transformer
+from ..names import NAMED, label
 from ..recipes import RECIPES
 from ..recipes.published import Published, published
 from ..run.folder import Run, RunError, load_run
@@ -136,13 +137,16 @@ class Table:
         return next((cell for cell in self.cells if (cell.row, cell.column) == (row, column)), None)
 
 
-def read_table(folder: Path, rows: Sequence[str] = (), columns: Sequence[str] = ("transformer",)) -> Table:
+def read_table(
+    folder: Path, rows: Sequence[str] = (), columns: Sequence[str] = ("transformer",), *, trust: bool = False
+) -> Table:
     """The runs below a folder as a table.
 
     Args:
         folder: of a sweep; the runs in it and in its folders, `RUN/control` too.
         rows: settings that tell the rows apart; the recipe, and whatever else differs between its runs, unless given.
         columns: settings that tell the columns apart.
+        trust: the code that the settings of the runs name may be imported, for the pictures of the page.
 
     Raises:
         ValueError: for a name that is no setting, or a cell of runs that differ in more than the seed.
@@ -155,7 +159,7 @@ def read_table(folder: Path, rows: Sequence[str] = (), columns: Sequence[str] = 
                 raise ValueError(f"{argument}: expected settings, any of {allowed}, got {name!r}")
     if set(rows) & set(columns):
         raise ValueError(f"columns: expected other settings than the rows, got {', '.join(columns)}")
-    runs = _runs(folder)
+    runs = _runs(folder, trust)
     finished = [run for run in runs if run.result is not None]
     if not finished:
         raise RunError(f"{folder}: expected finished runs, found {len(runs)} unfinished ones")
@@ -196,15 +200,15 @@ def read_table(folder: Path, rows: Sequence[str] = (), columns: Sequence[str] = 
     return Table(tuple(rows), tuple(columns), cells, len({_kind(run.config) for run in runs}), unfinished)
 
 
-def _runs(folder: Path) -> list[Run]:
+def _runs(folder: Path, trust: bool) -> list[Run]:
     if not folder.is_dir():
         raise RunError(f"{folder}: expected a folder of runs")
     found = [Path(place) for place, _, files in os.walk(folder) if "config.yaml" in files]
-    return [load_run(path) for path in sorted(found)]
+    return [load_run(path, trust=trust) for path in sorted(found)]
 
 
 def _key(config: TrainConfig, names: Iterable[str]) -> Key:
-    return tuple(_hashable(getattr(config, name)) for name in names)
+    return tuple(_hashable(name, getattr(config, name)) for name in names)
 
 
 def _kind(config: TrainConfig, *apart: str) -> Key:
@@ -212,8 +216,10 @@ def _kind(config: TrainConfig, *apart: str) -> Key:
     return _key(config, [name for name in _SETTINGS if name not in _APART and name not in apart])
 
 
-def _hashable(value: Any) -> Any:
-    return json.dumps(value, sort_keys=True) if isinstance(value, dict) else value
+def _hashable(name: str, value: Any) -> Any:
+    if name in NAMED and value is not None:
+        return label(value)
+    return json.dumps(value, sort_keys=True) if isinstance(value, (dict, list)) else value
 
 
 def _differences(configs: Sequence[TrainConfig]) -> list[str]:
@@ -236,8 +242,8 @@ _ORDER = {name: place for place, name in enumerate((*RECIPES, *get_args(Transfor
 def _rank(cell: Cell, which: str) -> tuple[Any, ...]:
     """Recipes and families as they are listed, the control last, numbers by size, all else by name."""
     return tuple(
-        (0, _ORDER[value], "")
-        if value in _ORDER
+        (0, _ORDER[value.partition(" ")[0]], value)  # with options behind a family without
+        if isinstance(value, str) and value.partition(" ")[0] in _ORDER
         else (1, value, "")
         if isinstance(value, (int, float))
         else (2, 0, str(value))

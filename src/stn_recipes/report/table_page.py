@@ -95,8 +95,7 @@ def _pictures(cells: Sequence[Cell], data_dir: str | None) -> dict[int, dict[str
 def _picture(cell: Cell, image: Tensor) -> dict[str, Any]:
     run = cell.runs[0]
     mean, std = statistics(run)
-    transformer = run.model.transformer
-    warp = None if transformer is None else transformer.warp((image - mean) / std)
+    warp = run.model.warp((image - mean) / std)
     outlines = None if warp is None else viz.frame_outlines(warp)
     margin = 0.0 if warp is None or outlines is None else viz.frame_margin(outlines, warp.image_size)
     after = None if warp is None else warp.output * std + mean

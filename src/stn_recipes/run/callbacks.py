@@ -124,13 +124,14 @@ class Watch(Callback):
     @torch.no_grad()
     def _look(self, trainer: Trainer, module: LightningModule, epoch: int) -> None:
         network = cast("Classification", module).model if self.averaging is None else self.averaging.network
-        transformer = network.transformer
-        if transformer is None or self.images is None:
+        if network.transformer is None or self.images is None:
             return
-        training = transformer.training
+        training = {part: part.training for part in network.modules()}
         images = self.images.to(module.device)
-        warp = transformer.eval().warp(images)
-        transformer.train(training)
+        warp = network.eval().warp(images)
+        for part, mode in training.items():  # as they were, and not all alike: a frozen classifier is never in training
+            part.training = mode
+        assert warp is not None
         diagnosis = stn.diagnose(images, warp)
         if epoch:
             values = {"scale": diagnosis.scale, "outside": diagnosis.out_of_frame, "contrast": diagnosis.contrast}

@@ -27,6 +27,7 @@ from stn.models import Colocalizer, TransformerClassifier, pretrained
 
 from ..config import TrainConfig
 from ..files import write_bytes, write_text
+from ..names import untrusted
 
 if TYPE_CHECKING:
     from ..data.module import ImageDataModule
@@ -128,11 +129,19 @@ class Run:
         facts: of its data.
         model: the network with its final weights (an unfinished run: of the last epoch), in eval mode.
         data: the data set; it is read when something of it is asked for.
+        trust: whether the code that the settings name, `package.module:name`, may be imported; without it `model` and
+            `data` of such a run are refused, and nothing is executed.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, trust: bool = False) -> None:
         self.path = path
         self.config = read_config(path)
+        self.trust = trust
+
+    def check_trust(self) -> None:
+        """Raises RunError where the settings name code to import, and nobody has said that it may be."""
+        if self.config.imports and not self.trust:
+            raise RunError(untrusted(self.path, self.config.imports))
 
     @cached_property
     def result(self) -> Result | None:
@@ -154,6 +163,7 @@ class Run:
 
     @cached_property
     def model(self) -> TransformerClassifier | Colocalizer:
+        self.check_trust()
         facts = self.facts
         try:
             model = self.config.make_model(facts.input_shape, len(facts.class_names))
@@ -180,6 +190,7 @@ class Run:
 
     @cached_property
     def data(self) -> ImageDataModule:
+        self.check_trust()
         data = self.config.make_data(self.facts.class_names)
         data.prepare_data()
         return data
@@ -227,6 +238,7 @@ class Pretrained(Run):
     def __init__(self, name: str) -> None:
         self.path = Path(name)
         self.config = _config_of(pretrained.record(name)["settings"])
+        self.trust = False
         self._network = pretrained.load(name)
 
     @property
@@ -271,16 +283,16 @@ def _read_metrics(file: Path) -> dict[int, dict[str, float]]:
     return epochs
 
 
-def load_run(path: str | Path) -> Run:
-    """A run by its folder.
+def load_run(path: str | Path, *, trust: bool = False) -> Run:
+    """A run by its folder. With `trust` the code that its settings name may be imported.
 
     Raises:
         RunError: where there is none, or it is damaged.
     """
-    return Run(Path(path))
+    return Run(Path(path), trust=trust)
 
 
-def load_run_or_pretrained(name: str | Path) -> Run:
+def load_run_or_pretrained(name: str | Path, *, trust: bool = False) -> Run:
     """A run by its folder, or weights that come with the package by their name.
 
     Raises:
@@ -288,7 +300,7 @@ def load_run_or_pretrained(name: str | Path) -> Run:
     """
     if str(name) in pretrained.pretrained_names() and not (Path(name) / "config.yaml").exists():
         return Pretrained(str(name))
-    return load_run(name)
+    return load_run(name, trust=trust)
 
 
 def read_config(path: Path) -> TrainConfig:

@@ -23,12 +23,14 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, Protocol
 
+import yaml
 from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from ..config import RESUMABLE, TrainConfig
+from ..config import FLAGS, RESUMABLE, TrainConfig
+from ..names import NAMED, is_import_path, label, split
 from .folder import RunError, load_run, read_config
 from .precision import choose
 
@@ -65,21 +67,48 @@ def product(
     runs: dict[str, Planned] = {}
     for recipe, *chosen in itertools.product(recipes, *options.values()):
         given = dict(zip(options, chosen, strict=True))
-        words = (recipe, *(f"--{name.replace('_', '-')}={value}" for name, value in given.items()))
+        of_family = [name for name in given if name.startswith("transformer.")]
+        control = bool(of_family) and given.get("transformer") == "none"
+        if control:  # which has no family to have options
+            given = {name: value for name, value in given.items() if name not in of_family}
+        words = (recipe, *(_word(name, value) for name, value in given.items()))
         config = config_of(words)
         name = "-".join(
             [
                 recipe,
-                given.get("transformer", config.family),
+                _short(given.get("transformer", config.family)),
                 f"s{config.seed}",
-                *(f"{option}={given[option]}" for option in several),
+                *(
+                    f"{option}={_short(given[option]) if option in NAMED else given[option]}"
+                    for option in several
+                    if option in given
+                ),
             ]
         )
         name = re.sub(r"[^\w.,=+-]+", "_", name).replace("_-", "-")
+        if control and name in runs:
+            continue
         if name in runs:
             raise ValueError(f"expected every run once, got {name} twice")
         runs[name] = Planned(name, words, config)
     return list(runs.values())
+
+
+def _word(option: str, value: str) -> str:
+    """An option of `stn train` with its value; one that is there or not takes none."""
+    option = option.replace("_", "-")
+    if option in FLAGS:
+        return f"--{option}" if value == "true" else f"--no-{option}"
+    return f"--{option}={value}"
+
+
+def _short(text: str) -> str:
+    """A name with its options as a folder has it: an import path without its module."""
+    value = yaml.safe_load(text)
+    if not isinstance(value, (str, dict)) or (isinstance(value, dict) and not isinstance(value.get("name"), str)):
+        return text
+    name, options = split(value)
+    return label({"name": name.rpartition(":")[2] if is_import_path(name) else name, **options})
 
 
 def execute(words: Sequence[str], log: Path, folder: Path) -> int:
@@ -208,7 +237,8 @@ class _Row:
         if (self.folder / "config.yaml").exists():
             options = {word: word.lstrip("-").partition("=")[0].replace("-", "_") for word in words[1:]}
             kept = [word for word, option in options.items() if option in RESUMABLE]
-            return ["--resume", str(self.folder), *kept, "--no-progress"]
+            trust = ["--trust"] if self.run.config.imports else []  # that were named for this sweep, too
+            return ["--resume", str(self.folder), *kept, *trust, "--no-progress"]
         return [*words, f"--out={self.folder}", "--no-progress"]
 
 

@@ -61,8 +61,9 @@ class AbstractTask(LightningModule, Generic[Model]):
         c = self.config
         groups = []
         for group in stn.parameter_groups(self.model, lr=c.lr, localizer_lr_scale=c.localizer_lr_scale):
-            decayed = [p for p in group["params"] if p.ndim > 1]
-            plain = [p for p in group["params"] if p.ndim <= 1]
+            trained = [p for p in group["params"] if p.requires_grad]
+            decayed = [p for p in trained if p.ndim > 1]
+            plain = [p for p in trained if p.ndim <= 1]
             groups.append({**group, "params": decayed, "weight_decay": c.weight_decay})
             groups.append({**group, "params": plain, "weight_decay": 0.0})
         optimizer: torch.optim.Optimizer

@@ -9,17 +9,15 @@ import math
 import os
 import shlex
 import sys
-import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from filelock import FileLock, Timeout
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.nn import functional as F
@@ -30,6 +28,7 @@ from stn.models import Colocalizer, TransformerClassifier
 from ..config import RESUMABLE, TrainConfig
 from ..data.module import ImageDataModule
 from ..data.registry import DataError
+from ..names import label
 from ..progress import track
 from .callbacks import Averaging, EpochLog, EpochSeed, Watch, WholeCheckpoints
 from .colocalize import Colocalization, Starts
@@ -53,11 +52,10 @@ from .folder import (
     write_record,
     write_weights,
 )
+from .loggers import make_loggers, say_settings
+from .pieces import freeze_classifier, load_classifier
 from .precision import choose
 from .task import AbstractTask
-
-# TensorBoard's own switch for doing without TensorFlow, which it imports, for seconds, wherever it is installed.
-sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("tensorboard.compat.notf"))
 
 
 class Interrupted(KeyboardInterrupt):
@@ -75,6 +73,14 @@ class Classification(AbstractTask[TransformerClassifier]):
     def __init__(self, model: TransformerClassifier, config: TrainConfig) -> None:
         super().__init__(model, config)
         self.penalty = config.penalty()
+        if config.freeze:
+            freeze_classifier(model)
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if self.config.freeze:  # its batch norm keeps its statistics, and nothing is dropped
+            freeze_classifier(self.model)
+        return self
 
     def forward(self, images: Tensor) -> Tensor:
         return self.look(images)[0]
@@ -119,6 +125,10 @@ def train(config: TrainConfig) -> Path:
     """
     config = dataclasses.replace(config, schedule_start=0)
     run = _run_folder(config)
+    if config.control and config.freeze:
+        raise ValueError("control: expected none beside a frozen classifier, which is its own control; see --init-from")
+    if config.control and config.weights is not None and config.widens:
+        raise ValueError("control: expected --widen false with --weights, which are of the classifier's own width")
     if config.control and config.transformer == "none":
         raise ValueError("control: expected a transformer to compare with, got transformer='none'")
     if config.control and config.init_from is not None:
@@ -127,7 +137,7 @@ def train(config: TrainConfig) -> Path:
         raise RunError(f"{run} already holds a run: continue it with --resume {run}, or name another folder with --out")
     _fit(run, config, checkpoint=None)
     if config.control:
-        _train_control(run, config)
+        _train_control(run, config, trust=True)  # it is what `config` says
     return run
 
 
@@ -144,7 +154,7 @@ def _run_folder(config: TrainConfig) -> Path:
     return run
 
 
-def resume(run: Path, *, overrides: Mapping[str, Any] | None = None) -> Path:
+def resume(run: Path, *, overrides: Mapping[str, Any] | None = None, trust: bool = False) -> Path:
     """Go on with a run from its last finished epoch, to the same weights as if it had never stopped.
 
     Args:
@@ -152,12 +162,14 @@ def resume(run: Path, *, overrides: Mapping[str, Any] | None = None) -> Path:
             now; and more `epochs` for a finished run: it is extended, from the weights and the optimizer's state that
             it ended with. The schedule of the learning rate begins anew and takes the new epochs; only with
             schedule="constant" is that the same as one long run.
+        trust: import the code that the run's settings name.
 
     Raises:
         ValueError: for other settings than the run's own.
         RunError: for a folder that is no run, or damaged checkpoints.
         Interrupted: on Ctrl-C.
     """
+    Run(run, trust=trust).check_trust()
     config = read_config(run)
     changed = {name: value for name, value in (overrides or {}).items() if value != getattr(config, name)}
     finished = Run(run).result
@@ -176,7 +188,7 @@ def resume(run: Path, *, overrides: Mapping[str, Any] | None = None) -> Path:
     if finished is None:
         _fit(run, config, _checkpoint(run))
     if config.control:
-        _train_control(run, config)
+        _train_control(run, config, trust=trust)
     return run
 
 
@@ -223,16 +235,17 @@ def _checkpoint(run: Path) -> Path | None:
         return best
 
 
-def _train_control(run: Path, config: TrainConfig) -> None:
+def _train_control(run: Path, config: TrainConfig, *, trust: bool) -> None:
     folder = run / "control"
     if is_main_process():
-        print(f"\nThe control without a transformer, at least as many parameters: {folder}")
+        what = "at least as many parameters" if config.widens else "the network as it is"
+        print(f"\nThe control without a transformer, {what}: {folder}")
     try:
         if (folder / "config.yaml").exists():
             same = {name: getattr(config, name) for name in RESUMABLE if name != "control"}
-            resume(folder, overrides=same)
+            resume(folder, overrides=same, trust=trust)
             if read_config(folder).epochs < config.epochs:  # the run was extended
-                resume(folder, overrides={**same, "epochs": config.epochs})
+                resume(folder, overrides={**same, "epochs": config.epochs}, trust=trust)
         else:
             init_from = None if config.init_from is None else str(Path(config.init_from, "control"))
             train(dataclasses.replace(config, transformer="none", control=False, out=str(folder), init_from=init_from))
@@ -255,6 +268,9 @@ def _fit(run: Path, config: TrainConfig, checkpoint: Path | None) -> None:
     task = Colocalization(model, config) if isinstance(model, Colocalizer) else Classification(model, config)
     if checkpoint is None and config.init_from is not None:
         load_weights(task.model, Path(config.init_from))
+    if checkpoint is None and config.weights is not None:
+        assert isinstance(model, TransformerClassifier)
+        load_classifier(model, Path(config.weights), freeze=config.freeze)
     log = EpochLog()
     lock = FileLock(run / "train.lock")
     try:
@@ -263,6 +279,7 @@ def _fit(run: Path, config: TrainConfig, checkpoint: Path | None) -> None:
             run.mkdir(parents=True, exist_ok=True)
             lock.acquire(blocking=False)
             _begin(run, config, data, task)
+            say_settings(trainer.loggers, config)
         try:
             trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
             if trainer.interrupted:
@@ -319,7 +336,7 @@ def _trainer(run: Path, config: TrainConfig, log: EpochLog, monitor: str) -> Tra
         strategy=config.strategy,
         precision=config.precision,  # type: ignore[arg-type]
         gradient_clip_val=config.clip,
-        logger=[CSVLogger(run / "logs", name="csv"), TensorBoardLogger(run / "logs", name="tensorboard", version="")],
+        logger=make_loggers(run, config),
         callbacks=callbacks,
         plugins=[WholeCheckpoints()],
         enable_progress_bar=progress,
@@ -343,7 +360,7 @@ def _begin(run: Path, config: TrainConfig, data: ImageDataModule, task: Abstract
     what = "no transformer (control)" if config.transformer == "none" else f"{config.family} transformer"
     seen, held = len(data.train_data()), len(data.val_data() or ())
     print(
-        f"{config.recipe}: {config.network}, {what}, {_size(task):,} parameters; {seen:,} images to train on, "
+        f"{config.recipe}: {label(config.network)}, {what}, {_size(task):,} parameters; {seen:,} images to train on, "
         f"{held:,} to validate, seed {config.seed}"
     )
     if config.init_from is not None:
@@ -374,7 +391,7 @@ def _finish(
     last = Run(run).metrics()[-1]
     result = Result(
         recipe=config.recipe,
-        network=config.network,
+        network=label(config.network),
         transformer=config.family,
         seed=config.seed,
         parameters=_size(task),

@@ -27,7 +27,7 @@ def _make(study: Study) -> Part | None:
     every = sorted({index for indices in chosen.values() for index in indices})
     images = torch.cat([batch for batch, _ in study.batches(every)])
     row = {index: i for i, index in enumerate(every)}
-    warp = None if model.transformer is None else model.transformer.warp(images)
+    warp = model.warp(images)
     mean, std = statistics(study.run)
     before = images * std + mean
     after = None if warp is None else warp.output * std + mean

@@ -31,7 +31,7 @@ def _without(run: Run, control: Run) -> str:
     """What the control is, in words."""
     if control.config.network != run.config.network:
         return f"the network {control.config.network} without one"
-    return "the same kind of network without one" if control.config.widen else "the same classifier without one"
+    return "the same kind of network without one" if control.config.widens else "the same classifier without one"
 
 
 def _card(run: Run, outcome: Outcome | None) -> dict[str, Any]:

@@ -97,8 +97,8 @@ def look(study: Study, image: Tensor) -> dict[str, Any]:
     normalized = (before - mean) / std
     model = study.networks[0].model
     found: dict[str, Any] = {"before": before, "after": None, "outlines": None}
-    if model.transformer is not None:
-        warp = model.transformer.warp(normalized)
+    warp = model.warp(normalized)
+    if warp is not None:
         found["after"] = warp.output * std + mean
         found["outlines"] = warp.outline(1 if warp.transform.kind == "affine" else BENT).float()[:, :-1]
     # Of each network the classes, and their confidence in thousandths, rounded down: nothing is quite sure.
