@@ -170,7 +170,7 @@ def test_a_resumed_run_obeys_the_options_that_are_given_and_no_others(
     Path("RUN").mkdir()
     folder.write_config(Path("RUN"), recipe("digits"))
     seen = []
-    monkeypatch.setattr(train, "resume", lambda run, overrides: seen.append((run, overrides)) or tmp_path)
+    monkeypatch.setattr(train, "resume", lambda run, overrides, trust: seen.append((run, overrides)) or tmp_path)
     monkeypatch.setattr(train, "is_main_process", lambda: False)
     assert recipe("digits").accelerator == "auto"
     for words, wanted in (
