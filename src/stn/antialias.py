@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .coordinates import Coordinates, positions
-from .ops import area, reference
+from .ops import _torch, area, reference
 from .ops import dispatch as ops
 from .reading import Reading
 
@@ -65,7 +65,7 @@ def _average(image: Tensor, coordinates: Coordinates, jacobian: Tensor, reading:
         centre = grid * grid.new_tensor([(n - 1) / n for n in reversed(size)])
         mirror = grid.new_tensor([(n - 1) / n if n > 1 else 1.0 for n in reversed(size)])
 
-    out = torch.zeros((), dtype=image.dtype, device=image.device)
+    out = image.new_zeros((*image.shape[:2], *out_size))
     copy = image
     for number, share in enumerate(_shares(coarse, last)):
         if number:
@@ -154,7 +154,7 @@ def _within(position: Tensor, padding_mode: str, mirror: Tensor) -> Tensor:
 
 def _most(values: Tensor, bound: float) -> float:
     """The largest of them; the bound where that cannot be known when the program is made."""
-    if values.device.type == "meta" or torch.compiler.is_compiling():
+    if values.device.type == "meta" or torch.compiler.is_compiling() or _torch.tracing():
         return bound
     try:
         return float(values.detach().amax()) if values.numel() else 0.0

@@ -302,11 +302,12 @@ def read_warp(
         image = of_one_size(image)
     of_lattice = reading.align_corners if lattice_align_corners is None else lattice_align_corners
     coordinates = where_to_read(image, theta, size, transform, of_lattice, spacing)
-    if not antialias:
+    if antialias:
+        _refuse_bytes(image)
+    if not antialias or 0 in size:
         if of_lattice != reading.align_corners:
             coordinates = Coordinates("grid", size, positions(coordinates, of_lattice, coordinate_dtype(image)))
         return read(image, coordinates, reading)
-    _refuse_bytes(image)
     d, image_size = len(size), tuple(image.shape[2:])
     dtype = coordinate_dtype(image)
     coordinates = coordinates._replace(values=coordinates.values.to(dtype))

@@ -25,6 +25,7 @@ from . import _torch, cpu, dispatch, layout, signals
 
 _PLAIN = (Tensor, nn.Parameter)
 Otherwise = Callable[[Tensor, Coordinates, Tensor, Reading], Tensor]
+_MOST_NUMBERS: int = cpu._native.MOST_NUMBERS if cpu._native else 0  # that a copy of an image may have
 LEVELS = 8  # copies at most, each half the size of the one before
 
 
@@ -65,8 +66,7 @@ def average(
     dtype = coordinate_dtype(image)
     tensors = [image.to(dtype), coordinates.values.to(dtype), jacobian.to(dtype)]
     how = (fill, coordinates.kind, list(coordinates.size), reading.padding, reading.align_corners)
-    wraps = not _torch.transforming() and (_torch.modes() or any(type(t) not in _PLAIN for t in given))
-    if compiling or wraps:
+    if compiling or (not _torch.transforming() and (_torch.modes() or any(type(t) not in _PLAIN for t in given))):
         out = _operator(*tensors, *how)
     else:
         out = _Average.apply(*tensors, *how, otherwise)
@@ -77,7 +77,7 @@ def _does_not_fit(image: Tensor, coordinates: Coordinates) -> bool:
     """Nothing to read or to write, and copies whose numbers an int cannot count."""
     if not (image.numel() and all(coordinates.size) and coordinates.values.shape[0]):
         return True
-    return 4 * math.prod(n + 4 for n in image.shape[2:]) >= cpu._native.MOST_NUMBERS
+    return 4 * math.prod([n + 4 for n in image.shape[2:]]) >= _MOST_NUMBERS
 
 
 def _records(

@@ -21,6 +21,8 @@
 namespace stn::STN_SET {
 namespace {
 
+#define STN_SPAN _Pragma("omp simd") for (int q = 0; q < SPAN; q++)
+
 constexpr int SPAN = 16;          // pixels whose points are found together
 constexpr int MOST_COMB = 17;     // points along a side
 constexpr int EDGE = 2;           // margin of a copy, on each side
@@ -49,14 +51,14 @@ struct Sides {
     alignas(64) Span<R> finite;  // 1 or 0
 
     void measure() {
-        for (int q = 0; q < SPAN; q++) {
+        STN_SPAN {
             R sound = 0;
             for (int s = 0; s < D; s++)
                 for (int c = 0; c < D; c++) sound += axis[s][c][q] - axis[s][c][q];
             finite[q] = sound == 0 ? R(1) : R(0);
         }
         for (int s = 0; s < D; s++) {
-            for (int q = 0; q < SPAN; q++) {
+            STN_SPAN {
                 R total = 0;
                 for (int c = 0; c < D; c++) {
                     R v = axis[s][c][q];
@@ -69,9 +71,9 @@ struct Sides {
                 length[s][q] = root(total > 1 ? total : R(1));
             }
         }
-        for (int q = 0; q < SPAN; q++) coarse[q] = 1;
+        STN_SPAN coarse[q] = 1;
         for_contents([&](int, const int*, const R* content) {
-            for (int q = 0; q < SPAN; q++) coarse[q] = content[q] > coarse[q] ? content[q] : coarse[q];
+            STN_SPAN coarse[q] = content[q] > coarse[q] ? content[q] : coarse[q];
         });
     }
 
@@ -83,15 +85,15 @@ struct Sides {
             int sides[D] = {}, n = 0;
             for (int s = 0; s < D; s++)
                 if (chosen >> s & 1) sides[n++] = s;
-            for (int q = 0; q < SPAN; q++) {
+            STN_SPAN {
                 R v = 1;
                 for (int e = 0; e < D; e++) v *= e < n ? length[sides[e]][q] : R(1);
                 content[q] = v / R(POINTS[n - 1]);
             }
             if (n == 2)
-                for (int q = 0; q < SPAN; q++) content[q] = root(content[q]);
+                STN_SPAN content[q] = root(content[q]);
             if (n == 3)
-                for (int q = 0; q < SPAN; q++) content[q] = R(pow(content[q], R(1) / 3));
+                STN_SPAN content[q] = R(pow(content[q], R(1) / 3));
             f(n, sides, content);
         }
     }
@@ -99,9 +101,9 @@ struct Sides {
     // From the gradients of `coarse` and of the lengths to that of the axes, which is added to.
     void pull(const R* for_coarse, Span<R>* for_length, Span<R> (*for_axis)[D]) const {
         alignas(64) Span<R> open;  // one of equal contents counts
-        for (int q = 0; q < SPAN; q++) open[q] = coarse[q] > 1 ? for_coarse[q] : R(0);
+        STN_SPAN open[q] = coarse[q] > 1 ? for_coarse[q] : R(0);
         for_contents([&](int n, const int* sides, const R* content) {
-            for (int q = 0; q < SPAN; q++) {
+            STN_SPAN {
                 bool here = content[q] == coarse[q];
                 R by = here ? open[q] * content[q] / R(n) : R(0);
                 for (int e = 0; e < n; e++) for_length[sides[e]][q] += by / length[sides[e]][q];
@@ -109,7 +111,7 @@ struct Sides {
             }
         });
         for (int s = 0; s < D; s++)
-            for (int q = 0; q < SPAN; q++) {
+            STN_SPAN {
                 R by = length[s][q] > 1 ? for_length[s][q] / length[s][q] : R(0);
                 for (int c = 0; c < D; c++) {
                     R v = axis[s][c][q];
@@ -132,8 +134,8 @@ struct Combs {
     bool fill(const Sides<R, D>& sides, int number, int last) {
         copy = number;
         const R size = R(i64(1) << number);
-        bool any = false;
-        for (int q = 0; q < SPAN; q++) {
+        R any = 0;
+        STN_SPAN {
             R here = beyond(sides.coarse[q] / size), below = beyond(2 * sides.coarse[q] / size);
             R here_slope = here > 0 && here < 1 ? R(1 / (2 - ALONE)) / size : R(0);
             R below_slope = below > 0 && below < 1 ? R(2 / (2 - ALONE)) / size : R(0);
@@ -141,16 +143,16 @@ struct Combs {
             if (number == 0) below = 1, below_slope = 0;
             share[q] = below - here;
             share_slope[q] = below_slope - here_slope;
-            any |= share[q] > 0;
             R half = sides.coarse[q] / 2;
             unit[q] = half > size ? half : size;
         }
-        if (!any) return false;
+        for (int q = 0; q < SPAN; q++) any += share[q];
+        if (!(any > 0)) return false;
         for (int s = 0; s < 3; s++) most[s] = 1;
         for (int s = D; s < 3; s++)
-            for (int q = 0; q < SPAN; q++) points[s][q] = 1;
+            STN_SPAN points[s][q] = 1;
         for (int s = 0; s < D; s++) {
-            for (int q = 0; q < SPAN; q++) {
+            STN_SPAN {
                 R n = sides.length[s][q] / unit[q];
                 n = n > 1 ? n : R(1);
                 count[s][q] = n;
@@ -161,7 +163,7 @@ struct Combs {
             for (int q = 0; q < SPAN; q++) most[s] = points[s][q] > most[s] ? points[s][q] : most[s];
             if (most[s] > MOST_COMB) most[s] = MOST_COMB;
             for (int k = 0; k < most[s]; k++)
-                for (int q = 0; q < SPAN; q++) {
+                STN_SPAN {
                     R c = count[s][q], n = R(points[s][q]), back = n - 1 - R(k), step = back < R(k) ? back : R(k);
                     bool odd = points[s][q] & 1, inner = step + 1 > (n - 1) / 2;
                     R rest = c - n + 2, u = rest - 1;
@@ -433,12 +435,13 @@ private:
     }
 
     void image(i64 b, R* memory, R* lines, i64 apart, int threads, double* partial) const {
-        int first, last;
-        needed(b, first, last);
+        Outline shared;
+        if (p.kind == AFFINE) outline(b, shared);
+        const int last = last_copy(b, shared);
         const i64 groups = copies.groups;
         if (p.what == GRAD_IMAGE) {
 #pragma omp parallel for num_threads(threads) schedule(dynamic) if (threads > 1)
-            for (i64 group = 0; group < groups; group++) spread(b, group, last, memory, lines + apart * (threads > 1 ? thread() : 0));
+            for (i64 group = 0; group < groups; group++) spread(b, group, last, shared, memory, lines + apart * (threads > 1 ? thread() : 0));
             return;
         }
         const R* from = static_cast<const R*>(p.image) + b * p.image_batch;
@@ -452,12 +455,14 @@ private:
             R* scratch = lines + apart * (threads > 1 ? thread() : 0);
             double* total = partial ? partial + (b * blocks + block) * sums : nullptr;
             Chunk<R> c;
+            Outline mine;
+            Outline& o = p.kind == AFFINE ? shared : mine;
             auto positions = job.positions(b);
             for (i64 chunk = block * BLOCK; chunk < (block + 1) * BLOCK && chunk < job.chunks; chunk++) {
                 job.start(c, chunk);
                 positions.fill(c);
-                if (p.what == FORWARD) forward(c, b, memory, scratch);
-                else slopes(positions, c, b, memory, scratch, total);
+                if (p.what == FORWARD) forward(c, b, o, memory, scratch);
+                else slopes(positions, c, b, o, memory, scratch, total);
             }
         }
     }
@@ -472,88 +477,125 @@ private:
         sides.measure();
     }
 
-    // The first and last of the copies that an image's pixels read.
-    void needed(i64 b, int& first, int& last) const {
-        R least = R(HUGE_VAL), largest = 1;
+    // What SPAN pixels ask for: the parallelograms, and the points in the copies that they read, of which an affine map has
+    // the same for all pixels.
+    struct Outline {
         Sides<R, D> sides;
-        for (i64 k = 0; k < (p.kind == AFFINE ? 1 : job.pixels); k += SPAN) {
-            sides_of(b, k, int(job.pixels - k < SPAN ? job.pixels - k : SPAN), sides);
-            for (int q = 0; q < SPAN; q++) {
-                least = sides.coarse[q] < least ? sides.coarse[q] : least;
-                largest = sides.coarse[q] > largest ? sides.coarse[q] : largest;
-            }
+        Combs<R, D> combs[2];
+        int count;
+    };
+
+    void outline(i64 b, Outline& o) const {
+        sides_of(b, 0, 1, o.sides);
+        o.count = 0;
+        int first, last;
+        needed(o.sides, first, last);
+        for (int e = first; e <= last; e++)
+            if (o.count < 2 && o.combs[o.count].fill(o.sides, e, area.last)) o.count++;
+    }
+
+    // The first and last of the copies that pixels read.
+    void needed(const Sides<R, D>& sides, int& first, int& last) const {
+        R least = sides.coarse[0], largest = sides.coarse[0];
+        for (int q = 1; q < SPAN; q++) {
+            least = sides.coarse[q] < least ? sides.coarse[q] : least;
+            largest = sides.coarse[q] > largest ? sides.coarse[q] : largest;
         }
         first = last = 0;
         while (first < area.last && least >= R(i64(2) << first)) first++;
         while (last < area.last && largest > R(ALONE) * R(i64(1) << last)) last++;
     }
 
-    // Calls f(copy number, combs) for each of the copies that the pixels read.
-    template <class F>
-    void for_copies(const Sides<R, D>& sides, Combs<R, D>& combs, F f) const {
-        for (int e = 0; e <= area.last; e++)
-            if (combs.fill(sides, e, area.last)) f(e);
+    // The last copy that any pixel of an image reads.
+    int last_copy(i64 b, const Outline& o) const {
+        if (p.kind == AFFINE) return o.combs[o.count - 1].copy;
+        int first, last = 0, furthest = 0;
+        Sides<R, D> sides;
+        for (i64 k = 0; k < job.pixels && furthest < area.last; k += SPAN) {
+            sides_of(b, k, int(job.pixels - k < SPAN ? job.pixels - k : SPAN), sides);
+            needed(sides, first, last);
+            furthest = last > furthest ? last : furthest;
+        }
+        return furthest;
     }
 
-    // What of a chunk's pixels k .. k + SPAN - 1 is finite; the rest is read at 0.
-    void clean(Chunk<R>& c, int k, Sides<R, D>& sides) const {
+    // Calls f(combs) for each of the copies that the pixels read.
+    template <class F>
+    void for_copies(Outline& o, F f) const {
+        if (p.kind == AFFINE) {
+            for (int e = 0; e < o.count; e++) f(o.combs[e]);
+            return;
+        }
+        int first, last;
+        needed(o.sides, first, last);
+        for (int e = first; e <= last; e++)
+            if (o.combs[0].fill(o.sides, e, area.last)) f(o.combs[0]);
+    }
+
+    // What of a chunk's pixels k .. k + SPAN - 1 is there and finite; the rest is read at 0.
+    void clean(i64 b, Chunk<R>& c, int k, Outline& o, Span<R>& fine) const {
+        if (p.kind != AFFINE) sides_of(b, c.first + k, c.count - k < SPAN ? c.count - k : SPAN, o.sides);
         for (int q = 0; q < SPAN; q++) {
             R sound = 0;
             for (int a = 0; a < D; a++) sound += c.t[a][k + q];
-            bool fine = sound == sound && sides.finite[q] != 0 && k + q < c.count;
-            sides.finite[q] = fine ? R(1) : R(0);
-            for (int a = 0; a < D; a++) c.t[a][k + q] = fine ? c.t[a][k + q] : R(0), c.i[a][k + q] = fine ? c.i[a][k + q] : 0;
+            const bool here = sound == sound && o.sides.finite[q] != 0 && k + q < c.count;
+            fine[q] = here ? R(1) : R(0);
+            for (int a = 0; a < D; a++) c.t[a][k + q] = here ? c.t[a][k + q] : R(0), c.i[a][k + q] = here ? c.i[a][k + q] : 0;
         }
     }
 
     // A row of points: all along the first side, number j and l along the others.
+    template <bool SLOPES>
     STN_SHARED void locate(const Chunk<R>& c, int k, const Sides<R, D>& sides, const Combs<R, D>& combs, int j, int l, bool crossed, Points<R, D>& points) const {
         const int e = combs.copy;
         const auto& copy = copies.copy[e];
         const R inverse = R(1) / R(i64(1) << e);
         alignas(64) Span<R> rest[D], w;
-        for (int q = 0; q < SPAN; q++) {
+        STN_SPAN {
             w[q] = combs.weight[1][j][q] * (D > 2 ? combs.weight[D - 1][l][q] : R(1));
             for (int a = 0; a < D; a++) rest[a][q] = sides.axis[1][a][q] * combs.place[1][j][q] + (D > 2 ? sides.axis[D - 1][a][q] * combs.place[D - 1][l][q] : R(0));
         }
         bool kinks = false;
         for (int m = 0; m < combs.most[0]; m++) {
             int* __restrict offset = points.offset[m];
-            for (int q = 0; q < SPAN; q++) offset[q] = 0, points.whole[m][q] = w[q] * combs.weight[0][m][q];
+            STN_SPAN offset[q] = 0, points.whole[m][q] = w[q] * combs.weight[0][m][q];
             for (int a = 0; a < D; a++) {
                 alignas(64) Span<R> at, fraction;
                 alignas(64) Span<int> i;
-                for (int q = 0; q < SPAN; q++) at[q] = rest[a][q] + sides.axis[0][a][q] * combs.place[0][m][q];
+                STN_SPAN at[q] = rest[a][q] + sides.axis[0][a][q] * combs.place[0][m][q];
                 const bool folds = p.padding == REFLECTION || p.padding == CIRCULAR, halved = e > 0 && a < copies.axes();
                 R* __restrict sign = points.sign[m][a];
-                for (int q = 0; q < SPAN; q++) sign[q] = 1;
+                if (SLOPES) STN_SPAN sign[q] = 1;
                 const int *__restrict whole = c.i[a] + k;
                 const R* __restrict t = c.t[a] + k;
                 if (halved && folds) {
                     fold(at, whole, t, a, sign);
-                    for (int q = 0; q < SPAN; q++) split((at[q] + R(0.5)) * inverse - R(0.5), 0, i[q], fraction[q]);
+                    STN_SPAN split((at[q] + R(0.5)) * inverse - R(0.5), 0, i[q], fraction[q]);
                 } else if (halved) {
                     const int mask = (1 << e) - 1;
-                    for (int q = 0; q < SPAN; q++) split((R(whole[q] & mask) + t[q] + R(0.5) + at[q]) * inverse - R(0.5), whole[q] >> e, i[q], fraction[q]);
+                    STN_SPAN split((R(whole[q] & mask) + t[q] + R(0.5) + at[q]) * inverse - R(0.5), whole[q] >> e, i[q], fraction[q]);
                 } else {
-                    for (int q = 0; q < SPAN; q++) split(t[q] + at[q], whole[q], i[q], fraction[q]);
+                    STN_SPAN split(t[q] + at[q], whole[q], i[q], fraction[q]);
                 }
                 const bool line = p.is_signal && a == 1;  // which everybody reads in its middle
-                const R low = kink_width<R>(copy.n[a]), high = 1 - low;
-                if (!line) {
-                    int met = 0;
-                    for (int q = 0; q < SPAN; q++) met |= (fraction[q] <= low) | (fraction[q] >= high);
-                    kinks |= met != 0;
-                }
-                if (crossed && !line)
+                const R low = kink_width<R>(copy.n[a]);
+                if (SLOPES && !line) {
+                    R nearest = 1;
                     for (int q = 0; q < SPAN; q++) {
-                        bool left = fraction[q] <= low, right = !left & (fraction[q] >= high);
+                        R v = fraction[q] < 1 - fraction[q] ? fraction[q] : 1 - fraction[q];
+                        nearest = v < nearest ? v : nearest;
+                    }
+                    kinks |= nearest <= low;
+                }
+                if (SLOPES && crossed && !line)
+                    STN_SPAN {
+                        bool left = fraction[q] <= low, right = !left & (1 - fraction[q] <= low);
                         i[q] += int(right) - int(left);
                         fraction[q] = left ? R(1) : right ? R(0) : fraction[q];
                     }
                 if (!halved && folds) fold_cells(i, fraction, a, sign);
                 const int most = int(copy.n[a]), by = int(copy.step[a]);
-                for (int q = 0; q < SPAN; q++) {
+                STN_SPAN {
                     int u = i[q] < -EDGE ? -EDGE : i[q];
                     u = u > most ? most : u;
                     offset[q] += u * by;
@@ -561,7 +603,7 @@ private:
                 }
             }
             for (int corner = 0; corner < CORNERS; corner++)
-                for (int q = 0; q < SPAN; q++) {
+                STN_SPAN {
                     R v = points.whole[m][q] * combs.share[q];
                     for (int a = 0; a < D; a++) v *= corner >> a & 1 ? points.t[m][a][q] : 1 - points.t[m][a][q];
                     points.weight[m][corner][q] = v;
@@ -575,7 +617,7 @@ private:
         const R n = R(p.in[a]);
         const R middle = p.padding == REFLECTION && p.align_corners ? R(0) : R(0.5);  // before pixel 0
         const R period = p.padding == CIRCULAR ? n : p.align_corners ? 2 * (n - 1) : 2 * n;
-        for (int q = 0; q < SPAN; q++) {
+        STN_SPAN {
             R v = R(whole[q]) + t[q] + at[q] + middle;
             v = period > 0 ? v - period * R(floor(v / period)) : R(0);
             v = v > 0 ? v : R(0);
@@ -595,7 +637,7 @@ private:
         const bool turn = p.padding == REFLECTION && p.align_corners;
         const R period = p.padding == CIRCULAR ? n : turn ? (n > 1 ? 2 * (n - 1) : R(1)) : 2 * n;
         const R end = p.padding == CIRCULAR ? n : turn ? n - 1 : n;
-        for (int q = 0; q < SPAN; q++) {
+        STN_SPAN {
             R v = R(i[q]);
             v -= period * R(floor(v / period));
             v = v > 0 ? v : R(0);
@@ -606,7 +648,7 @@ private:
             sign[q] = back ? R(-1) : R(1);
         }
         if (n == 1 && turn)
-            for (int q = 0; q < SPAN; q++) i[q] = 0, sign[q] = 1;
+            STN_SPAN i[q] = 0, sign[q] = 1;
     }
 
     static int along(const Combs<R, D>& combs, int j, int l, int q) {
@@ -630,31 +672,30 @@ private:
         }
     }
 
-    void forward(Chunk<R>& c, i64 b, R* memory, R* scratch) const {
-        Sides<R, D> sides;
-        Combs<R, D> combs;
+    void forward(Chunk<R>& c, i64 b, Outline& o, R* memory, R* scratch) const {
+        alignas(64) Span<R> fine;
         Points<R, D> points;
         C* sum = reinterpret_cast<C*>(scratch);  // (group, pixel)
         R* out = static_cast<R*>(p.output) + b * p.out_batch + c.first;
         for (int k = 0; k < c.count; k += SPAN) {
             const int count = c.count - k < SPAN ? c.count - k : SPAN;
-            sides_of(b, c.first + k, count, sides);
-            clean(c, k, sides);
+            clean(b, c, k, o, fine);
             for (i64 e = 0; e < copies.groups * SPAN; e++) sum[e] = C{};
-            for_copies(sides, combs, [&](int e) {
+            for_copies(o, [&](const Combs<R, D>& combs) {
+                const int e = combs.copy;
                 i64 apart[CORNERS];
                 corners(e, apart);
                 for_rows(combs, [&](int j, int l) {
-                    locate(c, k, sides, combs, j, l, false, points);
+                    locate<false>(c, k, o.sides, combs, j, l, false, points);
                     for (i64 group = 0; group < copies.groups; group++) {
                         const R* from = copies.origin(memory, e, group);
                         for (int q = 0; q < count; q++) {
-                            C total = sum[group * SPAN + q];
+                            C total[4] = {sum[group * SPAN + q]};  // sums that need not wait for each other
                             for (int m = 0, n = along(combs, j, l, q); m < n; m++) {
                                 const R* at = from + points.offset[m][q];
-                                for (int corner = 0; corner < CORNERS; corner++) total += load<C>(at + apart[corner]) * points.weight[m][corner][q];
+                                for (int corner = 0; corner < CORNERS; corner++) total[corner & 3] += load<C>(at + apart[corner]) * points.weight[m][corner][q];
                             }
-                            sum[group * SPAN + q] = total;
+                            sum[group * SPAN + q] = (total[0] + total[1]) + (total[2] + total[3]);
                         }
                     }
                 });
@@ -662,43 +703,43 @@ private:
             for (i64 ch = 0; ch < p.channels; ch++) {
                 const R* from = scratch + (ch / G * SPAN) * G + ch % G;
                 R* to = out + ch * p.out_channel + k;
-                for (int q = 0; q < count; q++) to[q] = sides.finite[q] != 0 ? from[q * G] : R(NAN);
+                for (int q = 0; q < count; q++) to[q] = fine[q] != 0 ? from[q * G] : R(NAN);
             }
         }
     }
 
     // The gradient that came in, as cells.
-    void read_grad(i64 b, i64 first, int count, i64 group, const Sides<R, D>& sides, R* to) const {
+    void read_grad(i64 b, i64 first, int count, i64 group, const Span<R>& fine, R* to) const {
         const R* from = static_cast<const R*>(p.output) + b * p.out_batch + first;
         for (int q = 0; q < SPAN; q++)
             for (int ch = 0; ch < G; ch++) {
-                bool there = q < count && group * G + ch < p.channels && sides.finite[q] != 0;
+                bool there = q < count && group * G + ch < p.channels && fine[q] != 0;
                 to[q * G + ch] = there ? from[(group * G + ch) * p.out_channel + q] : R(0);
             }
     }
 
-    void slopes(const Positions<R, D>& positions, Chunk<R>& c, i64 b, R* memory, R* scratch, double* total) const {
-        Sides<R, D> sides;
-        Combs<R, D> combs;
+    void slopes(const Positions<R, D>& positions, Chunk<R>& c, i64 b, Outline& o, R* memory, R* scratch, double* total) const {
+        const Sides<R, D>& sides = o.sides;
+        alignas(64) Span<R> fine;
         Points<R, D> points, other;
         const C* g = reinterpret_cast<const C*>(scratch);
         alignas(64) Row<R> grad[3];
         double all[D][D] = {};
         for (int k = 0; k < c.count; k += SPAN) {
             const int count = c.count - k < SPAN ? c.count - k : SPAN;
-            sides_of(b, c.first + k, count, sides);
-            clean(c, k, sides);
-            for (i64 group = 0; group < copies.groups; group++) read_grad(b, c.first + k, count, group, sides, scratch + group * SPAN * G);
+            clean(b, c, k, o, fine);
+            for (i64 group = 0; group < copies.groups; group++) read_grad(b, c.first + k, count, group, fine, scratch + group * SPAN * G);
             alignas(64) Span<R> for_position[D] = {}, for_axis[D][D] = {}, for_coarse = {}, for_length[D] = {};
-            for_copies(sides, combs, [&](int e) {
+            for_copies(o, [&](const Combs<R, D>& combs) {
+                const int e = combs.copy;
                 alignas(64) Span<R> for_share = {}, for_count[D] = {};
                 for_rows(combs, [&](int j, int l) {
                     alignas(64) Span<R> dots[MOST_COMB][CORNERS], crossed[MOST_COMB][CORNERS];
-                    locate(c, k, sides, combs, j, l, false, points);
+                    locate<true>(c, k, sides, combs, j, l, false, points);
                     products(e, combs, j, l, count, points, memory, g, dots);
                     const bool both = points.meets_kinks;
                     if (both) {
-                        locate(c, k, sides, combs, j, l, true, other);
+                        locate<true>(c, k, sides, combs, j, l, true, other);
                         products(e, combs, j, l, count, other, memory, g, crossed);
                     }
                     for (int m = 0; m < combs.most[0]; m++) {
@@ -708,13 +749,13 @@ private:
                             alignas(64) Span<R> unused;
                             derive(other, crossed, m, e, unused, second);
                             for (int a = 0; a < D; a++)
-                                for (int q = 0; q < SPAN; q++) {
+                                STN_SPAN {
                                     R one = slope[a][q], two = second[a][q];
                                     slope[a][q] = two - two == 0 ? R(0.5) * one + R(0.5) * two : one;
                                 }
                         }
                         const int at[3] = {m, j, l};
-                        for (int q = 0; q < SPAN; q++) {
+                        STN_SPAN {
                             const bool there = m < along(combs, j, l, q);
                             const R w = there ? points.whole[m][q] : R(0), counted = w * combs.share[q];
                             value[q] = there ? value[q] : R(0);
@@ -738,7 +779,7 @@ private:
                     }
                 });
                 const R size = R(i64(1) << e);
-                for (int q = 0; q < SPAN; q++) {
+                STN_SPAN {
                     for_coarse[q] += combs.share_slope[q] * for_share[q];
                     for (int s = 0; s < D; s++) {
                         const bool open = combs.count[s][q] > 1 && combs.share[q] > 0;
@@ -750,11 +791,11 @@ private:
             });
             sides.pull(for_coarse, for_length, for_axis);
             for (int q = 0; q < count; q++) {
-                const bool fine = sides.finite[q] != 0;
+                const bool here = fine[q] != 0;
                 for (int a = 0; a < D; a++) {
-                    grad[a][k + q] = fine ? for_position[a][q] : R(0);
+                    grad[a][k + q] = here ? for_position[a][q] : R(0);
                     for (int s = 0; s < D; s++) {
-                        const R v = fine ? for_axis[s][a][q] : R(0);
+                        const R v = here ? for_axis[s][a][q] : R(0);
                         if (total) all[a][s] += double(v);
                         else static_cast<R*>(area.grad_jacobian)[((b * job.pixels + c.first + k + q) * D + a) * D + s] = v;
                     }
@@ -788,7 +829,7 @@ private:
     // From the products of a point's corners its value and slopes, by pixels of the image.
     void derive(const Points<R, D>& points, const Span<R> (*dots)[CORNERS], int m, int e, R* value, Span<R>* slope) const {
         const R inverse = R(1) / R(i64(1) << e);
-        for (int q = 0; q < SPAN; q++) {
+        STN_SPAN {
             R v[CORNERS];
             for (int corner = 0; corner < CORNERS; corner++) v[corner] = dots[m][corner][q];
             for (int a = 0; a < D; a++) {
@@ -813,15 +854,16 @@ private:
     }
 
     // The gradient of one cell column of an image.
-    void spread(i64 b, i64 group, int last, R* memory, R* scratch) const {
+    void spread(i64 b, i64 group, int last, Outline& shared, R* memory, R* scratch) const {
         for (int e = 0; e <= last; e++) {
             const auto& copy = copies.copy[e];
             memset(memory + copy.begin + group * copy.plane, 0, size_t(copy.plane) * sizeof(R));
         }
         Chunk<R> c;
-        Sides<R, D> sides;
-        Combs<R, D> combs;
+        Outline mine;
+        Outline& o = p.kind == AFFINE ? shared : mine;
         Points<R, D> points;
+        alignas(64) Span<R> fine;
         auto positions = job.positions(b);
         const C* g = reinterpret_cast<const C*>(scratch);
         for (i64 chunk = 0; chunk < job.chunks; chunk++) {
@@ -829,17 +871,17 @@ private:
             positions.fill(c);
             for (int k = 0; k < c.count; k += SPAN) {
                 const int count = c.count - k < SPAN ? c.count - k : SPAN;
-                sides_of(b, c.first + k, count, sides);
-                clean(c, k, sides);
-                read_grad(b, c.first + k, count, group, sides, scratch);
-                for_copies(sides, combs, [&](int e) {
+                clean(b, c, k, o, fine);
+                read_grad(b, c.first + k, count, group, fine, scratch);
+                for_copies(o, [&](const Combs<R, D>& combs) {
+                    const int e = combs.copy;
                     i64 apart[CORNERS];
                     corners(e, apart);
                     R* to = copies.origin(memory, e, group);
                     for_rows(combs, [&](int j, int l) {
-                        locate(c, k, sides, combs, j, l, false, points);
+                        locate<false>(c, k, o.sides, combs, j, l, false, points);
                         for (int q = 0; q < count; q++) {
-                            if (sides.finite[q] == 0) continue;
+                            if (fine[q] == 0) continue;
                             for (int m = 0, n = along(combs, j, l, q); m < n; m++) {
                                 R* at = to + points.offset[m][q];
                                 for (int corner = 0; corner < CORNERS; corner++)
