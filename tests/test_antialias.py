@@ -222,7 +222,10 @@ def test_one_axis_alone_is_a_problem_in_1d(d):
     assert rms(line[0] - wanted[0, 0]) < 0.35 * rms(plain - wanted)
 
 
-@pytest.mark.parametrize("size, small", [((48, 36), (24, 12)), ((48, 36), (16, 18)), ((24, 64), (24, 8)), ((24,), (6,)), ((8, 9, 6), (4, 3, 3))])
+@pytest.mark.parametrize(
+    ("size", "small"),
+    [((48, 36), (24, 12)), ((48, 36), (16, 18)), ((24, 64), (24, 8)), ((24,), (6,)), ((8, 9, 6), (4, 3, 3))],
+)
 def test_whole_pixels_have_their_mean(size, small):
     """Where an output pixel covers n x m whole pixels, exactly."""
     d, factors = len(size), [n // m for n, m in zip(size, small, strict=True)]

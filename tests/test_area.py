@@ -58,7 +58,9 @@ def native(*given):
 
 def compare(given, atol):
     for got, wanted in zip(results(native, *given), results(antialias._average, *given), strict=True):
-        torch.testing.assert_close(got, wanted, rtol=atol, atol=atol * (1 + float(wanted.nan_to_num().abs().max())), equal_nan=True)
+        torch.testing.assert_close(
+            got, wanted, rtol=atol, atol=atol * (1 + float(wanted.nan_to_num().abs().max())), equal_nan=True
+        )
 
 
 @pytest.mark.parametrize("factor", [0.4, 1.0, 2.2, 5.0, 40.0])
@@ -152,7 +154,9 @@ def test_layouts():
         assert torch.equal(out, wanted)
         (grad,) = torch.autograd.grad(out.square().sum(), given)
         plain = image.clone().requires_grad_()
-        assert torch.equal(grad, torch.autograd.grad(stn.warp(plain, theta, (9, 8), antialias=True).square().sum(), plain)[0])
+        assert torch.equal(
+            grad, torch.autograd.grad(stn.warp(plain, theta, (9, 8), antialias=True).square().sum(), plain)[0]
+        )
     one = stn.warp(image[:1].expand(3, -1, -1, -1), theta, (9, 8), antialias=True)
     assert torch.equal(one, wanted[:1].expand_as(one))
 

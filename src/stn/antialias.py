@@ -128,7 +128,8 @@ def _comb(counts: Tensor, points: int) -> tuple[Tensor, Tensor]:
         n = count.detach().ceil()
         k, number = number.remainder(n), (number / n).floor()
         step = torch.minimum(k, n - 1 - k)  # from the nearer end
-        is_inner = step + 1 > (n - 1) / 2  # of the middle one or two, whose share of the length is what the others leave
+        # Of the middle one or two, whose share of the length is what the others leave.
+        is_inner = step + 1 > (n - 1) / 2
         rest = count - n + 2
         inner = torch.where(n % 2 == 1, rest - 1, rest / 2)
         # Two that move apart: as far as the spread of the pixels asks that they stand for.

@@ -213,8 +213,8 @@ def warp(
         size: of the output, ([D,] H, W); the image's own unless given.
         mode, padding_mode, fill, align_corners: as for `sample`.
         antialias: average over what each output pixel stands for in the input, where that is more than a pixel, by the
-            warp's Jacobian: along each axis by its own measure. Several times the cost; nothing changes where the warp
-            does not shrink the image.
+            warp's Jacobian: along each axis by its own measure, whole pixels by their mean. Several times the cost; nothing
+            changes where the warp does not shrink the image.
         lattice_align_corners: where the pixels of the output lie, if not as `align_corners`, which then is about the
             image alone: for networks that were trained with a mixture of both (see `stn.conventions`). The grid is made.
         spacing: the length of a pixel's side in the image along (x, y[, z]), such as (1, 1, 3) for voxels of 1 x 1 x 3

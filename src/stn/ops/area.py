@@ -138,7 +138,7 @@ def _run(
     out: Tensor,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Fills `out`, or the gradient of the image, which comes in its place; or returns those of the values and the Jacobian."""
-    coordinates, reading = _records(values, fill, kind, size, padding, align_corners)
+    coordinates, _ = _records(values, fill, kind, size, padding, align_corners)
     is_signal, is_grid = image.ndim == 3, kind == "grid"
     if is_signal:  # an image of one row
         image, out = image.unsqueeze(2), out.unsqueeze(2)
@@ -255,7 +255,9 @@ def _function(fill: Tensor | None, how: Any) -> Callable[[Tensor, Tensor, Tensor
 def _mapped(apply: Callable[..., Any], info: Any, dims: tuple[Any, ...], inputs: tuple[Any, ...], count: int) -> Any:
     """`apply` with the mapped axis in the batch of the first `count` inputs; for every fill by itself."""
     n, how = info.batch_size, inputs[count + 1 :]
-    moved = [t.expand(n, *t.shape) if d is None else t.movedim(d, 0) for t, d in zip(inputs[:count], dims, strict=False)]
+    moved = [
+        t.expand(n, *t.shape) if d is None else t.movedim(d, 0) for t, d in zip(inputs[:count], dims, strict=False)
+    ]
     fill, at = inputs[count], dims[count]
     if at is None:
         found = apply(*(t.flatten(0, 1) for t in moved), fill, *how)
