@@ -73,6 +73,16 @@ def test_values_and_gradients(shape, kind, factor):
         compare(case(shape, padding, align_corners, kind, factor), 1e-10)
 
 
+def test_outputs_of_several_blocks():
+    compare(case((1, (60, 70), (66, 75)), "zeros", False, "affine", 1.7, batch=1), 1e-10)
+
+
+def test_points_that_move_apart():
+    """Where even the smallest copy is too fine."""
+    for padding in ("reflection", "zeros"):
+        compare(case((1, (16, 21), (8, 8)), padding, False, "grid", 150.0), 1e-10)
+
+
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("out", [(16, 16), (8, 8), (11, 32), (32, 32), (4, 4)])
 def test_positions_on_kinks(out, align_corners):

@@ -213,8 +213,8 @@ class _Pull(torch.autograd.Function):
     def forward(
         grad: Tensor, image: Tensor, values: Tensor, jacobian: Tensor, fill: Tensor | None, *how: Any
     ) -> tuple[Tensor, ...]:
-        *options, _, for_image, for_values = how
-        found = _backward(grad, image, values, jacobian, fill, *options, for_image, for_values)
+        options = (*how[:-3], *how[-2:])  # all but `otherwise`
+        found = _backward(grad, image, values, jacobian, fill, *options)
         return tuple(grad.new_empty(image.shape[:1]) if g is None else g for g in found)
 
     @staticmethod
