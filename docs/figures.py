@@ -292,7 +292,8 @@ def error_table(images: list[Shrunk]) -> str:
     rows = ["| image | without | with | ratio |", "|---|---|---|---|"]
     for image in images:
         without, with_it = image.errors()
-        rows.append(f"| {image.name} | {without:.3f} | {with_it:.3f} | {without / with_it:.1f} |")
+        ratio = f"{without / with_it:.1f}" if with_it >= 5e-4 else "exact"
+        rows.append(f"| {image.name} | {without:.3f} | {with_it:.3f} | {ratio} |")
     return "\n".join(rows)
 
 

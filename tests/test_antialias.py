@@ -14,6 +14,7 @@ from stn import antialias
 from stn.geometry import lattice
 
 SIZES = {1: (21,), 2: (13, 18), 3: (7, 9, 6)}
+BACKENDS = [name for name in ("reference", "cpu") if stn.ops.backends()[name] == "available"]
 PADDINGS = ("zeros", "border", "reflection", "circular", "constant")
 dimensions = pytest.mark.parametrize("d", [1, 2, 3])
 corners = pytest.mark.parametrize("align_corners", [False, True])
@@ -39,13 +40,13 @@ def noise(*size, d=2):
 
 
 def supersampled(image, theta, size, points=16, *, align_corners=False, **options):
-    """The mean over each output pixel's own area, of the image as bilinear interpolation continues it."""
+    """The mean over each output pixel's own area, of an image of square pixels unless a mode is given."""
     axes = [lattice(n, align_corners=align_corners, dtype=torch.float64) for n in size]
     within = (torch.arange(points, dtype=torch.float64) + 0.5) / points - 0.5
     axes = [(a[:, None] + within * 2 / (n - align_corners)).flatten() for a, n in zip(axes, size, strict=True)]
     at = torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], -1)
     grid = (at[..., None, :] @ theta[0, :, :-1].T)[..., 0, :] + theta[0, :, -1]
-    fine = stn.sample(image, grid[None], align_corners=align_corners, **options)
+    fine = stn.sample(image, grid[None], align_corners=align_corners, **{"mode": "nearest", **options})
     return (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[len(size) - 1](fine, points)
 
 
@@ -91,13 +92,12 @@ def test_rotations_change_nothing():
 @pytest.mark.parametrize("factor", [2, 4, 8, 16])
 @pytest.mark.parametrize("picture", ["zone plate", "noise"])
 def test_aliasing_against_the_exact_area_average(picture, factor):
-    """Root mean square error to the mean over each pixel's area, beside that of reading single points. Most of what is
-    left is the smoother shape of the average, a tent where the area is a box: its output has less in it, not more."""
+    """Root mean square error to the mean over each pixel's area, beside that of reading single points."""
     image = zone_plate(128) if picture == "zone plate" else noise(128)
-    theta, size = scaled(2, 1.0, 1.0, shift=0.003), (128 // factor,) * 2
+    theta, size = scaled(2, 1.0, 1.0, shift=1 / 256), (128 // factor,) * 2  # a quarter of a pixel
     wanted = supersampled(image, theta, size, padding_mode="reflection")
     plain, smooth = (stn.warp(image, theta, size, antialias=a, padding_mode="reflection") for a in (False, True))
-    assert rms(smooth - wanted) < 0.25 * rms(plain - wanted)
+    assert rms(smooth - wanted) < {2: 1e-9, 4: 0.12, 8: 0.2, 16: 0.2}[factor] * rms(plain - wanted)
     assert rms(smooth) < 1.05 * rms(wanted)
     torchs = F.interpolate(image, size, mode="bilinear", antialias=True)
     assert rms(smooth - torchs) < 0.4 * rms(plain - torchs)
@@ -110,7 +110,7 @@ def test_what_varies_slowly_is_kept(factor):
     x = torch.arange(n, dtype=torch.float64) + 0.5
     wave = torch.cos(2 * math.pi * x / (5 * factor))[None, None, None].expand(1, 1, round(8 * factor), n)
     out = stn.warp(wave, scaled(2, 1.0, 1.0), (8, 60), antialias=True, padding_mode="border")[0, 0, 4, 10:50]
-    assert 0.5 < math.sqrt(2) * rms(out) < 0.95
+    assert 0.5 < math.sqrt(2) * rms(out) < 0.97
     assert abs(float(out.mean())) < 0.02
 
 
@@ -139,7 +139,8 @@ def test_constants_stay_constant_under_every_padding(d, align_corners):
         torch.testing.assert_close(out, torch.full_like(out, 3.7), rtol=0, atol=1e-12)
     # and zeros are zeros: an image in the middle of them keeps its share of the area
     out = stn.warp(image, scaled(d, *[4.0] * d), (16,) * d, antialias=True, align_corners=align_corners)
-    assert float(out.mean()) == pytest.approx(3.7 / 4**d, rel=0.25)
+    covered = [n / (16 * (n - 1) * 4 / 15) if align_corners else 0.25 for n in SIZES[d]]
+    assert float(out.mean()) == pytest.approx(3.7 * math.prod(covered), rel=0.05)
 
 
 def test_fill_is_one_for_each_channel():
@@ -177,7 +178,7 @@ def test_detail_across_the_zoom_is_kept(factor, axis):
     options = {"antialias": True, "padding_mode": "circular"}
     identity = scaled(2, 1.0, 1.0)
     assert rms(stn.warp(image, identity, size, **options)) > 0.99 * rms(image)
-    assert rms(stn.warp(image, identity, small, **options)) < 0.55 * rms(image)
+    assert rms(stn.warp(image, identity, small, **options)) < (0.71 if factor == 2 else 0.1) * rms(image)
 
 
 def test_detail_across_a_strong_zoom_is_kept_better_than_by_an_even_blur():
@@ -188,7 +189,7 @@ def test_detail_across_a_strong_zoom_is_kept_better_than_by_an_even_blur():
     kept = rms(stn.warp(image, scaled(2, 1.0, 1.0), (n, n // 16), **options))
     even = rms(stn.warp(image, scaled(2, 1.0, 1.0), (n // 16, n // 16), **options))
     assert 0.35 * rms(image) < kept < 0.6 * rms(image)
-    assert even < 0.01 * rms(image)
+    assert even < 0.02 * rms(image)
 
 
 def test_the_long_way_of_a_rotated_zoom_is_averaged():
@@ -204,7 +205,7 @@ def test_the_long_way_of_a_rotated_zoom_is_averaged():
         plain, smooth = (stn.warp(image, theta, antialias=a, **options)[..., 38:58, 38:58] for a in (False, True))
         waves[name] = rms(smooth) / rms(plain)
     assert waves["short"] > 0.95
-    assert waves["long"] < 0.55
+    assert waves["long"] < 0.6
 
 
 @dimensions
@@ -221,17 +222,45 @@ def test_one_axis_alone_is_a_problem_in_1d(d):
     assert rms(line[0] - wanted[0, 0]) < 0.35 * rms(plain - wanted)
 
 
-@dimensions
-def test_the_points_of_a_pixel(d):
-    """As dense as a tent along each axis, and no two on one line: each has a place of its own along every axis."""
-    points = torch.tensor(antialias._tent(d), dtype=torch.float64)
-    assert points.abs().max() < 1
-    for axis in points.T:
-        at = axis.sort().values
-        assert at.diff().min() > 0.02
-        rank = (torch.arange(len(at)) + 0.5) / len(at)  # the share of a tent to the left of each
-        torch.testing.assert_close(torch.where(at < 0, (1 + at) ** 2 / 2, 1 - (1 - at) ** 2 / 2), rank.double())
-    torch.testing.assert_close(points.sort(0).values, -points.flip(0).sort(0).values.flip(0))
+@pytest.mark.parametrize(
+    ("size", "small"),
+    [((48, 36), (24, 12)), ((48, 36), (16, 18)), ((24, 64), (24, 8)), ((24,), (6,)), ((8, 9, 6), (4, 3, 3))],
+)
+def test_whole_pixels_have_their_mean(size, small):
+    """Where an output pixel covers n x m whole pixels, exactly."""
+    d, factors = len(size), [n // m for n, m in zip(size, small, strict=True)]
+    image = torch.randn(2, 3, *size, dtype=torch.float64)
+    wanted = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[d - 1](image, factors)
+    for backend in BACKENDS:
+        with stn.ops.use_backend(backend):
+            out = stn.warp(image, scaled(d, *[1.0] * d), small, antialias=True)
+        torch.testing.assert_close(out, wanted, rtol=0, atol=1e-12)
+
+
+def test_the_points_along_a_side():
+    """Their number, their weights, and a spread of which neither its value nor its slope jumps where one more comes in."""
+    counts = torch.linspace(1, 9, 801, dtype=torch.float64)
+    weight, place = antialias._comb(counts[:, None], 9)
+    place = place[..., 0] * counts
+    torch.testing.assert_close(weight.sum(0), torch.ones_like(counts))
+    torch.testing.assert_close((weight * place).sum(0), torch.zeros_like(counts))
+    assert torch.equal((weight > 0).sum(0), counts.ceil().long())
+    spread = (weight * place.square()).sum(0)
+    assert (spread - (counts.square() - 1) / 12).abs().max() < 0.07
+    torch.testing.assert_close(spread[::100], (counts[::100].square() - 1) / 12)
+    slope = spread.diff()
+    assert slope.diff().abs().max() < 0.001
+    at = place[weight[:, 700] > 0, 700].sort().values
+    assert at.diff().tolist() == pytest.approx([1.0] * 7)
+
+
+def test_no_more_points_than_are_planned():
+    """In a program that cannot count them."""
+    for d, most in antialias._MOST.items():
+        lengths = torch.cat([torch.rand(20000, d, dtype=torch.float64), torch.rand(20000, d).double().pow(4)]) * 200
+        coarse = antialias._coarseness(lengths.clamp_min(1.0))
+        unit = (coarse / 2).clamp_min(1.0)
+        assert 0.7 * most < (lengths / unit[:, None]).clamp_min(1.0).ceil().prod(-1).max() <= most
 
 
 # Every family
@@ -365,28 +394,27 @@ def test_compile_fullgraph(family):
         torch.testing.assert_close(graph, eager, rtol=0, atol=1e-11)
 
 
-def test_copies_are_counted_on_the_cpu_alone():
-    """Elsewhere, or in a graph, to know would be to wait for the device: there all of them are made."""
+def test_points_and_copies_are_counted_where_they_can_be():
+    """In a graph nothing is known: there all of them are made."""
     level = torch.tensor([[0.2, 1.4]])
-    assert antialias._needed(level, 5) == 2
-    assert antialias._needed(torch.zeros(1, 3), 5) == 0
-    assert antialias._needed(torch.tensor([[torch.nan, 0.5]]), 5) == 1
-    assert antialias._needed(torch.zeros(0, 3), 5) == 0
-    assert antialias._needed(level.to("meta"), 5) == 5
-    compiled = torch.compile(lambda x: x + antialias._needed(x, 5), fullgraph=True, backend="eager")
+    assert antialias._most(level, 5.0) == pytest.approx(1.4)
+    assert antialias._most(torch.zeros(0, 3), 5.0) == 0
+    assert antialias._most(level.to("meta"), 5.0) == 5
+    compiled = torch.compile(lambda x: x + antialias._most(x, 5.0), fullgraph=True, backend="eager")
     assert torch.equal(compiled(level), level + 5)
     counted = []
-    torch.func.vmap(lambda x: (counted.append(antialias._needed(x, 5)), x)[1])(level)
+    torch.func.vmap(lambda x: (counted.append(antialias._most(x, 5.0)), x)[1])(level)
     assert counted == [5]
 
 
-def test_more_copies_than_are_needed_change_nothing(monkeypatch):
+def test_more_points_and_copies_than_are_needed_change_nothing(monkeypatch):
     image, theta = noise(24, 20), scaled(2, 7.0, 6.0, shift=0.1)
-    out = stn.warp(image, theta, antialias=True)
-    monkeypatch.setattr(antialias, "_needed", lambda level, last: last)
-    torch.testing.assert_close(stn.warp(image, theta, antialias=True), out, rtol=0, atol=1e-14)
-    monkeypatch.setattr(antialias, "_needed", lambda level, last: 0)
-    assert (stn.warp(image, theta, antialias=True) - out).abs().max() > 1e-3
+    with stn.ops.use_backend("reference"):
+        out = stn.warp(image, theta, antialias=True)
+        monkeypatch.setattr(antialias, "_most", lambda values, bound: bound)
+        torch.testing.assert_close(stn.warp(image, theta, antialias=True), out, rtol=0, atol=1e-14)
+        monkeypatch.setattr(antialias, "_most", lambda values, bound: 1.0)
+        assert (stn.warp(image, theta, antialias=True) - out).abs().max() > 1e-3
 
 
 # Types and shapes

@@ -244,9 +244,11 @@ def test_a_zone_plate_reaches_the_finest_pattern_at_its_edge(figures):
 
 def test_the_errors_on_the_page_are_those_measured(figures):
     images = figures.shrunk()
-    stated = re.findall(r"[\d.]+", figures.between(PAGES[1].read_text(encoding="utf-8"), "errors"))
+    table = figures.between(PAGES[1].read_text(encoding="utf-8"), "errors")
+    stated = re.findall(r"[\d.]+", table)
     measured = re.findall(r"[\d.]+", figures.error_table(images))
-    assert len(stated) == 3 * len(images)
+    assert len(stated) == 3 * len(images) - table.count("exact")
+    assert table.count("exact") == 2  # an eighth along x is whole pixels, read without smaller copies
     np.testing.assert_allclose(np.array(stated, float), np.array(measured, float), atol=2e-3, rtol=0.04)
     for image in images[:2]:
         without, with_it = image.errors()

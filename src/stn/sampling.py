@@ -136,8 +136,9 @@ def _read_antialiased(image: Tensor, coordinates: Coordinates, reading: Reading)
     batch = check_batches("image", image, "grid", grid)
     steps = torch.stack([differences(grid, axis) for axis in reversed(range(1, grid.ndim - 1))], dim=-1)
     steps = steps * grid.new_tensor(extent(size, align_corners=align_corners))[:, None]
-    grid, steps = grid.expand(batch, *grid.shape[1:]), steps.expand(batch, *steps.shape[1:])
-    return sample_antialiased(image.expand(batch, *image.shape[1:]), grid, steps, fit_fill(reading, image))
+    steps = steps.expand(batch, *steps.shape[1:])
+    coordinates = Coordinates("grid", coordinates.size, grid.expand(batch, *grid.shape[1:]))
+    return sample_antialiased(image.expand(batch, *image.shape[1:]), coordinates, steps, fit_fill(reading, image))
 
 
 def _refuse_bytes(image: Tensor) -> None:
@@ -212,8 +213,8 @@ def warp(
         size: of the output, ([D,] H, W); the image's own unless given.
         mode, padding_mode, fill, align_corners: as for `sample`.
         antialias: average over what each output pixel stands for in the input, where that is more than a pixel, by the
-            warp's Jacobian: along each axis by its own measure. Several times the cost; nothing changes where the warp
-            does not shrink the image.
+            warp's Jacobian: along each axis by its own measure, whole pixels by their mean. Several times the cost; nothing
+            changes where the warp does not shrink the image.
         lattice_align_corners: where the pixels of the output lie, if not as `align_corners`, which then is about the
             image alone: for networks that were trained with a mixture of both (see `stn.conventions`). The grid is made.
         spacing: the length of a pixel's side in the image along (x, y[, z]), such as (1, 1, 3) for voxels of 1 x 1 x 3
@@ -301,35 +302,40 @@ def read_warp(
         image = of_one_size(image)
     of_lattice = reading.align_corners if lattice_align_corners is None else lattice_align_corners
     coordinates = where_to_read(image, theta, size, transform, of_lattice, spacing)
-    if not antialias:
+    if antialias:
+        _refuse_bytes(image)
+    if not antialias or 0 in size:
         if of_lattice != reading.align_corners:
             coordinates = Coordinates("grid", size, positions(coordinates, of_lattice, coordinate_dtype(image)))
         return read(image, coordinates, reading)
-    _refuse_bytes(image)
     d, image_size = len(size), tuple(image.shape[2:])
     dtype = coordinate_dtype(image)
-    if transform is None or transform.kind in MATRICES:
-        coordinates = coordinates._replace(values=coordinates.values.to(dtype))
-        mapping = functools.partial(map_points, coordinates)
-    else:
-        mapping = functools.partial(transform.map_points, theta.to(dtype), frame=Frame(image_size, of_lattice, spacing))
-    batch = check_batches("image", image, "theta", theta)
-    points = lattice_points(coordinates.values.to(dtype), size, of_lattice).expand(theta.shape[0], -1, -1)
-    of_input = points.new_tensor(extent(image_size, align_corners=reading.align_corners))
-    of_output = points.new_tensor(extent(size, align_corners=of_lattice))
+    coordinates = coordinates._replace(values=coordinates.values.to(dtype))
+    like = coordinates.values
+    of_input = like.new_tensor(extent(image_size, align_corners=reading.align_corners))
+    of_output = like.new_tensor(extent(size, align_corners=of_lattice))
     # Pixels of the input for a pixel of the output; an axis of one pixel with align_corners has no length.
     scale = of_input[:, None] / torch.where(of_output == 0, torch.inf, of_output)
+    batch = check_batches("image", image, "theta", theta)
+    image, reading = image.expand(batch, *image.shape[1:]), fit_fill(reading, image)
     if coordinates.kind == "affine":
-        steps = coordinates.values[:, None, :, :d] * scale
-    elif is_portable():
+        matrix = like.expand(batch, -1, -1)
+        coordinates, steps = coordinates._replace(values=matrix), matrix[..., :d] * scale
+        if of_lattice != reading.align_corners:
+            coordinates = Coordinates("grid", size, positions(coordinates, of_lattice))
+            steps = steps.reshape(-1, *[1] * d, d, d).expand(*coordinates.values.shape, d)
+        return sample_antialiased(image, coordinates, steps, reading)
+    if is_portable():
         raise ValueError(
             "antialias: expected False, or an affine transform, in a program that is exported: the derivative of others would keep the "
             "batch of the example"
         )
+    if transform is None or transform.kind in MATRICES:
+        mapping = functools.partial(map_points, coordinates)
     else:
-        steps = derivative(lambda p: mapping(p), points) * scale
-    steps = steps.expand(*points.shape, d)
+        mapping = functools.partial(transform.map_points, theta.to(dtype), frame=Frame(image_size, of_lattice, spacing))
+    points = lattice_points(like, size, of_lattice).expand(theta.shape[0], -1, -1)
+    steps = (derivative(lambda p: mapping(p), points) * scale).expand(*points.shape, d)
     grid = mapping(points).reshape(-1, *size, d).expand(batch, *size, d)
     steps = steps.reshape(-1, *size, d, d).expand(batch, *size, d, d)
-    image = image.expand(batch, *image.shape[1:])
-    return sample_antialiased(image, grid, steps, fit_fill(reading, image))
+    return sample_antialiased(image, Coordinates("grid", size, grid), steps, reading)

@@ -34,7 +34,7 @@ class _Backward(Protocol):
 
 def forward(of_images: _Forward, image: Tensor, coordinates: Coordinates, reading: Reading) -> Tensor:
     rows = _rows(image, reading)
-    return of_images(rows, _in_plane(coordinates, rows), reading).squeeze(2)
+    return of_images(rows, in_plane(coordinates, rows), reading).squeeze(2)
 
 
 def backward(
@@ -50,12 +50,12 @@ def backward(
     if for_image and image.element_size() < 4:  # each row's share would be rounded before they are summed
         rows = rows.float()
     grad_image, grad_values = of_images(
-        grad.unsqueeze(2).to(rows.dtype), rows, _in_plane(coordinates, rows), reading, for_image, for_values
+        grad.unsqueeze(2).to(rows.dtype), rows, in_plane(coordinates, rows), reading, for_image, for_values
     )
     if grad_image is not None:
         grad_image = grad_image.sum(2, dtype=rows.dtype).to(image.dtype)
     if grad_values is not None:
-        grad_values = _of_line(grad_values, coordinates).to(coordinates.values.dtype)
+        grad_values = of_line(grad_values, coordinates).to(coordinates.values.dtype)
     return grad_image, grad_values
 
 
@@ -67,7 +67,7 @@ def _rows(image: Tensor, reading: Reading) -> Tensor:
     return image.unsqueeze(2).expand(-1, -1, rows, -1)
 
 
-def _in_plane(coordinates: Coordinates, rows: Tensor) -> Coordinates:
+def in_plane(coordinates: Coordinates, rows: Tensor) -> Coordinates:
     """The same in two dimensions: y is the middle, 0 or in pixels halfway."""
     kind, (width,), values, basis = coordinates
     if kind == "affine":
@@ -86,8 +86,8 @@ def _in_plane(coordinates: Coordinates, rows: Tensor) -> Coordinates:
     return Coordinates(kind, (1, width), values, basis)
 
 
-def _of_line(grad: Tensor, coordinates: Coordinates) -> Tensor:
-    """What is of x in the gradient of `_in_plane`'s values."""
+def of_line(grad: Tensor, coordinates: Coordinates) -> Tensor:
+    """What is of x in the gradient of `in_plane`'s values."""
     if coordinates.kind == "affine":
         return grad[:, :1, ::2]
     if coordinates.kind == "projective":

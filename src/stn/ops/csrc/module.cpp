@@ -16,6 +16,7 @@
 namespace stn {
 void* xla_handler();
 void bind_cpab(nanobind::module_&);
+void bind_area(nanobind::module_&);
 void bind_deformable(nanobind::module_&);
 }
 
@@ -323,6 +324,7 @@ NB_MODULE(_native, m) {
     m.def("override_calls", &stn::override_calls, "How many calls ran here, and how many torch's own kernels ran.");
     m.def("xla_handler", [] { return nb::capsule(stn::xla_handler()); }, "For `jax.ffi.register_ffi_target`.");
     stn::bind_cpab(m);
+    stn::bind_area(m);
     stn::bind_deformable(m);
     m.def("choose", &choose, nb::arg("limit") = "");
     m.def("instruction_set", [] { return std::string(stn::instruction_set()); });
