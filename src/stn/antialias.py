@@ -31,10 +31,13 @@ def sample_antialiased(
     grid: Tensor,  # (B, *out, d)
     jacobian: Tensor,  # (B, *out, d, d)
     reading: Reading,
+    *,
+    at_once: bool = False,
 ) -> Tensor:
     """The image read at the grid, averaged over each output pixel.
 
-    jacobian has in its columns the steps in the input, in pixels (x, y[, z]), for one pixel of the output.
+    jacobian has in its columns the steps in the input, in pixels (x, y[, z]), for one pixel of the output. With `at_once` all
+    points of a pixel are read by one call: for programs whose operations are to be few, at the cost of memory.
     """
     d = image.ndim - 2
     size, kind, out_size = image.shape[2:], image.dtype, tuple(grid.shape[1:-1])
@@ -65,16 +68,17 @@ def sample_antialiased(
             [n / (m * 2**number) for n, m in zip(reversed(size), reversed(copy.shape[2:]), strict=True)]
         )
         total = torch.zeros((), dtype=image.dtype, device=image.device)
-        for offset in _tent(d):
-            moved = (axes * axes.new_tensor(offset)).sum(-1) / half
+        for some in axes.new_tensor(_tent(d)).split(_LATTICES[d][0] if at_once else 1):
+            k = some.shape[0]
+            moved = (axes[:, None] * some.reshape(k, *[1] * d, 1, d)).sum(-1) / half  # (B, k, *out, d)
             if number:
-                position = (_within(centre + moved, padding_mode, mirror) + 1) * cover - 1
-                value = ops.warp(copy, Coordinates("grid", out_size, position), smooth)
+                position = (_within(centre[:, None] + moved, padding_mode, mirror) + 1) * cover - 1
             else:
                 stretch = (n / (n - 1) if n > 1 else 1.0 for n in reversed(size)) if align_corners else [1.0] * d
-                position = grid + moved * grid.new_tensor(list(stretch))
-                value = ops.warp(image, Coordinates("grid", out_size, position), reading)
-            total = total + value
+                position = grid[:, None] + moved * grid.new_tensor(list(stretch))
+            coordinates = Coordinates("grid", (k * out_size[0], *out_size[1:]), position.flatten(1, 2))
+            value = ops.warp(copy, coordinates, smooth) if number else ops.warp(image, coordinates, reading)
+            total = total + (value.unflatten(2, (k, out_size[0])).sum(2) if k > 1 else value)
         out = out + share * total
     return (out / _LATTICES[d][0]).to(kind)
 

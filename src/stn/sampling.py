@@ -107,7 +107,7 @@ def sample(
     coordinates = locate(image, grid, units, order)
     if antialias is not False:
         check_flag("antialias", antialias)
-        return _read_antialiased(image, coordinates, reading)
+        return read_antialiased(image, coordinates, reading)
     return read(image, coordinates, reading, "grid")
 
 
@@ -126,7 +126,7 @@ def locate(image: Tensor, grid: Any, units: Any, order: Any) -> Coordinates:
     return Coordinates("pixels", coordinates.size, values.to(coordinate_dtype(image, values)))
 
 
-def _read_antialiased(image: Tensor, coordinates: Coordinates, reading: Reading) -> Tensor:
+def read_antialiased(image: Tensor, coordinates: Coordinates, reading: Reading, *, at_once: bool = False) -> Tensor:
     """`read`, averaged over what each pixel stands for, as far as its neighbours tell."""
     _refuse_bytes(image)
     grid = coordinates.values.to(coordinate_dtype(image))
@@ -137,7 +137,8 @@ def _read_antialiased(image: Tensor, coordinates: Coordinates, reading: Reading)
     steps = torch.stack([differences(grid, axis) for axis in reversed(range(1, grid.ndim - 1))], dim=-1)
     steps = steps * grid.new_tensor(extent(size, align_corners=align_corners))[:, None]
     grid, steps = grid.expand(batch, *grid.shape[1:]), steps.expand(batch, *steps.shape[1:])
-    return sample_antialiased(image.expand(batch, *image.shape[1:]), grid, steps, fit_fill(reading, image))
+    image = image.expand(batch, *image.shape[1:])
+    return sample_antialiased(image, grid, steps, fit_fill(reading, image), at_once=at_once)
 
 
 def _refuse_bytes(image: Tensor) -> None:
@@ -272,6 +273,16 @@ def check_sides(spacing: Any, d: int, transform: AbstractTransform | None) -> tu
     return check_spacing(spacing, d)
 
 
+def pixels_per_pixel(
+    like: Tensor, image_size: tuple[int, ...], size: tuple[int, ...], align_corners: bool, of_lattice: bool
+) -> Tensor:
+    """What a Jacobian (d, d) is to be multiplied with to be pixels of the input for a pixel of the output."""
+    of_input = like.new_tensor(extent(image_size, align_corners=align_corners))
+    of_output = like.new_tensor(extent(size, align_corners=of_lattice))
+    # An axis of one pixel with align_corners has no length.
+    return of_input[:, None] / torch.where(of_output == 0, torch.inf, of_output)
+
+
 def where_to_read(
     image: Tensor,
     theta: Tensor,
@@ -315,10 +326,7 @@ def read_warp(
         mapping = functools.partial(transform.map_points, theta.to(dtype), frame=Frame(image_size, of_lattice, spacing))
     batch = check_batches("image", image, "theta", theta)
     points = lattice_points(coordinates.values.to(dtype), size, of_lattice).expand(theta.shape[0], -1, -1)
-    of_input = points.new_tensor(extent(image_size, align_corners=reading.align_corners))
-    of_output = points.new_tensor(extent(size, align_corners=of_lattice))
-    # Pixels of the input for a pixel of the output; an axis of one pixel with align_corners has no length.
-    scale = of_input[:, None] / torch.where(of_output == 0, torch.inf, of_output)
+    scale = pixels_per_pixel(points, image_size, size, reading.align_corners, of_lattice)
     if coordinates.kind == "affine":
         steps = coordinates.values[:, None, :, :d] * scale
     elif is_portable():
