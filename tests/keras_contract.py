@@ -405,7 +405,11 @@ def check_penalties(*, everything):
             continue
         rng = np.random.default_rng(number)
         # Where slopes jump between the cells that points are carried to, float32 is rounded to either side, in torch as well.
-        dtype = "float64" if "integrated" in family else DTYPES[(number + (BACKEND == "jax")) % 2]
+        dtype = (
+            "float64"
+            if family in ("cpab", "cpab in 3D", "composed of what is integrated")
+            else DTYPES[(number + (BACKEND == "jax")) % 2]
+        )
         theta = (transform.identity().numpy() + 0.2 * rng.normal(size=(2, transform.num_params))).astype(dtype)
         size, points = (6, 7, 8)[: transform.ndim], 9 if transform.ndim < 3 else 5
         shares = np.arange(1, len(AT_WORK) + 1) / 3
