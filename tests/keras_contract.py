@@ -26,6 +26,7 @@ import stn.keras
 from benchmarks import frameworks
 from stn.coordinates import Frame
 from stn.keras import families
+from stn.keras.backends import without_triton
 
 BACKEND = keras.config.backend()
 # Largest difference from float64, over the largest number (at least 1) of what is compared: float32 sums of some ten terms,
@@ -339,11 +340,168 @@ def check_refusals():
         "batch": lambda: stn.keras.warp(image, np.repeat(theta, 3, 0), transform="affine"),
         "input_fmap: expected (B, H, W, C)": lambda: stn.keras.spatial_transformer_network(image[0], theta),
     }
+    refused |= {
+        "fold: expected a finite weight": lambda: stn.keras.penalty(theta, "affine", fold=-1.0),
+        "weights: expected at least one": lambda: stn.keras.penalty(theta, "affine"),
+        "folds: expected names among": lambda: stn.keras.penalty(theta, "affine", folds=1.0),
+        "size: expected": lambda: stn.keras.penalty(theta, "affine", (5,), fold=1.0),
+        "theta: expected (B, 2) parameters": lambda: stn.keras.penalty(theta, "translation", fold=1.0),
+        "penalties: expected weights by name": lambda: stn.keras.SpatialTransformer(localizer, penalties=["fold"]),
+        "points: expected": lambda: stn.keras.SpatialTransformer(localizer, penalties={"fold": 1.0, "points": 1}),
+    }
     if BACKEND != "torch":
-        refused["antialias: expected False"] = lambda: stn.keras.warp(image, theta, transform="affine", antialias=True)
+        refused["backend: expected 'reference' with antialias"] = asked_of_the_native_kernels
     for words, call in refused.items():
         with pytest.raises(ValueError, match=re.escape(words)):
             call()
+
+
+def asked_of_the_native_kernels():
+    with stn.ops.use_backend("cpu"):
+        stn.keras.sample(np.ones((1, 4, 4, 1)), np.zeros((1, 2, 2, 2)), antialias=True)
+
+
+# Families by what becomes of their slopes: none of their own, chained, integrated, read from a field whose knots the points
+# meet (at 9 points the middle of an odd lattice), in closed form.
+BENT = {
+    "affine": stn.Affine(),
+    "similarity": stn.Similarity(),
+    "projective": stn.Projective(),
+    "tps": stn.ThinPlateSpline((3, 3)),
+    "bspline": stn.BSpline((3, 3)),
+    "displacement": stn.DisplacementField((3, 5)),
+    "velocity": stn.VelocityField((3, 4), steps=3),
+    "cpab": stn.CPAB((2, 2), zero_boundary=False, steps=4),
+    "polar": stn.Polar(),
+    "composed": stn.Similarity() @ stn.ThinPlateSpline((2, 3)),
+    "composed of what is integrated": stn.VelocityField((3, 3), steps=2) @ stn.CPAB((2, 2), steps=2),
+    "affine in 1D": stn.Affine(1),
+    "cpab in 1D": stn.CPAB((4,)),
+    "displacement in 3D": stn.DisplacementField((2, 3, 3)),
+    "tps in 3D": stn.ThinPlateSpline((2, 2, 2)),
+    "cpab in 3D": stn.CPAB((1, 1, 2), zero_boundary=False, steps=2),
+}
+# Each on its own, at work on a warp that does nothing bad.
+AT_WORK = {
+    "identity": {},
+    "scale": {"low": 1.1, "high": 1.2},
+    "fold": {"margin": 2.0},
+    "smoothness": {"order": 2},
+    "bending": {},
+    "out_of_frame": {},
+}
+# Of a sample: compilers take half a minute for a family on JAX.
+SAMPLE = {
+    "jax": ("displacement", "cpab"),
+    "tensorflow": ("projective", "displacement", "cpab", "composed of what is integrated"),
+    "torch": tuple(BENT),
+}
+
+
+def check_penalties(*, everything):
+    """Each penalty of every family, and its gradient by theta."""
+    for number, (family, transform) in enumerate(BENT.items()):
+        if not everything and family not in SAMPLE[BACKEND]:
+            continue
+        rng = np.random.default_rng(number)
+        # Where slopes jump between the cells that points are carried to, float32 is rounded to either side, in torch as well.
+        dtype = (
+            "float64"
+            if family in ("cpab", "cpab in 3D", "composed of what is integrated")
+            else DTYPES[(number + (BACKEND == "jax")) % 2]
+        )
+        theta = (transform.identity().numpy() + 0.2 * rng.normal(size=(2, transform.num_params))).astype(dtype)
+        size, points = (6, 7, 8)[: transform.ndim], 9 if transform.ndim < 3 else 5
+        shares = np.arange(1, len(AT_WORK) + 1) / 3
+
+        def of_each(theta, transform=transform, size=size, points=points):
+            return [
+                stn.keras.penalty(theta, transform, size, points=points, **{name: 1.0}, **options)
+                for name, options in AT_WORK.items()
+            ]
+
+        t = torch.tensor(theta.astype("float64"), requires_grad=True)
+        warp = stn.Warp(t, t, transform, size, size, False)
+        with without_triton():
+            penalties = stn.penalties.PENALTIES
+            wanted = torch.stack([penalties[name](warp, points=points, **o) for name, o in AT_WORK.items()])
+            (slope,) = torch.autograd.grad((wanted * torch.tensor(shares)).sum(), t)
+        if BACKEND == "torch":
+            t = torch.tensor(theta, requires_grad=True)
+            got = torch.stack(of_each(t))
+            (gradient,) = torch.autograd.grad((got * torch.tensor(shares.astype(dtype))).sum(), t)
+            found = got.detach().numpy(), gradient.numpy()
+        else:
+            found = gradients(lambda t, f=of_each: ops.stack(f(t)), theta, shares.astype(dtype))
+        close(found, (wanted.detach().numpy(), slope.numpy()), dtype, family)
+        print("penalties", family, dtype, flush=True)
+    theta = np.array([[1.0, 0.2, 0, 0.1, 1, 0.3]] * 2)
+    with np.errstate(all="raise"):
+        both = numbers(stn.keras.penalty(theta, "affine", identity=2.0, fold=0.5, margin=2.0))
+    single = [numbers(stn.keras.penalty(theta, "affine", margin=2.0, **w)) for w in ({"identity": 1.0}, {"fold": 1.0})]
+    assert abs(both - 2 * single[0] - 0.5 * single[1]) < 1e-12
+    assert single[0] > 0 < single[1]
+    nothing = numbers(stn.keras.penalty(theta[:0], "affine", identity=1.0, fold=0.0))
+    assert nothing.shape == ()
+    assert nothing == 0
+
+
+def check_antialias(*, everything):
+    """Antialiased reading: value, and the gradients by image and by theta or positions."""
+    rng = np.random.default_rng(0)
+    cases = [  # whose steps are: of a matrix, of the horizon, of a family, of neighbours
+        ("affine", "zeros", "bilinear", False),
+        ("projective", "border", "bilinear", True),
+        ("displacement", "reflection", "bilinear", False),
+        (None, "constant", "bicubic", False),
+        ("cpab", "circular", "bilinear", True),
+        ("affine in 1D", "border", "bilinear", False),
+        ("displacement in 3D", "zeros", "bilinear", False),
+        ("composed", "border", "lanczos3", False),
+        ("cpab in 1D", "constant", "nearest", True),
+    ]
+    for number, (name, padding, mode, align_corners) in enumerate(cases):
+        if not (everything or BACKEND == "torch") and number not in {"jax": (2, 3), "tensorflow": (0, 1)}[BACKEND]:
+            continue
+        transform = stn.Affine() if name is None else BENT[name]
+        d, dtype = transform.ndim, DTYPES[(number + (BACKEND == "jax")) % 2]
+        in_size, size = ((8,), (5, 8), (4, 3, 4))[d - 1], ((3,), (2, 3), (2, 1, 2))[d - 1]
+        fill = [0.7, -1.3] if padding == "constant" else 0.0
+        options = {"mode": mode, "padding_mode": padding, "fill": fill, "align_corners": align_corners}
+        image, weights = rng.normal(size=(2, *in_size, 2)), rng.normal(size=(2, *size, 2))
+        theta = transform.identity().numpy() + 0.1 * rng.normal(size=(2, transform.num_params))
+        if name is None:
+            theta = transform.grid(torch.tensor(theta), size).numpy()
+        arrays = [a.astype(dtype) for a in (image, theta, weights)]
+
+        def read(image, theta, options=options, name=name, size=size, transform=transform):
+            options = {**options, "antialias": True, "data_format": "channels_last"}
+            if name is None:
+                return stn.keras.sample(image, theta, **options)
+            return stn.keras.warp(image, theta, size, transform=transform, **options)
+
+        got = frameworks.differentiated(read, compiled=BACKEND == "jax" or everything)(*arrays)
+        i, t, w = (torch.tensor(a.astype("float64")) for a in arrays)
+        i.requires_grad_(), t.requires_grad_()
+        planes = i.movedim(-1, 1)
+        with stn.ops.use_backend("reference"), without_triton():
+            if name is None:
+                out = stn.sample(planes, t, antialias=True, **options)
+            else:
+                out = stn.warp(planes, t, size, transform=transform, antialias=True, **options)
+            out = out.movedim(1, -1)
+            wanted = [out.detach(), *torch.autograd.grad((out * w).sum(), (i, t))]
+        close(got, [a.numpy() for a in wanted], dtype, ("antialias", name, padding, mode))
+        plain = numbers(stn.keras.warp(image, np.eye(d, d + 1)[None], size, data_format="channels_last"))
+        assert abs(plain - wanted[0].numpy()).max() > 0.05
+        print("antialias", name, padding, mode, dtype, flush=True)
+    matrices = np.array([[[1.9, 0.1, 0.1], [0, 2.1, 0], [0.1, 0.2, 1.0]]])
+    image = rng.normal(size=(2, 5, 8, 2))
+    for matrix in (matrices, -matrices, matrices[:, :2]):  # one for both images
+        got = stn.keras.warp(image, matrix, (3, 4), antialias=True, data_format="channels_last")
+        with without_triton():
+            wanted = stn.warp(torch.tensor(image).movedim(-1, 1), torch.tensor(matrix), (3, 4), antialias=True)
+        assert abs(numbers(got) - wanted.movedim(1, -1).numpy()).max() < 1e-12
 
 
 def check_layer():
@@ -354,7 +512,8 @@ def check_layer():
     localizer = keras.Sequential(
         [layers.Flatten(), layers.Dense(4, activation="tanh"), stn.keras.identity_head(transform)]
     )
-    seen = stn.keras.SpatialTransformer(localizer, transform, (8, 9), data_format="channels_last")
+    penalties = {"identity": 0.5, "fold": 1.0, "margin": 2.0, "points": 5}
+    seen = stn.keras.SpatialTransformer(localizer, transform, (8, 9), data_format="channels_last", penalties=penalties)
     model = keras.Sequential([keras.Input((12, 12, 1)), seen, layers.Flatten(), layers.Dense(3)])
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile("adam", loss, jit_compile=BACKEND != "torch")
@@ -368,6 +527,13 @@ def check_layer():
     assert {k: v for k, v in kept.items() if k != "localizer"} == {k: v for k, v in config.items() if k != "localizer"}
     assert seen.get_config()["transform"] == transform.config()
     assert (model.predict(images[:5], verbose=0) == again.predict(images[:5], verbose=0)).all()
+    # What the layer adds to the loss is what its penalties say of its theta.
+    added = numbers(again.evaluate(images[:8], classes[:8], batch_size=8, verbose=0))
+    scores = model(images[:8])
+    alone = numbers(loss(classes[:8], scores))
+    wanted = numbers(stn.keras.penalty(seen.theta(images[:8]), transform, (12, 12), **penalties))
+    assert wanted > 0.5
+    assert abs(added - alone - wanted) < 1e-5
 
 
 def check_compiled(*, everything):
@@ -417,6 +583,8 @@ def main(what):
     check_families(everything=everything)
     check_reading(everything=everything)
     check_corners_of_the_rules(everything=everything)
+    check_penalties(everything=everything)
+    check_antialias(everything=everything)
     if BACKEND != "torch":
         check_who_reads()
     check_refusals()

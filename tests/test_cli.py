@@ -333,7 +333,7 @@ def test_ctrl_c_after_the_last_epoch_says_what_to_do(
     from stn_recipes import report
     from stn_recipes.run import folder, train
 
-    def stop(*_: object) -> None:
+    def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     path = tmp_path / "my run"

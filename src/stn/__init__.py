@@ -2,6 +2,7 @@
 
 from . import compat, conventions, geometry, kernels, models, ops, penalties, testing, transforms
 from .accelerate import accelerate
+from .channels_last import spatial_transformer_network
 from .coordinates import Frame
 from .deformable import deformable_sample
 from .diagnostics import Diagnosis, diagnose
@@ -19,7 +20,7 @@ from .placement import IterativeTransformer, ParallelTransformers
 from .registration import Registration, register
 from .sampling import sample, valid_mask, warp
 from .splatting import splat, splat_count
-from .transformer import SpatialTransformer, Warp, spatial_transformer_network
+from .transformer import SpatialTransformer, Warp
 from .transforms import (
     CPAB,
     AbstractTransform,

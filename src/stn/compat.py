@@ -22,9 +22,9 @@ from ._checks import (
     coordinate_dtype,
     describe,
 )
+from .channels_last import check_image_last
 from .geometry import lattice_points
 from .sampling import sample
-from .transformer import check_image_last
 from .transforms import CPAB
 
 

@@ -189,6 +189,17 @@ def linearized_once(function: Callable[[Tensor], Tensor], points: Tensor) -> tup
     return values.detach(), torch.stack(rows, dim=-2)
 
 
+def determinants(matrices: Tensor) -> Tensor:
+    """Of matrices (..., d, d), d of 1 to 3. Written out: exact, with a gradient where one is singular, and no small
+    factorizations."""
+    first, *others = matrices.unbind(-2)
+    if not others:
+        return first[..., 0]
+    if len(others) == 1:
+        return first[..., 0] * others[0][..., 1] - first[..., 1] * others[0][..., 0]
+    return (first * torch.linalg.cross(*others)).sum(-1)
+
+
 def differences(values: Tensor, axis: int) -> Tensor:
     """How much values change for one step along an axis: the mean of the steps from the one before and to the one after;
     of those that there are and that are finite, 0 where there is none.

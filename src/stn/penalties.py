@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,8 +52,7 @@ def identity(warp: Warp, *, points: int = 9) -> Tensor:
         tensor(0.2500)
     """
     _check(warp, points=points)
-    where = _lattice(warp, points, edges=False)
-    return _mean((warp.map_points(where) - where).square().sum(-1).mean(1))
+    return _mean(_looked_at(warp, "identity", points))
 
 
 def scale(warp: Warp, *, low: float = 1.0, high: float = 1.0, points: int = 9) -> Tensor:
@@ -79,10 +79,7 @@ def scale(warp: Warp, *, low: float = 1.0, high: float = 1.0, points: int = 9) -
         (tensor(1.), tensor(0.))
     """
     _check(warp, points=points, low=low, high=high)
-    determinant = _determinants(warp, points)
-    size = (determinant.square() + _FLAT**2).log() / (2 * len(warp.size))
-    beyond = (size - math.log(high)).relu() + (math.log(low) - size).relu()
-    return _mean(beyond.square().mean(1))
+    return _mean(_looked_at(warp, "scale", points, low=low, high=high))
 
 
 def fold(warp: Warp, *, margin: float = 0.01, points: int = 9) -> Tensor:
@@ -110,9 +107,7 @@ def fold(warp: Warp, *, margin: float = 0.01, points: int = 9) -> Tensor:
         (tensor(0.2500), tensor(0.))
     """
     _check(warp, points=points, margin=margin)
-    determinant = _determinants(warp, points)
-    mirrored = determinant.detach().sign().sum(1, keepdim=True) < 0
-    return _mean((margin - torch.where(mirrored, -determinant, determinant)).relu().mean(1))
+    return _mean(_looked_at(warp, "fold", points, margin=margin))
 
 
 def smoothness(warp: Warp, *, order: int = 1, points: int = 9) -> Tensor:
@@ -140,12 +135,7 @@ def smoothness(warp: Warp, *, order: int = 1, points: int = 9) -> Tensor:
     Source: Horn and Schunck 1981 (first order), Rueckert et al. 1999 (second).
     """
     _check(warp, points=points, order=order)
-    where = _lattice(warp, points, edges=True)
-    shift = (warp.map_points(where) - where).unflatten(1, (points,) * len(warp.size))
-    changes = [shift]
-    for _ in range(order):
-        changes = [c.diff(dim=axis + 1) * ((points - 1) / 2) for c in changes for axis in range(len(warp.size))]
-    return _mean(torch.stack([c.square().sum(-1).flatten(1).mean(1) for c in changes]).sum(0))
+    return _mean(_looked_at(warp, "smoothness", points, order=order))
 
 
 def bending(warp: Warp, *, points: int = 9) -> Tensor:
@@ -185,8 +175,56 @@ def out_of_frame(warp: Warp, *, points: int = 9) -> Tensor:
         tensor(1.6667)
     """
     _check(warp, points=points)
-    positions = warp.map_points(_lattice(warp, points, edges=True))
-    return _mean((positions.abs() - 1).relu().square().sum(-1).mean(1))
+    return _mean(_looked_at(warp, "out_of_frame", points))
+
+
+def _identity(mapped: Tensor, where: Tensor) -> Tensor:
+    return (mapped - where).square().sum(-1).mean(1)
+
+
+def _scale(determinant: Tensor, where: Tensor, *, low: float, high: float) -> Tensor:
+    size = (determinant.square() + _FLAT**2).log() / (2 * where.shape[-1])
+    beyond = (size - math.log(high)).relu() + (math.log(low) - size).relu()
+    return beyond.square().mean(1)
+
+
+def _fold(determinant: Tensor, where: Tensor, *, margin: float) -> Tensor:
+    mirrored = determinant.detach().sign().sum(1, keepdim=True) < 0
+    return (margin - torch.where(mirrored, -determinant, determinant)).relu().mean(1)
+
+
+def _smoothness(mapped: Tensor, where: Tensor, *, order: int) -> Tensor:
+    d = where.shape[-1]
+    points = round(where.shape[1] ** (1 / d))
+    changes = [(mapped - where).unflatten(1, (points,) * d)]
+    for _ in range(order):
+        changes = [c.diff(dim=axis + 1) * ((points - 1) / 2) for c in changes for axis in range(d)]
+    return torch.stack([c.square().sum(-1).flatten(1).mean(1) for c in changes]).sum(0)
+
+
+def _out_of_frame(mapped: Tensor, where: Tensor) -> Tensor:
+    return (mapped.abs() - 1).relu().square().sum(-1).mean(1)
+
+
+class Formula(NamedTuple):
+    """A penalty of each image, (B,), of what its warp does at points of the frame."""
+
+    edges: bool  # the points (1, N, d) are a lattice from edge to edge, not the centres of as many cells
+    slopes: (
+        bool  # it looks at the determinants of the Jacobian there, (B, N), not at the points that are read, (B, N, d)
+    )
+    of: Callable[..., Tensor]  # what it looks at, the points, options -> (B,)
+
+
+# Of these alone; `bending` has a formula of its family, or is the smoothness of second order. At the centres of cells, for on the very
+# edge of the frame some families have a kink.
+FORMULAS = {
+    "identity": Formula(False, False, _identity),
+    "scale": Formula(False, True, _scale),
+    "fold": Formula(False, True, _fold),
+    "smoothness": Formula(True, False, _smoothness),
+    "out_of_frame": Formula(True, False, _out_of_frame),
+}
 
 
 PENALTIES: dict[str, Callable[..., Tensor]] = {
@@ -291,14 +329,12 @@ def _check_options(
     check_number("order", order, "1 or 2", lambda v: isinstance(v, int) and v in (1, 2))
 
 
-def _lattice(warp: Warp, points: int, *, edges: bool) -> Tensor:
-    """Points (1, points^d, d) over the frame, row after row: from edge to edge, or the centres of as many cells."""
-    return lattice_points(warp.theta.to(coordinate_dtype(warp.theta)), (points,) * len(warp.size), edges)
-
-
-def _determinants(warp: Warp, points: int) -> Tensor:
-    """Of the Jacobian, at the centres of cells (B, points^d): on the very edge of the frame some families have a kink."""
-    return warp.transform.determinant(warp.theta, _lattice(warp, points, edges=False), warp.frame)
+def _looked_at(warp: Warp, name: str, points: int, **options: float) -> Tensor:
+    """A formula's penalty of each image of a warp, (B,)."""
+    edges, slopes, of = FORMULAS[name]
+    where = lattice_points(warp.theta.to(coordinate_dtype(warp.theta)), (points,) * len(warp.size), edges)
+    what = warp.transform.determinant(warp.theta, where, warp.frame) if slopes else warp.map_points(where)
+    return of(what, where, **options)
 
 
 def _mean(values: Tensor) -> Tensor:

@@ -107,7 +107,7 @@ def sample(
     coordinates = locate(image, grid, units, order)
     if antialias is not False:
         check_flag("antialias", antialias)
-        return _read_antialiased(image, coordinates, reading)
+        return read_antialiased(image, coordinates, reading)
     return read(image, coordinates, reading, "grid")
 
 
@@ -126,7 +126,7 @@ def locate(image: Tensor, grid: Any, units: Any, order: Any) -> Coordinates:
     return Coordinates("pixels", coordinates.size, values.to(coordinate_dtype(image, values)))
 
 
-def _read_antialiased(image: Tensor, coordinates: Coordinates, reading: Reading) -> Tensor:
+def read_antialiased(image: Tensor, coordinates: Coordinates, reading: Reading) -> Tensor:
     """`read`, averaged over what each pixel stands for, as far as its neighbours tell."""
     _refuse_bytes(image)
     grid = coordinates.values.to(coordinate_dtype(image))
@@ -273,6 +273,16 @@ def check_sides(spacing: Any, d: int, transform: AbstractTransform | None) -> tu
     return check_spacing(spacing, d)
 
 
+def pixels_per_pixel(
+    like: Tensor, image_size: tuple[int, ...], size: tuple[int, ...], align_corners: bool, of_lattice: bool
+) -> Tensor:
+    """What a Jacobian (d, d) is to be multiplied with to be pixels of the input for a pixel of the output."""
+    of_input = like.new_tensor(extent(image_size, align_corners=align_corners))
+    of_output = like.new_tensor(extent(size, align_corners=of_lattice))
+    # An axis of one pixel with align_corners has no length.
+    return of_input[:, None] / torch.where(of_output == 0, torch.inf, of_output)
+
+
 def where_to_read(
     image: Tensor,
     theta: Tensor,
@@ -312,10 +322,7 @@ def read_warp(
     dtype = coordinate_dtype(image)
     coordinates = coordinates._replace(values=coordinates.values.to(dtype))
     like = coordinates.values
-    of_input = like.new_tensor(extent(image_size, align_corners=reading.align_corners))
-    of_output = like.new_tensor(extent(size, align_corners=of_lattice))
-    # Pixels of the input for a pixel of the output; an axis of one pixel with align_corners has no length.
-    scale = of_input[:, None] / torch.where(of_output == 0, torch.inf, of_output)
+    scale = pixels_per_pixel(like, image_size, size, reading.align_corners, of_lattice)
     batch = check_batches("image", image, "theta", theta)
     image, reading = image.expand(batch, *image.shape[1:]), fit_fill(reading, image)
     if coordinates.kind == "affine":

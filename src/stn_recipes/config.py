@@ -220,7 +220,6 @@ class TrainConfig:
             value = getattr(self, name)
             if not (name == "ema" and value is None) and not 0 <= value < 1:
                 raise ValueError(f"{name}: expected a number in [0, 1), got {value!r}")
-        self.dataset = str(self.dataset)  # of a parser, whose own kind of text YAML does not know
         bytes_of("memory_limit", self.memory_limit)
         if self.balance and self.digit is not None:
             raise ValueError("balance: expected false for co-localization, which has images of one class")

@@ -6,5 +6,6 @@ The families are those of `stn.transforms`, with the same theta and the same num
 
 from .functional import sample, spatial_transformer_network, warp
 from .layers import SpatialTransformer, identity_head
+from .penalties import penalty
 
-__all__ = ["SpatialTransformer", "identity_head", "sample", "spatial_transformer_network", "warp"]
+__all__ = ["SpatialTransformer", "identity_head", "penalty", "sample", "spatial_transformer_network", "warp"]

@@ -93,6 +93,25 @@ def repeat(step: Callable[[Array], Array], state: Array, times: int) -> Array:
     return state
 
 
+def with_slopes(function: Callable[[Array], Array], points: Array) -> tuple[Array, Array]:
+    """What a function makes of points (B, N, d), each by itself, and its derivative (B, N, d, d), one row an output."""
+    d = points.shape[-1]
+    units = np.eye(d)
+    if BACKEND == "jax":
+        import jax
+
+        values, pull = jax.vjp(function, points)
+        rows = [pull(ops.broadcast_to(convert(unit, type_name(values.dtype)), values.shape))[0] for unit in units]
+        return values, ops.stack(rows, -2)
+    import tensorflow
+
+    with tensorflow.GradientTape(persistent=True) as tape:
+        tape.watch(points)
+        values = function(points)
+    along = [ops.ones_like(values) * convert(unit, type_name(values.dtype)) for unit in units]
+    return values, ops.stack([tape.gradient(values, points, a, unconnected_gradients="zero") for a in along], -2)
+
+
 def all_digits() -> contextlib.AbstractContextManager[Any]:
     """Where products of float32 are of float32: TPUs, and GPUs by their settings, keep three digits of it."""
     if BACKEND == "jax":

@@ -17,10 +17,11 @@ from keras import ops
 
 from .. import geometry
 from ..coordinates import MATRICES, Coordinates, Frame, Kind
+from ..coordinates import map_points as map_matrices
 from ..transforms import CPAB, DisplacementField, VelocityField, from_config
 from ..transforms.base import AbstractTransform, Compose
 from . import portable
-from .backends import Array, convert, repeat, type_name
+from .backends import Array, convert, repeat, type_name, with_slopes
 from .lowering import lower
 
 _EXAMPLES = 3  # of the batch: any number that is not 0 or 1, which exporters take for constants
@@ -43,9 +44,7 @@ def coordinates(
         points = ops.reshape(points, (-1, int(np.prod(size)), d))
         mapped = map_points(transform.outer, outer, points, frame)
     elif isinstance(transform, CPAB) and d > 1:
-        lattice = geometry.lattice_points(torch.empty(0, dtype=_torch_type(theta)), size, frame.align_corners)
-        points = ops.broadcast_to(convert(lattice.numpy()), (ops.shape(theta)[0], *lattice.shape[1:]))
-        mapped = map_points(transform, theta, points, frame)
+        mapped = map_points(transform, theta, lattice(theta, size, frame.align_corners), frame)
     else:
         program, kind, basis = _coordinates(canonical(transform), size, frame, _torch_type(theta))
         return Coordinates(kind, size, program(theta), basis)
@@ -70,6 +69,46 @@ def map_points(
         short = start(theta)
         return repeat(lambda points: step(short, points), points, transform.steps_taken)
     return _map_points(canonical(transform), points.shape[1], frame, dtype)(theta, points)
+
+
+def map_with_slopes(
+    transform: AbstractTransform,
+    theta: Array,  # (B, num_params)
+    points: Array,  # (B, N, d)
+    frame: Frame,
+) -> tuple[Array, Array]:
+    """`map_points`, and its derivative (B, N, d, d), one row an input coordinate; for TensorFlow and JAX."""
+    dtype = _torch_type(theta)
+    if isinstance(transform, VelocityField):
+        return map_with_slopes(DisplacementField(transform.size), _integrated(transform, theta), points, frame)
+    if isinstance(transform, Compose) and transform.kind == "grid":
+        outer, inner = _split(transform, theta)
+        points, first = map_with_slopes(transform.inner, inner, points, frame)
+        points, then = map_with_slopes(transform.outer, outer, points, frame)
+        return points, portable.product("bnij,bnjk->bnik", then, first)
+    if isinstance(transform, CPAB) and transform.ndim > 1:
+        start, step = _flow(canonical(transform), points.shape[1], dtype, slopes=True)
+        short, d = start(theta), transform.ndim
+        unit = ops.zeros_like(points)[..., None] + convert(np.eye(d), type_name(theta.dtype))
+        state = repeat(
+            lambda state: step(short, state), ops.concatenate([unit, points[..., None]], -1), transform.steps_taken
+        )
+        return state[..., d], state[..., :d]
+    program = _map_points(canonical(transform), points.shape[1], frame, dtype, slopes=True)
+    return with_slopes(lambda points: program(theta, points), points)
+
+
+def map_matrix_with_slopes(coordinates: Coordinates, points: Array) -> tuple[Array, Array]:
+    """`map_with_slopes` of the maps of projective coordinates."""
+    kind, size, values, _ = coordinates
+    program = _matrix_points(kind, size, points.shape[1], _torch_type(values))
+    return with_slopes(lambda points: program(values, points), points)
+
+
+def lattice(theta: Array, size: tuple[int, ...], align_corners: bool) -> Array:
+    """The pixel centres of an output, (B, N, d), row by row."""
+    points = geometry.lattice_points(torch.empty(0, dtype=_torch_type(theta)), size, align_corners)
+    return ops.broadcast_to(convert(points.numpy()), (ops.shape(theta)[0], *points.shape[1:]))
 
 
 def _integrated(transform: VelocityField, theta: Array) -> Array:
@@ -132,7 +171,7 @@ def _coordinates(
 
 @functools.lru_cache(_KEPT)
 def _map_points(
-    transform: AbstractTransform, count: int, frame: Frame, dtype: torch.dtype
+    transform: AbstractTransform, count: int, frame: Frame, dtype: torch.dtype, slopes: bool = False
 ) -> Callable[[Array, Array], Array]:
     points = torch.zeros(_EXAMPLES, count, transform.ndim, dtype=dtype)
     return lower(
@@ -140,16 +179,18 @@ def _map_points(
         _example(transform, dtype),
         points,
         ndim=transform.ndim,
+        kinks=slopes,
     )
 
 
 @functools.lru_cache(_KEPT)
 def _flow(
-    transform: CPAB, count: int, dtype: torch.dtype
+    transform: CPAB, count: int, dtype: torch.dtype, slopes: bool = False
 ) -> tuple[Callable[[Array], Array], Callable[[Array, Array], Array]]:
-    theta = _example(transform, dtype)
-    points = torch.zeros(_EXAMPLES, count, transform.ndim, dtype=dtype)
-    return lower(transform.short, theta), lower(transform.step, transform.short(theta), points)
+    theta, d = _example(transform, dtype), transform.ndim
+    state = torch.zeros(_EXAMPLES, count, *((d, d + 1) if slopes else (d,)), dtype=dtype)
+    step = transform.step_with_slopes if slopes else transform.step
+    return lower(transform.short, theta), lower(step, transform.short(theta), state)
 
 
 @functools.lru_cache(_KEPT)
@@ -159,6 +200,16 @@ def _doubling(
     theta = _example(transform, dtype)
     start = lower(transform.short, theta, ndim=transform.ndim)
     return start, lower(transform.twice, transform.short(theta), ndim=transform.ndim)
+
+
+@functools.lru_cache(_KEPT)
+def _matrix_points(
+    kind: Kind, size: tuple[int, ...], count: int, dtype: torch.dtype
+) -> Callable[[Array, Array], Array]:
+    d = len(size)
+    eye = torch.eye(d + 1, dtype=dtype).repeat(_EXAMPLES, 1, 1)
+    points = torch.zeros(_EXAMPLES, count, d, dtype=dtype)
+    return lower(lambda matrix, points: map_matrices(Coordinates(kind, size, matrix), points), eye, points)
 
 
 @functools.lru_cache(_KEPT)

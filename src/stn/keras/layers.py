@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 
 from .._checks import check_choice, check_flag, check_size, describe
+from ..penalties import Penalty
 from ..reading import Mode, PaddingMode, check_reading
 from ..transforms.config import TransformLike, check_transform
-from .backends import BACKEND, Array
+from .backends import Array
 from .functional import warp
+from .penalties import penalty
 
 
 def identity_head(transform: TransformLike, **options: Any) -> keras.layers.Dense:
@@ -46,6 +48,8 @@ class SpatialTransformer(keras.layers.Layer):
         size: of the output, ([D,] H, W); the input's own unless given.
         mode, padding_mode, fill, antialias, align_corners, data_format: as for `stn.keras.warp`. The padding is "border"
             unless given: zeros paint black corners that a classifier learns.
+        penalties: weights of `stn.penalties` by name, such as {"fold": 1.0, "scale": 0.1}, and with them the options of
+            `stn.penalties.Penalty`. Their sum is added to the model's loss (`add_loss`); None for no penalty.
 
     Shape: (B, [D,] H, W, C) -> (B, *size, C), or channels first. The batch may be open, the size of the image not.
 
@@ -76,6 +80,7 @@ class SpatialTransformer(keras.layers.Layer):
         antialias: bool = False,
         align_corners: bool = False,
         data_format: str | None = None,
+        penalties: Mapping[str, float] | None = None,
         **options: Any,  # of every layer: name, dtype, trainable
     ) -> None:
         super().__init__(**options)
@@ -85,10 +90,11 @@ class SpatialTransformer(keras.layers.Layer):
         if not isinstance(mode, str):
             raise ValueError(f"mode: expected a name, which a file can hold, got {describe(mode)}")
         check_flag("antialias", antialias)
-        if antialias and BACKEND != "torch":
-            raise ValueError(f"antialias: expected False under {BACKEND}, got True; it is to be had on torch")
         data_format = keras.config.image_data_format() if data_format is None else data_format
         check_choice("data_format", data_format, ("channels_last", "channels_first"))
+        if penalties is not None:
+            Penalty(**_check_mapping(penalties))
+        self.penalties = None if penalties is None else dict(penalties)
         self.localizer = localizer
         self._family = (check_transform(transform),)  # a tuple, that no backend takes it for a layer of its own
         self.size = None if size is None else check_size(size, self._family[0].ndim)
@@ -109,7 +115,13 @@ class SpatialTransformer(keras.layers.Layer):
         super().build(input_shape)
 
     def call(self, image: Array) -> Array:
-        return warp(image, self.theta(image), self.size, transform=self._family[0], **self.reading)
+        theta = self.theta(image)
+        if self.penalties is not None:
+            first = self.reading["data_format"] == "channels_first"
+            image_size = tuple(image.shape[2:] if first else image.shape[1:-1])
+            how: dict[str, Any] = {"align_corners": self.reading["align_corners"], **self.penalties}
+            self.add_loss(penalty(theta, self._family[0], image_size, **how))
+        return warp(image, theta, self.size, transform=self._family[0], **self.reading)
 
     def theta(self, image: Array) -> Array:
         """The localizer's parameters for a batch of images: (B, num_params)."""
@@ -129,6 +141,7 @@ class SpatialTransformer(keras.layers.Layer):
             "localizer": keras.saving.serialize_keras_object(self.localizer),
             "transform": self._family[0].config(),
             "size": self.size,
+            "penalties": self.penalties,
             **self.reading,
         }
 
@@ -156,3 +169,9 @@ class SpatialTransformer(keras.layers.Layer):
                 f"localizer: expected an output of shape (B, {family.num_params}) for {type(family).__name__}, got "
                 f"{tuple(shape)}"
             )
+
+
+def _check_mapping(penalties: Any) -> dict[str, Any]:
+    if not isinstance(penalties, Mapping):
+        raise ValueError(f"penalties: expected weights by name, such as {{'fold': 1.0}}, got {describe(penalties)}")
+    return dict(penalties)

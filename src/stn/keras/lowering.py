@@ -36,24 +36,31 @@ def lower(
     function: Callable[..., Tensor],
     *examples: Tensor,  # the first axis of each is the batch, of any size
     ndim: int = 2,
+    kinks: bool = False,
 ) -> Callable[..., Array]:
     """A function of torch tensors as one of Keras tensors of the same types.
 
     Args:
         function: of tensors (B, ...) alone, to one.
         examples: what to call it with, once, with the same batch for all.
-        ndim: of the fields that it reads.
+        ndim: of the fields and images that it reads.
+        kinks: no op that reads is kept: gathers alone, which have every derivative, the first of them on a pixel's centre
+            the mean of both sides. Where the framework is to differentiate what is a derivative already.
 
     Raises:
         NotImplementedError: for an op that has no counterpart here yet.
     """
     batch = torch.export.Dim("batch", min=1)
-    reader = "reference" if ndim == 1 else "aten"  # torch's own has no 1D
-    with use_backend(reader), torch.no_grad(), without_triton():
+    reader = "reference" if ndim == 1 or kinks else "aten"  # torch's own has no 1D
+    if kinks:
+        examples = tuple(example.detach().requires_grad_() for example in examples)
+    with use_backend(reader), torch.set_grad_enabled(kinks), without_triton():
         program = torch.export.export(
             _Program(function), examples, dynamic_shapes=(tuple({0: batch} for _ in examples),)
         )
-        program = program.run_decompositions()
+        table = torch.export.default_decompositions()
+        table.pop(torch.ops.aten.detach.default)  # by which it is a name for the same tensor, with its gradient
+        program = program.run_decompositions(table)
     stored = {**program.state_dict, **program.constants}
     kinds = {spec.arg.name: spec.target for spec in program.graph_signature.input_specs}
     inputs, constants, steps, result = [], {}, [], None
@@ -275,6 +282,11 @@ def _sum(x: Array, dims: Any = None, keepdim: bool = False, **_: Any) -> Array:
     return ops.sum(x, tuple(dims) if dims else None, keepdims=keepdim)
 
 
+def _mean(x: Array, dims: Sequence[int], keepdim: bool = False, **_: Any) -> Array:
+    """Keras' own makes float32 of float64 on JAX."""
+    return _sum(x, dims, keepdim) / math.prod(x.shape[dim] for dim in dims)
+
+
 def _grid_sampler(image: Array, grid: Array, kernel: int, padding: int, align_corners: bool) -> Array:
     reading = Reading(_KERNELS[kernel], _PADDINGS[padding], None, align_corners)
     d = grid.shape[-1]
@@ -332,7 +344,9 @@ ATEN: dict[str, Callable[..., Any]] = {
     "logical_not": ops.logical_not,
     "logical_or": ops.logical_or,
     "lt": _binary(operator.lt),
+    "log2": lambda x: elementary.log(x) / math.log(2),
     "maximum": _binary(ops.maximum),
+    "mean": _mean,
     "minimum": _binary(ops.minimum),
     "mm": lambda a, b: portable.product("ij,jk->ik", a, b),
     "mul": _binary(operator.mul),
@@ -341,6 +355,7 @@ ATEN: dict[str, Callable[..., Any]] = {
     "permute": lambda x, dims: ops.transpose(x, tuple(dims)),
     "pow": _power,
     "reciprocal": lambda x: 1 / x,
+    "relu": lambda x: ops.where(x > 0, x, ops.zeros_like(x)),
     "remainder": ops.mod,
     "round": ops.round,
     "scalar_tensor": lambda value, dtype=torch.float32, **_: convert(value, _type(dtype)),

@@ -38,6 +38,9 @@ def warp(backend: Backend, image: Tensor, coordinates: Coordinates, reading: Rea
             return backend.forward(image, coordinates, reading)
         if _torch.transforming() or _torch.in_forward_mode():  # which do not see through an op
             return reference.forward(image, coordinates, reading)
+        # Not a view: inductor sorts the strides of those that it saves for the backward, and cannot where they are symbols
+        # (torch 2.13, pytorch #172204). It makes the copy as it works out the positions.
+        coordinates = coordinates._replace(values=values.clone(memory_format=torch.contiguous_format))
         return _operators[backend.NAME](image, coordinates, reading)
     if _torch.tracing() and torch.onnx.is_in_onnx_export():
         raise ValueError("dynamo: expected torch.onnx.export(..., dynamo=True), got the exporter that traces")

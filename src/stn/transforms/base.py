@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .._checks import check_choice, check_float_tensor, check_size, coordinate_dtype, describe
 from ..coordinates import SQUARE, Coordinates, Frame, Kind, check_frame, map_points, positions
-from ..geometry import bounding_boxes, compose_matrices, lattice_points, linearized, linearized_once
+from ..geometry import bounding_boxes, compose_matrices, determinants, lattice_points, linearized, linearized_once
 from ..ops import _torch
 from .inversion import in_pieces, step, unmapped
 
@@ -132,14 +132,7 @@ class AbstractTransform(nn.Module, ABC):
     def determinant(self, theta: Tensor, points: Tensor, frame: Frame = SQUARE) -> Tensor:
         """The determinant of `jacobian`, (B, N): how much of the input an output point stands for. Negative where the
         warp mirrors, 0 where it collapses."""
-        jacobian = self.jacobian(theta, points, frame)
-        # Written out: exact, with a gradient where it is singular, and no small factorizations.
-        first, *others = jacobian.unbind(-2)
-        if self.ndim == 1:
-            return first[..., 0]
-        if self.ndim == 2:
-            return first[..., 0] * others[0][..., 1] - first[..., 1] * others[0][..., 0]
-        return (first * torch.linalg.cross(*others)).sum(-1)
+        return determinants(self.jacobian(theta, points, frame))
 
     def folds(self, theta: Tensor, size: tuple[int, ...], frame: Frame = SQUARE) -> Tensor:
         """Whether each warp folds over or collapses on the pixel centres of `size`: (B,), true where the Jacobian

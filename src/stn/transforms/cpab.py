@@ -279,6 +279,11 @@ class CPAB(AbstractTransform):
         """One step of `map_points` in 2D and 3D: where points (B, N, d) get by the field `short`."""
         return _runge_kutta(lambda p: _apply_cells(short, p, self.tessellation), points)
 
+    def step_with_slopes(self, short: Tensor, state: Tensor) -> Tensor:
+        """`step` of points with their derivatives: of (B, N, d, d+1), in whose last column the points are, and in the others
+        how they change with where they started from."""
+        return _runge_kutta(lambda s: _apply_cells_with_slopes(short, s, self.tessellation), state)
+
     def inverse(self, theta: Tensor, frame: Frame = SQUARE) -> Tensor:
         """-theta: the same field, followed backwards."""
         return -self.check_theta(theta)
@@ -388,10 +393,26 @@ def _apply_cells(coefficients: Tensor, points: Tensor, tessellation: tuple[int, 
     """The affine map of the cell that each point lies in, or the nearest of the frame: (B, N, d)."""
     d = len(tessellation)
     points = points.clamp(-1, 1)
-    cell = _locate(points.detach(), tessellation)
-    picked = coefficients.flatten(2).gather(1, cell[..., None].expand(-1, -1, d * (d + 1)))
-    picked = picked.unflatten(2, (d, d + 1))
+    picked = _pick_cells(coefficients, points, tessellation)
     return (picked[..., :d] * points[..., None, :]).sum(-1) + picked[..., d]
+
+
+def _apply_cells_with_slopes(coefficients: Tensor, state: Tensor, tessellation: tuple[int, ...]) -> Tensor:
+    """`_apply_cells` of points, the last column of (B, N, d, d+1), and what it makes of the others, their derivatives."""
+    d = len(tessellation)
+    points = state[..., d]
+    clamped = points.clamp(-1, 1)
+    picked = _pick_cells(coefficients, clamped, tessellation)
+    slopes = torch.where((clamped == points)[..., None], state[..., :d], 0.0)
+    moved = (picked[..., :d, None] * torch.cat([slopes, clamped[..., None]], -1)[..., None, :, :]).sum(-2)
+    return torch.cat([moved[..., :d], moved[..., d:] + picked[..., d:]], -1)
+
+
+def _pick_cells(coefficients: Tensor, points: Tensor, tessellation: tuple[int, ...]) -> Tensor:
+    """The map (B, N, d, d+1) of the cell that each point of the frame lies in."""
+    d = len(tessellation)
+    cell = _locate(points.detach(), tessellation)
+    return coefficients.flatten(2).gather(1, cell[..., None].expand(-1, -1, d * (d + 1))).unflatten(2, (d, d + 1))
 
 
 def _runge_kutta(velocity: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
