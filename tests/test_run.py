@@ -207,7 +207,8 @@ def test_a_finished_run_is_extended(tmp_path: Path, capsys: pytest.CaptureFixtur
     again = copy_of(cycle, tmp_path / "again")
     (again / "result.json").unlink()
     (again / "checkpoints" / "last.ckpt").write_bytes(b"")
-    assert read_checkpoint(again / "checkpoints" / "best.ckpt")["epoch"] == 1
+    # Of the extension: which of its two epochs is the better one is a matter of rounding, and so of the processor.
+    assert read_checkpoint(again / "checkpoints" / "best.ckpt")["epoch"] in (1, 2)
     resume(again)
     assert same(weights(cycle), weights(again))
 
@@ -423,6 +424,7 @@ def test_every_recipe_builds_its_network_and_its_control() -> None:
         "mnist": (1, 28, 28),
         "mnist_addition": (2, 28, 28),
         "cifar10": (3, 32, 32),
+        "gtsrb": (3, 40, 40),
         "images": (3, 64, 64),
     }
     sizes = {"rts": 42, "rts_each": 42, "p": 42, "tc": 60}
@@ -468,7 +470,7 @@ def test_every_setting_of_a_network_and_of_a_data_set_reaches_it() -> None:
     network, data = (set(inspect.signature(of).parameters) for of in (stn.models.create, ImageDataModule))
     elsewhere = {
         "recipe", "preset", "network", "transformer", "penalties", "epochs", "optimizer", "momentum", "lr", "schedule", "warmup",
-        "weight_decay", "mixup", "ema",
+        "weight_decay", "mixup", "ema", "starts",
         "localizer_lr_scale", "clip", "label_smoothing", "early_stop", "init_from", "schedule_start", "out", "control",
         "accelerator", "devices", "num_nodes", "strategy", "precision", "channels_last", "threads",
         "weights", "freeze", "logger",

@@ -123,9 +123,8 @@ def get(name: str | Mapping[str, Any], argument: str = "dataset") -> AbstractDat
     check_named(argument, name, DATASETS)
     name, options = split(name)
     if name.startswith(HUB) and not options:
-        from .hub import HubDataSet
-
-        return HubDataSet(name)
+        of_hub: AbstractDataSet = importlib.import_module(f"{__package__}.hub").HubDataSet(name)
+        return of_hub
     found = imported(argument, name) if is_import_path(name) else importlib.import_module(f"{__package__}.{name}").DATA
     if isinstance(found, type) and issubclass(found, AbstractDataSet):
         try:
