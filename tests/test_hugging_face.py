@@ -207,7 +207,7 @@ def test_a_run_on_the_command_line(tmp_path, capsys):
     measured = json.loads(capsys.readouterr().out)
     assert (measured["what"], measured["images"]) == ("test set", 8)
     assert measured["test_accuracy"] == json.loads((run / "result.json").read_text())["test_accuracy"]
-    assert cli.main(["train", "images", "--dataset", "hg:x"]) == 2
+    assert cli.main(["train", "images", "--dataset", "hg:x"]) == 1
 
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch):

@@ -11,6 +11,7 @@ gives what it gives without.
 from __future__ import annotations
 
 import itertools
+import math
 
 import torch
 from torch import Tensor
@@ -98,11 +99,11 @@ def _average(image: Tensor, coordinates: Coordinates, jacobian: Tensor, reading:
 
 def _coarseness(lengths: Tensor) -> Tensor:
     """How large the pixels of the copy that is read should be, at least 1: the lengths (B, *out, d) are those of the sides."""
-    coarse = torch.ones_like(lengths[..., 0])
-    d = lengths.shape[-1]
-    for sides, points in _POINTS[d].items():
-        for chosen in itertools.combinations(range(d), sides):
-            content = lengths[..., list(chosen)].prod(-1) / points
+    each = lengths.unbind(-1)
+    coarse = torch.ones_like(each[0])
+    for sides, points in _POINTS[len(each)].items():
+        for chosen in itertools.combinations(each, sides):
+            content = math.prod(chosen[1:], start=chosen[0]) / points
             coarse = torch.maximum(coarse, content if sides == 1 else content ** (1 / sides))
     return coarse
 
