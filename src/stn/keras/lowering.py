@@ -312,6 +312,7 @@ ATEN: dict[str, Callable[..., Any]] = {
     "bitwise_or": ops.logical_or,
     "bmm": lambda a, b: portable.product("bij,bjk->bik", a, b),
     "cat": lambda tensors, dim=0: ops.concatenate(list(tensors), dim),
+    "ceil": ops.ceil,
     "clamp": _clamp,
     "clone": _same,
     "constant_pad_nd": _pad,
