@@ -272,6 +272,11 @@ def _fmod(x: Array, n: Any) -> Array:
     return ops.sign(x) * ops.mod(ops.abs(x), n)
 
 
+def _floor(x: Array) -> Array:
+    """Keras' own makes float32 of float64 on JAX."""
+    return ops.where(ops.isfinite(x), x - ops.mod(x, 1), x)
+
+
 def _power(x: Array, exponent: Any) -> Array:
     if isinstance(exponent, (int, float)) and exponent == int(exponent) and 1 <= exponent <= 8:
         return math.prod([x] * (int(exponent) - 1), start=x)
@@ -312,7 +317,7 @@ ATEN: dict[str, Callable[..., Any]] = {
     "bitwise_or": ops.logical_or,
     "bmm": lambda a, b: portable.product("bij,bjk->bik", a, b),
     "cat": lambda tensors, dim=0: ops.concatenate(list(tensors), dim),
-    "ceil": ops.ceil,
+    "ceil": lambda x: -_floor(-x),
     "clamp": _clamp,
     "clone": _same,
     "constant_pad_nd": _pad,
@@ -325,7 +330,7 @@ ATEN: dict[str, Callable[..., Any]] = {
     "exp": elementary.exp,
     "expand": _expand,
     "expm1": elementary.expm1,
-    "floor": ops.floor,
+    "floor": _floor,
     "fmod": _fmod,
     "full": _full,
     "full_like": _full_like,
