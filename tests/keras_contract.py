@@ -57,7 +57,7 @@ def check_families(*, everything):
     for number, (name, transform) in enumerate(frameworks.families().items()):
         if " " in name and number % 2 == (BACKEND == "jax"):
             continue
-        dtype = DTYPES[0 if BACKEND == "jax" else number % 2]  # JAX: in part float32, whatever the image
+        dtype = DTYPES[(number + (BACKEND == "jax")) % 2]
         in_size, size = frameworks.SIZES[transform.ndim]
         frame = Frame(in_size, number % 3 == 0)
         _, theta, _ = frameworks.problem(transform, dtype)
@@ -448,8 +448,6 @@ def check_penalties(*, everything):
 
 def check_antialias(*, everything):
     """Antialiased reading: value, and the gradients by image and by theta or positions."""
-    if BACKEND == "jax" and not everything:  # its types do not hold yet: docs/keras.md
-        return
     rng = np.random.default_rng(0)
     cases = [  # whose steps are: of a matrix, of the horizon, of a family, of neighbours
         ("affine", "zeros", "bilinear", False),

@@ -49,7 +49,7 @@ def sample(
         grid: (B, *out, d). A batch of 1 on either side is broadcast.
         mode, padding_mode, fill, align_corners: as for `stn.sample`.
         antialias: as for `stn.sample`. Under TensorFlow and JAX every pixel's points are read at once, from each of the smaller
-            copies, which takes memory for 8 (16, 32) times the output in 1D (2D, 3D), and the native kernels have no part in it.
+            copies, which takes memory for 17 (39, 128) times the output in 1D (2D, 3D), and the native kernels have no part in it.
         data_format: "channels_last" or "channels_first"; Keras' own setting unless given.
 
     Returns:
