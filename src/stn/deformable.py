@@ -49,11 +49,9 @@ def deformable_sample(
 
     Source: Zhu et al. 2021, "Deformable DETR", equation 3.
     """
-    ndim, maps = _check(value, sizes, locations, weights)
+    maps = _check(value, sizes, locations, weights)
     locations = locations.to(coordinate_dtype(value, locations))
-    otherwise = partial(by_level, maps)
-    flat = [(size[0], size[1]) for size in maps if ndim == 2]
-    read = deformable.read(value, flat, locations, weights, otherwise) if flat else otherwise(value, locations, weights)
+    read = deformable.read(value, maps, locations, weights, partial(by_level, maps))
     return read.flatten(2).to(value.dtype)
 
 
@@ -75,10 +73,8 @@ def by_level(maps: Sequence[tuple[int, ...]], value: Tensor, locations: Tensor, 
     return total
 
 
-def _check(
-    value: Tensor, sizes: Sequence[Sequence[int]], locations: Tensor, weights: Tensor
-) -> tuple[int, list[tuple[int, ...]]]:
-    """The number of axes of a map, and the maps' sizes."""
+def _check(value: Tensor, sizes: Sequence[Sequence[int]], locations: Tensor, weights: Tensor) -> list[tuple[int, ...]]:
+    """The sizes of the maps."""
     check_float_tensor("value", value, "flattened maps (B, S, heads, C)")
     check_float_tensor("locations", locations, "positions (B, Q, heads, levels, points, d)")
     check_float_tensor("weights", weights, "weights (B, Q, heads, levels, points)")
@@ -102,4 +98,4 @@ def _check(
         )
     if weights.shape != locations.shape[:-1]:
         raise ValueError(f"weights: expected shape {tuple(locations.shape[:-1])}, got {tuple(weights.shape)}")
-    return ndim, maps
+    return maps

@@ -100,12 +100,13 @@ def create(
     check_number("dropout", probability, "a probability in [0, 1)", lambda v: 0 <= v < 1)
     family = None if transform is None or transform == "none" else check_transform(transform)
 
+    of_transformer: dict[str, Any] = {
+        "padding_mode": padding_mode, "antialias": antialias, "gradient": gradient, "theta_grad_scale": theta_grad_scale
+    }  # fmt: skip
+
     def build(transform: AbstractTransform, width: int) -> TransformerClassifier:
         def before(seen: Shape) -> SpatialTransformer:
-            return SpatialTransformer(
-                network.localizer(seen, transform), transform, padding_mode=padding_mode, antialias=antialias,
-                gradient=gradient, theta_grad_scale=theta_grad_scale,
-            )  # fmt: skip
+            return SpatialTransformer(network.localizer(seen, transform), transform, **of_transformer)
 
         transformer, *others = (before(shape) for _ in range(network.transformers))
         seen = (network.transformers * shape[0], shape[1] // pool, shape[2] // pool)
@@ -118,19 +119,7 @@ def create(
         return TransformerClassifier(None, network.control(shape, num_classes, width, probability))
 
     if network.fixed:
-        return _foreign(
-            network,
-            family,
-            shape,
-            at,
-            num_classes,
-            padding_mode=padding_mode,
-            antialias=antialias,
-            gradient=gradient,
-            theta_grad_scale=theta_grad_scale,
-            pool=pool,
-            feed_theta=feed_theta,
-        )
+        return _foreign(network, family, shape, at, num_classes, pool=pool, feed_theta=feed_theta, **of_transformer)
     if network.only_control:
         return build_control(_widest(build_control, network.budget))
     width = network.width or _widest(lambda w: build(Affine(), w), network.budget)

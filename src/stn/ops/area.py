@@ -78,47 +78,31 @@ def _records(
     return Coordinates(kind, tuple(size), values), Reading("bilinear", padding, fill, align_corners)
 
 
-def _forward(
-    image: Tensor,
-    values: Tensor,
-    jacobian: Tensor,
-    fill: Tensor | None,
-    kind: str,
-    size: list[int],
-    padding: str,
-    align_corners: bool,
-) -> Tensor:
-    out = torch.empty((*image.shape[:2], *size), dtype=image.dtype)
-    _run(cpu._FORWARD, image, values, jacobian, fill, kind, size, padding, align_corners, out)
+def _forward(image: Tensor, values: Tensor, jacobian: Tensor, fill: Tensor | None, *how: Any) -> Tensor:
+    """`how`: the kind of coordinates, the size of the output, the padding and align_corners."""
+    out = torch.empty((*image.shape[:2], *how[1]), dtype=image.dtype)
+    _run(cpu._FORWARD, out, image, values, jacobian, fill, *how)
     return out
 
 
 def _backward(
-    grad: Tensor,
-    image: Tensor,
-    values: Tensor,
-    jacobian: Tensor,
-    fill: Tensor | None,
-    kind: str,
-    size: list[int],
-    padding: str,
-    align_corners: bool,
-    for_image: bool,
-    for_values: bool,
+    grad: Tensor, image: Tensor, values: Tensor, jacobian: Tensor, fill: Tensor | None, *how: Any
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    how = (fill, kind, size, padding, align_corners)
+    """`how`: as of `_forward`, and then whether the image's gradient is wanted, and the values' and the Jacobian's."""
+    *options, for_image, for_values = how
     grad = _torch.materialized(grad.to(image.dtype)).contiguous()
     grad_image = grad_values = grad_jacobian = None
     if for_image:
         grad_image = torch.empty(image.shape, dtype=image.dtype)
-        _run(cpu._GRAD_IMAGE, grad_image, values, jacobian, *how, grad)
+        _run(cpu._GRAD_IMAGE, grad, grad_image, values, jacobian, fill, *options)
     if for_values:
-        grad_values, grad_jacobian = _run(cpu._GRAD_COORDINATES, image, values, jacobian, *how, grad)
+        grad_values, grad_jacobian = _run(cpu._GRAD_COORDINATES, grad, image, values, jacobian, fill, *options)
     return grad_image, grad_values, grad_jacobian
 
 
 def _run(
     what: int,
+    out: Tensor,
     image: Tensor,
     values: Tensor,
     jacobian: Tensor,
@@ -127,7 +111,6 @@ def _run(
     size: list[int],
     padding: str,
     align_corners: bool,
-    out: Tensor,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Fills `out`, or the gradient of the image, which comes in its place; or returns those of the values and the Jacobian."""
     coordinates, _ = _records(values, fill, kind, size, padding, align_corners)
@@ -286,8 +269,7 @@ def _operator_backward(
     for_image: bool,
     for_values: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    how = (fill, kind, size, padding, align_corners)
-    found = _backward(grad, image, values, jacobian, *how, for_image, for_values)
+    found = _backward(grad, image, values, jacobian, fill, kind, size, padding, align_corners, for_image, for_values)
     first, second, third = (grad.new_empty(0) if g is None else g for g in found)
     return first, second, third
 

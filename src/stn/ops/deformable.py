@@ -17,14 +17,14 @@ Gradients = tuple[Tensor, Tensor, Tensor]
 
 def read(
     value: Tensor,  # (B, S, heads, C)
-    sizes: Sequence[tuple[int, int]],
-    locations: Tensor,  # (B, Q, heads, levels, points, 2)
+    sizes: Sequence[tuple[int, ...]],
+    locations: Tensor,  # (B, Q, heads, levels, points, d)
     weights: Tensor,  # (B, Q, heads, levels, points)
     otherwise: Otherwise,
 ) -> Tensor:
-    """What each head of each query reads of maps in two dimensions, (B, Q, heads, C), in the type of `locations`, which is
-    float32 or float64; as `otherwise` says where no native code can run."""
-    if native.refuses(value.device.type):
+    """What each head of each query reads of maps, (B, Q, heads, C), in the type of `locations`, which is float32 or float64;
+    as `otherwise` says where no native code can run, or the maps are not of two dimensions."""
+    if locations.shape[-1] != 2 or native.refuses(value.device.type):
         return otherwise(value, locations, weights)
     flat = [side for size in sizes for side in size]
     dtype = locations.dtype
