@@ -22,6 +22,7 @@
 #include "cpab.h"
 
 #include "simd.h"
+#include "tasks.h"
 
 #if defined(__AVX__)
 #include <immintrin.h>
@@ -31,6 +32,7 @@ namespace stn::STN_SET {
 namespace {
 
 constexpr i64 BLOCK = 4096, MOST_BLOCKS = 64;
+constexpr double SHARE = 32768;  // of the work, that a thread is worth
 constexpr int MOST_PIECES = 2048;  // of a path, then its end is NaN
 constexpr int MOST_STEPS = 24;     // towards a zero, then the piece ends before it
 
@@ -136,7 +138,7 @@ struct Flow {
         for (i64 c = 0; c < p.cells; c++)
             for (int k = 0; k < S; k++)
                 for (int a = 0; a < D; a++) corners[(c * S + k) * D + a] = R(p.generators[p.slots[c * S + k] * D + a]);
-        for_tasks(p.batch, p.batch * p.cells * 100, [&](i64 b) {
+        for_tasks(p.batch, double(p.batch) * double(p.cells) * 100, SHARE, p.threads, [&](i64 b) {
             for (i64 c = 0; c < p.cells; c++) fill_row(p.velocities + b * p.vertices * D, c, tables + (b * p.cells + c) * ROW);
         });
         return true;
@@ -166,21 +168,6 @@ struct Flow {
             for (int f = 0; f < D; f++) row[A + e * D + f] = R(a[e][f]);
         row[NORM] = norm <= 1e30 ? R(norm > 1e-30 ? norm : 1e-30) : R(NAN);  // NaN where there is no number to go by
         for (int e = A + D * D; e < ROW; e++) row[e] = 0;
-    }
-
-    template <class F>
-    void for_tasks(i64 tasks, i64 work, F f) const {
-        i64 worth = work / 32768 + 1;
-        int threads = int(worth < p.threads ? worth : p.threads);
-        if (threads > tasks) threads = int(tasks);
-#ifdef _OPENMP
-        if (threads > 1) {
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
-            for (i64 task = 0; task < tasks; task++) f(task);
-            return;
-        }
-#endif
-        for (i64 task = 0; task < tasks; task++) f(task);
     }
 
     i64 block() const {
@@ -471,7 +458,7 @@ struct Flow {
 
     Status forward() const {
         const i64 span = block(), blocks = (p.points + span - 1) / span;
-        for_tasks(p.batch * blocks, p.batch * p.points * 8, [&](i64 task) {
+        for_tasks(p.batch * blocks, double(p.batch) * double(p.points) * 8, SHARE, p.threads, [&](i64 task) {
             const i64 b = task / blocks, from = task % blocks * span, until = from + span < p.points ? from + span : p.points;
             const R* table = tables + b * p.cells * ROW;
             for (i64 n = from; n < until; n += W) {
@@ -562,7 +549,7 @@ struct Flow {
         double* partial = static_cast<double*>(calloc(size_t(p.batch * blocks * each), sizeof(double)));
         if (!partial) return NO_MEMORY;
         int failed = 0;
-        for_tasks(p.batch * blocks, p.batch * p.points * 24, [&](i64 task) {
+        for_tasks(p.batch * blocks, double(p.batch) * double(p.points) * 24, SHARE, p.threads, [&](i64 task) {
             const i64 b = task / blocks, from = task % blocks * span, until = from + span < p.points ? from + span : p.points;
             const R* table = tables + b * p.cells * ROW;
             double* sums = static_cast<double*>(calloc(size_t(p.cells) * D * S, sizeof(double)));

@@ -10,6 +10,7 @@
 #include "deformable.h"
 
 #include "kinks.h"
+#include "tasks.h"
 
 namespace stn::STN_SET {
 namespace {
@@ -145,17 +146,7 @@ struct Reader {
     template <class F>
     void parallel(i64 tasks, F f) const {
         double work = double(p.batch) * double(p.queries) * double(pixel) * double(p.levels) * double(p.points) * 4;
-        i64 worth = i64(work / 65536) + 1;
-        int threads = int(worth < p.threads ? worth : p.threads);
-        if (threads > tasks) threads = int(tasks);
-#ifdef _OPENMP
-        if (threads > 1) {
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
-            for (i64 task = 0; task < tasks; task++) f(task);
-            return;
-        }
-#endif
-        for (i64 task = 0; task < tasks; task++) f(task);
+        for_tasks(tasks, work, 65536, p.threads, f);
     }
 
     void run() const {

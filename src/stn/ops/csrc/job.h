@@ -5,10 +5,7 @@
 #include "pixels.h"
 #include "positions.h"
 #include "taps.h"
-
-#ifdef _OPENMP
-#include <omp.h>
-#endif
+#include "tasks.h"
 
 namespace stn::STN_SET {
 namespace {
@@ -49,17 +46,7 @@ struct Job {
     void parallel(i64 tasks, F f) const {
         constexpr int N = Taps<R, D, MODE>::N;
         double work = double(p.batch) * double(p.channels) * double(pixels) * N + double(p.batch) * double(pixels) * 8;
-        i64 worth = i64(work / 65536) + 1;
-        int threads = int(worth < p.threads ? worth : p.threads);
-        if (threads > tasks) threads = int(tasks);
-#ifdef _OPENMP
-        if (threads > 1) {
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
-            for (i64 task = 0; task < tasks; task++) f(task);
-            return;
-        }
-#endif
-        for (i64 task = 0; task < tasks; task++) f(task);
+        for_tasks(tasks, work, 65536, p.threads, f);
     }
 
     // Calls f(positions, c, b) for every chunk, in tasks of one block of one team's images.
