@@ -14,6 +14,7 @@ import stn
 from . import agree
 
 SIZE, IMAGE_SIZE, BATCH = (8, 25), (12, 40), 3
+ATOL = 1e-11  # the weights come from a system of 23 equations, whose rounding depends on the processor's LAPACK
 
 
 def spline(kernel, control, at, values):
@@ -53,7 +54,7 @@ def test_clovaai(image):
     family = stn.ThinPlateSpline.two_rows(20, theta_is="points")
     theta = torch.from_numpy(predicted).flatten(1)
     options = {"transform": family, "padding_mode": "border", "align_corners": True}
-    agree(stn.warp(image, theta, SIZE, lattice_align_corners=False, **options), wanted)
+    agree(stn.warp(image, theta, SIZE, lattice_align_corners=False, **options), wanted, ATOL)
     assert (stn.warp(image, theta, SIZE, **options) - wanted).abs().max() > 0.1  # with one convention it is not theirs
 
 
@@ -72,8 +73,8 @@ def test_aster(image):
     family = stn.ThinPlateSpline(torch.from_numpy(2 * control - 1), theta_is="points")
     theta = torch.from_numpy(2 * predicted - 1).flatten(1)
     positions = family.grid(theta, SIZE, stn.Frame(IMAGE_SIZE, align_corners=True))
-    agree(stn.sample(image, positions.clamp(-1, 1)), wanted)
+    agree(stn.sample(image, positions.clamp(-1, 1)), wanted, ATOL)
     # without the clamp, by one call: the same inside
     warped = stn.warp(image, theta, SIZE, transform=family, lattice_align_corners=True)
     inside = stn.valid_mask(positions).expand_as(wanted)
-    agree(warped[inside], wanted[inside])
+    agree(warped[inside], wanted[inside], ATOL)
