@@ -248,6 +248,10 @@ def test_parts_of_ones_own_from_the_command_line(mine: Path, capsys: pytest.Capt
         "mine:darken",
         "--distortion.strength",
         "0.25",
+        "--augment",
+        "affine",
+        "--augment.degrees",
+        "25",
     ]
     quick = ["--quick", "--epochs", "1", "--limit-train", "64", "--threads", "1", "--control"]
     code, out, err = run(capsys, "train", "digits", *words, *quick)
@@ -258,6 +262,7 @@ def test_parts_of_ones_own_from_the_command_line(mine: Path, capsys: pytest.Capt
     kept = yaml.safe_load((folder / "config.yaml").read_text())
     assert kept["transformer"] == {"name": "mine:Spiral", "turns": 2.5}
     assert kept["distortion"] == {"name": "mine:darken", "strength": 0.25}
+    assert kept["augment"] == {"name": "affine", "degrees": 25}
     assert (kept["network"], kept["dataset"]) == ({"name": "mine:net", "width": 6}, {"name": "mine:Bright", "by": 3})
     assert not (folder / "report.html").exists()  # a quick try
 
@@ -337,6 +342,8 @@ def test_what_is_named_has_to_be_of_its_kind(mine: Path) -> None:
         ({"dataset": {"name": "mine:Bright", "to": 3}}, "dataset: mine:Bright cannot be made: .*'to'"),
         ({"distortion": {"name": "mine:darken", "much": 3}}, "distortion: mine:darken cannot be called so: .*'much'"),
         ({"distortion": "mine:Bright"}, "distortion: expected a function of images and random numbers"),
+        ({"augment": {"name": "mine:darken", "much": 3}}, "augment: mine:darken cannot be called so: .*'much'"),
+        ({"augment": {"name": "affine", "turn": 3}}, "options of 'affine': .*'turn'"),
         ({"distortion": "mine:torch"}, "distortion: expected a function of images"),
     ):
         with pytest.raises(ValueError, match=said):

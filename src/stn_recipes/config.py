@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from .data import DATASETS, DISTORTIONS, HUB
+from .data import AUGMENTATIONS, DATASETS, DISTORTIONS, HUB
 from .names import NAMED, TIMM, check_named, import_paths, imported, is_import_path, label, split
 from .sizes import bytes_of
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     DataSet = str
     Distortion = str
+    Augmentation = str
     Family = str
 else:
     from jsonargparse.typing import restricted_string_type
@@ -31,6 +32,7 @@ else:
     ImportPath = restricted_string_type("ImportPath", IMPORT_PATH, docstring="package.module:name")
     DataSet = Literal[DATASETS] | restricted_string_type("HuggingFace", f"^{HUB}.+$") | ImportPath
     Distortion = Literal[DISTORTIONS] | ImportPath
+    Augmentation = Literal[AUGMENTATIONS] | ImportPath
 
 # What a resumed run may change without changing its result.
 RESUMABLE = (
@@ -63,7 +65,7 @@ class TrainConfig:
         label_column: of a data set by Hugging Face, where several could be meant.
         distortion: the paper's: r, rts, p, e, t, tc, t84, tc84 (on 84 pixels in place of 60) or rts_each (each channel its own); fresh for every training sample, fixed for the test set; or yours, `package.module:name`.
         digit: find what the images of this class have in common, without labels, in place of classifying.
-        augment: of the training images only: flip_shift or affine.
+        augment: of the training images only: flip_shift or affine; or yours, `package.module:name`.
         grow: epochs over which the distortion of the training images grows, from none; 0 for all of it at once.
         image_size: height and width that images of any size are brought to, your own and those of Hugging Face.
         fit: how: stretch, or crop or pad (with black), which keep the aspect.
@@ -77,8 +79,8 @@ class TrainConfig:
         network: a name that `stn models` lists; colocalizer with a digit; `timm:NAME` of timm's; or yours,
             `package.module:name`.
         transformer: the family of warps, or none for the control; or yours, `package.module:name`. Its options by
-            `--transformer.max-angle 1.6`, or as a mapping, '{"name": "similarity", "max_angle": 1.6}'; network, dataset
-            and distortion take options alike.
+            `--transformer.max-angle 1.6`, or as a mapping, '{"name": "similarity", "max_angle": 1.6}'; network, dataset,
+            distortion and augment take options alike.
         weights: file with weights of the classifier to start from, safetensors or a state dict.
         freeze: train the transformer alone; the classifier keeps its weights and its batch norm's statistics.
         padding_mode: what the transformer sees outside the image.
@@ -132,7 +134,7 @@ class TrainConfig:
     label_column: str | None = None
     distortion: Distortion | dict[str, Any] | None = None
     digit: int | None = None
-    augment: Literal["flip_shift", "affine"] | None = None
+    augment: Augmentation | dict[str, Any] | None = None
     grow: int = 0
     image_size: tuple[int, int] = (64, 64)
     fit: Literal["stretch", "crop", "pad"] = "stretch"
@@ -253,6 +255,8 @@ class TrainConfig:
         check_named("transformer", self.transformer, get_args(Transformer))
         if self.distortion is not None:
             check_named("distortion", self.distortion, DISTORTIONS)
+        if self.augment is not None:
+            check_named("augment", self.augment, AUGMENTATIONS)
         if self.family == "none" and not isinstance(self.transformer, str):
             raise ValueError(f"transformer: expected no options of none, got {label(self.transformer)}")
         if not isinstance(self.transformer, str) and not self.imports:

@@ -18,7 +18,7 @@ from typing import Any
 from .data import HUB
 
 # The settings that take a name with options. `timm:resnet18` and `hf:NAME` are no import paths, but timm's and Hugging Face's.
-NAMED = ("transformer", "network", "dataset", "distortion")
+NAMED = ("transformer", "network", "dataset", "distortion", "augment")
 TIMM = "timm:"
 _ELSEWHERE = (TIMM, HUB)
 

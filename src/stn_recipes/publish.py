@@ -130,6 +130,7 @@ def card(run: Run, *, control: Result | None = None, repo: str | None = None, li
         "repo": repo or "FOLDER",
         "what": what,
         "config": config,
+        "augmented": None if config.augment is None else label(config.augment),
         "facts": run.facts,
         "family": None if transformer is None else json.dumps(transformer.transform.config()),
         "rows": [("transformer" if transformer else "no transformer", result)]

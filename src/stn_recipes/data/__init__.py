@@ -17,3 +17,4 @@ DATASETS = (
 )  # the files of this folder that hold one
 HUB = "hf:"  # what the name of a data set by Hugging Face begins with
 DISTORTIONS = ("r", "rts", "p", "e", "t", "tc", "t84", "tc84", "rts_each")  # those of `distortions` that are a task
+AUGMENTATIONS = ("flip_shift", "affine")  # and those that are for training alone

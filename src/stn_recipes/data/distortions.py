@@ -565,8 +565,8 @@ class OwnDistortion(Distortion):
         return out
 
 
-def _own(path: str, options: dict[str, Any]) -> Distortion:
-    found = imported("distortion", path)
+def _own(path: str, options: dict[str, Any], argument: str) -> Distortion:
+    found = imported(argument, path)
     try:
         if isinstance(found, Distortion) and not options:
             return found
@@ -576,13 +576,13 @@ def _own(path: str, options: dict[str, Any]) -> Distortion:
             inspect.signature(found).bind(None, None, **options)
             return OwnDistortion(path, found, **options)
     except TypeError as error:
-        raise ValueError(f"distortion: {path} cannot be called so: {error}") from error
+        raise ValueError(f"{argument}: {path} cannot be called so: {error}") from error
     raise ValueError(
-        f"distortion: expected a function of images and random numbers, or a Distortion, got {path}, {found!r}"
+        f"{argument}: expected a function of images and random numbers, or a Distortion, got {path}, {found!r}"
     )
 
 
-def get(name: str | Mapping[str, Any], **options: Any) -> Distortion:
+def get(name: str | Mapping[str, Any], *, argument: str = "distortion", **options: Any) -> Distortion:
     """A distortion or augmentation by name; or one of yours, `package.module:name`: a function as `OwnDistortion` takes
     it, or a `Distortion` or a subclass of it. A mapping with the name has options.
 
@@ -601,7 +601,7 @@ def get(name: str | Mapping[str, Any], **options: Any) -> Distortion:
     | flip_shift | mirrored or not, shift within 4 px of 32, whole pixels | 28x28 |
 
     Another input size scales canvas and pixel quantities alike. `options` go to the class, e.g. `padding_mode=`.
-    Raises `ValueError` for an unknown name, and says which one is nearest.
+    Raises `ValueError` for an unknown name, and says which one is nearest, and for what `argument` names that is no such thing.
 
     >>> get("rts").output_size((28, 28))
     (42, 42)
@@ -609,7 +609,7 @@ def get(name: str | Mapping[str, Any], **options: Any) -> Distortion:
     name, said = split(name)
     options = said | options
     if is_import_path(name):
-        return _own(name, options)
+        return _own(name, options, argument)
     check_choice("name", name, NAMES)
     try:
         return _MAKERS[name](**options)

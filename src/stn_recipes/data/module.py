@@ -302,7 +302,7 @@ class ImageDataModule(LightningDataModule):
         dataset: str | Mapping[str, Any],
         data_dir: str | None = None,
         distortion: str | Mapping[str, Any] | None = None,
-        augment: str | None = None,
+        augment: str | Mapping[str, Any] | None = None,
         batch_size: int = 128,
         eval_batch_size: int = 512,
         val_fraction: float = 0.1,
@@ -346,7 +346,7 @@ class ImageDataModule(LightningDataModule):
         check_images(size, on_bad_image, fit)
         self.data_dir = data_dir
         self.distortion = None if distortion is None else distortions.get(distortion)
-        self.augment = None if augment is None else distortions.get(augment)
+        self.augment = None if augment is None else distortions.get(augment, argument="augment")
         if self.augment is not None and (self.augment.needs_source or self.augment.output_size((28, 28)) != (28, 28)):
             raise ValueError(f"augment: expected one that keeps the size (affine, flip_shift, r, e), got {augment!r}")
         self.batch_size = batch_size
