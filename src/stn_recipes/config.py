@@ -85,6 +85,7 @@ class TrainConfig:
         freeze: train the transformer alone; the classifier keeps its weights and its batch norm's statistics.
         padding_mode: what the transformer sees outside the image.
         widen: false leaves a control as wide as the classifier behind the transformer, with fewer parameters.
+        size: height and width of the transformer's output; those of the images if not given. A control sees the whole image.
         pool: average-pool the transformer's output by this factor.
         dropout: probability; the network's own if not given.
         theta_grad_scale: factor on the gradient that enters theta.
@@ -149,6 +150,7 @@ class TrainConfig:
     weights: str | None = None
     freeze: bool = False
     padding_mode: Literal["zeros", "border", "reflection", "circular"] = "border"
+    size: int | None = None
     pool: int = 1
     widen: bool = True
     dropout: float | None = None
@@ -205,6 +207,7 @@ class TrainConfig:
         at_least |= {"weight_decay": 0.0, "localizer_lr_scale": 0.0, "theta_grad_scale": 0.0}
         optional = {
             "limit_train": 1,
+            "size": 1,
             "early_stop": 1,
             "threads": 1,
             "clip": 0.0,

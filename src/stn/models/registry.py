@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from .._checks import check_choice, check_count, check_flag, check_number, describe
+from .._checks import check_choice, check_count, check_flag, check_number, check_size, describe
 from ..localization import shape_out
 from ..reading import PADDING_MODES, PaddingMode
 from ..transformer import SpatialTransformer
@@ -38,6 +38,7 @@ def create(
     dropout: float | None = None,
     padding_mode: PaddingMode = "border",
     theta_grad_scale: float = 1.0,
+    size: int | tuple[int, int] | None = None,
     pool: int = 1,
     widen: bool = True,
     antialias: bool = False,
@@ -59,6 +60,8 @@ def create(
         num_classes: how many logits come out.
         dropout: probability, the network's own unless given.
         padding_mode, theta_grad_scale: of the transformer.
+        size: of the transformer's output, height and width or one number for both; the image's own unless given. A smaller
+            one makes a smaller classifier that sees the part it reads; a control sees the whole image.
         pool: the transformer's output is average-pooled by this factor before the classifier (the paper's 2 for RTS
             and TC); a control sees the whole image.
         widen: False leaves a control as wide as the classifier behind the transformer, with fewer parameters: it
@@ -96,6 +99,9 @@ def create(
     shape = network.in_shape if in_shape is None else check_shape(in_shape)
     for argument, value in (("num_classes", num_classes), ("pool", pool)):
         check_count(argument, value)
+    out = None if size is None else check_size((size, size) if isinstance(size, int) else size, 2)
+    height, width = out or shape[1:]
+    seen_by_classifier = (shape[0], height // pool, width // pool)
     probability = network.dropout if dropout is None else dropout
     check_number("dropout", probability, "a probability in [0, 1)", lambda v: 0 <= v < 1)
     family = None if transform is None or transform == "none" else check_transform(transform)
@@ -105,11 +111,11 @@ def create(
     }  # fmt: skip
 
     def build(transform: AbstractTransform, width: int) -> TransformerClassifier:
-        def before(seen: Shape) -> SpatialTransformer:
-            return SpatialTransformer(network.localizer(seen, transform), transform, **of_transformer)
+        def before(seen: Shape, size: tuple[int, ...] | None = None) -> SpatialTransformer:
+            return SpatialTransformer(network.localizer(seen, transform), transform, size, **of_transformer)
 
-        transformer, *others = (before(shape) for _ in range(network.transformers))
-        seen = (network.transformers * shape[0], shape[1] // pool, shape[2] // pool)
+        transformer, *others = (before(shape, out) for _ in range(network.transformers))
+        seen = (network.transformers * shape[0], *seen_by_classifier[1:])
         classifier = network.classifier(seen, num_classes, width, probability)
         if network.depths:
             classifier = _with_transformers(classifier, seen, network.depths, before)
@@ -119,7 +125,8 @@ def create(
         return TransformerClassifier(None, network.control(shape, num_classes, width, probability))
 
     if network.fixed:
-        return _foreign(network, family, shape, at, num_classes, pool=pool, feed_theta=feed_theta, **of_transformer)
+        options = {"size": out, "pool": pool, "feed_theta": feed_theta, **of_transformer}
+        return _foreign(network, family, shape, seen_by_classifier, at, num_classes, **options)
     if network.only_control:
         return build_control(_widest(build_control, network.budget))
     width = network.width or _widest(lambda w: build(Affine(), w), network.budget)
@@ -163,15 +170,17 @@ def _network(name: Any, dropout: float | None) -> tuple[Network, str | None]:
 
 
 def _foreign(
-    network: Network, family: AbstractTransform | None, shape: Shape, at: str | None, classes: int, *, pool: int,
-    feed_theta: bool, **options: Any,
+    network: Network, family: AbstractTransform | None, shape: Shape, warped: Shape, at: str | None, classes: int, *,
+    size: tuple[int, ...] | None, pool: int, feed_theta: bool, **options: Any,
 ) -> TransformerClassifier:  # fmt: skip
     """A network that is not ours, with a transformer in front of it or before one of its layers; alone without a family."""
     if family is None:
         return TransformerClassifier(None, network.classifier(shape, classes, 1, 0.0))
-    classifier = network.classifier((shape[0], shape[1] // pool, shape[2] // pool), classes, 1, 0.0)
+    if at is not None and size is not None:
+        raise ValueError(f"size: expected None before a layer, which takes features of their own size, got {size}")
+    classifier = network.classifier(warped, classes, 1, 0.0)
     seen = shape if at is None else features_before(classifier, at, shape)
-    transformer = SpatialTransformer(network.localizer(seen, family), family, **options)
+    transformer = SpatialTransformer(network.localizer(seen, family), family, size, **options)
     return TransformerClassifier(transformer, classifier, pool, at=at, feed_theta=feed_theta)
 
 
