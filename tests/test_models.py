@@ -103,6 +103,25 @@ def test_options_arrive():
     assert any(m.p == 0.5 for m in models.create("cifar10_small").modules() if isinstance(m, torch.nn.Dropout))
 
 
+def test_a_transformer_hands_on_another_size():
+    """The classifier sees that, pooled where it is; a control, widened or not, sees the image."""
+    options = {"in_shape": (1, 42, 44)}
+    model = models.create("compact", size=(28, 24), pool=2, **options)
+    seen = []
+    model.classifier.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape))
+    assert model.warp(torch.rand(2, 1, 42, 44)).output.shape == (2, 1, 28, 24)
+    model(torch.rand(2, 1, 42, 44))
+    assert seen == [(2, 1, 14, 12)]
+    square, whole = models.create("compact", size=28, **options), models.create("compact", **options)
+    assert square.warp(torch.rand(2, 1, 42, 44)).output.shape == (2, 1, 28, 28)
+    assert count(square) < count(whole)
+    assert whole.transformer.size is None  # the image's own
+    for widen in (True, False):
+        control = models.create("compact", transform=None, size=28, widen=widen, **options)
+        assert control(torch.rand(2, 1, 42, 44)).shape == (2, 10)
+    assert count(square) <= count(models.create("compact", transform=None, size=28, **options))
+
+
 def test_the_paper_cnn_on_the_small_pooled_images():
     """21x21 after pooling: flooring would leave less than the 7x7 kernel."""
     assert models.create("st_cnn", in_shape=(1, 42, 42), pool=2)(torch.rand(1, 1, 42, 42)).shape == (1, 10)
@@ -140,7 +159,7 @@ def test_counting_leaves_the_random_numbers_alone():
     ("dropout", {"dropout": 1.0}), ("dropout", {"dropout": "much"}), ("dropout", {"dropout": float("nan")}),
     ("padding_mode", {"padding_mode": "zero"}),
     ("theta_grad_scale", {"theta_grad_scale": -1.0}),
-    ("pool", {"pool": 0}),
+    ("size", {"size": 0}), ("size", {"size": (28,)}), ("size", {"size": 14.5}), ("pool", {"pool": 0}),
     ("feed_theta", {"feed_theta": 1}),
     ("image size", {"in_shape": (1, 9, 9)}),
 ])  # fmt: skip

@@ -334,6 +334,7 @@ def test_what_is_named_has_to_be_of_its_kind(mine: Path) -> None:
         ({"network": "mine:darken"}, "name: mine:darken cannot be called"),
         ({"network": {"name": "mine:net", "at": "9"}}, "at: expected the name of a layer"),
         ({"network": {"name": "mine:net", "at": "7"}}, "at: expected a layer that takes feature maps"),
+        ({"network": {"name": "mine:net", "at": "3"}, "size": 14}, "size: expected None before a layer"),
     ):
         with pytest.raises(ValueError, match=said):
             replace(SMALL, **settings).make_model((1, 28, 28), 10)  # type: ignore[arg-type]
