@@ -24,6 +24,7 @@ class Case:
     dtype: torch.dtype = torch.float32
     channels_last: bool = False
     padding_mode: str = "zeros"
+    points: int = 5  # control points a side, of a thin plate spline
     bars: tuple[float, float, float] = (1.0, 1.0, 1.0)  # wanted ratios to torch: forward, to theta, to theta and image
 
     @property
@@ -97,9 +98,9 @@ def build(case: Case, device: torch.device | str = "cpu") -> tuple[Tensor, Tenso
 
         return image, theta, ours, projective
     if case.kind == "tps":
-        transform = stn.transforms.ThinPlateSpline((5, 5))
+        transform = stn.transforms.ThinPlateSpline((case.points, case.points))
         theta = (0.05 * torch.randn(batch, transform.num_params, generator=torch.Generator().manual_seed(0))).to(device)
-        product = transform.basis(size)[:, :25].float().to(device)  # what a careful user would keep
+        product = transform.basis(size)[:, : case.points**2].float().to(device)  # what a careful user would keep
 
         def spline(image: Tensor, theta: Tensor) -> Tensor:
             return read(image, (plain + product @ theta.reshape(batch, -1, 2)).reshape(batch, *size, 2))

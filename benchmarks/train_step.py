@@ -1,15 +1,17 @@
-"""A training step of our CIFAR-10 network beside the same network written by hand with torch's own two calls.
+"""A training step of our CIFAR-10 network beside the same network written by hand with torch's own two calls, and with
+the layers of kornia and MONAI where they are installed.
 
     python -m benchmarks.train_step
 
-The two run in turn in one process, on the same images, from the same weights; printed are milliseconds and the ratio
-pair by pair. Before anything is timed, both must give the same logits and gradients.
+They run in turn in one process, on the same images, from the same weights; printed are milliseconds and the ratio
+pair by pair. Before anything is timed, all must give the same logits and gradients.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import importlib
 import statistics
 import time
 from collections.abc import Callable
@@ -20,20 +22,53 @@ from torch.nn import functional as F
 
 import stn
 
+Read = Callable[[Tensor, Tensor], Tensor]
+
+
+def by_hand(image: Tensor, theta: Tensor) -> Tensor:
+    grid = F.affine_grid(theta, list(image.shape), align_corners=False)
+    return F.grid_sample(image, grid, padding_mode="border", align_corners=False)
+
+
+def readers() -> dict[str, Read]:
+    """Torch's two calls, and the layers that are installed: `pip install --no-deps kornia kornia_rs monai`."""
+    found: dict[str, Read] = {"by hand": by_hand}
+    try:
+        kornia = importlib.import_module("kornia.geometry.transform")
+
+        def of_kornia(image: Tensor, theta: Tensor) -> Tensor:
+            """Which takes what pushes pixels, between the corners' centres."""
+            size = (image.shape[2], image.shape[3])
+            push = stn.conventions.theta_to_pixel(stn.geometry.invert_matrix(theta), size, size)
+            warped: Tensor = kornia.warp_affine(image, push, size, padding_mode="border", align_corners=True)
+            return warped
+
+        found["kornia"] = of_kornia
+    except ImportError:
+        pass
+    try:
+        layers = importlib.import_module("monai.networks.layers")
+        layer = layers.AffineTransform(
+            normalized=True, reverse_indexing=False, padding_mode="border", align_corners=False
+        )
+        found["MONAI"] = lambda image, theta: layer(image, theta)
+    except ImportError:
+        pass
+    return found
+
 
 class ByHand(nn.Module):
     """The network as one writes it from the tutorial, around the same layers."""
 
-    def __init__(self, model: stn.models.TransformerClassifier) -> None:
+    def __init__(self, model: stn.models.TransformerClassifier, read: Read) -> None:
         super().__init__()
         assert model.transformer is not None
         self.features, self.head = model.transformer.localizer.features, model.transformer.localizer.head
-        self.classifier = model.classifier
+        self.classifier, self.read = model.classifier, read
 
     def forward(self, image: Tensor) -> Tensor:
         theta = self.head(self.features(image)).view(-1, 2, 3)
-        grid = F.affine_grid(theta, list(image.shape), align_corners=False)
-        logits: Tensor = self.classifier(F.grid_sample(image, grid, padding_mode="border", align_corners=False))
+        logits: Tensor = self.classifier(self.read(image, theta))
         return logits
 
 
@@ -50,7 +85,8 @@ def main() -> None:
     assert ours.transformer is not None
     with torch.no_grad():  # off the identity, where each position lies on a kink and rounding picks the slope
         ours.transformer.localizer.head[-1].bias += 0.02 * torch.randn(6)
-    hand = ByHand(copy.deepcopy(ours))
+    models: dict[str, nn.Module] = {"stn": ours}
+    models |= {name: ByHand(copy.deepcopy(ours), read) for name, read in readers().items()}
     images, labels = torch.randn(arguments.batch_size, 3, 32, 32), torch.randint(0, 10, (arguments.batch_size,))
 
     def step(model: nn.Module) -> Tensor:
@@ -60,26 +96,30 @@ def main() -> None:
         return loss.detach()
 
     # In float64: behind float32's rounding of the positions a max-pool may pick another pixel.
-    exact = [copy.deepcopy(model).double() for model in (ours, hand)]
-    torch.testing.assert_close(step(exact[0]), step(exact[1]))
-    for a, b in zip(gradients(exact[0]), gradients(exact[1]), strict=True):
-        torch.testing.assert_close(a, b)
+    wanted, *others = (copy.deepcopy(model).double() for model in models.values())
+    loss = step(wanted)
+    for name, other in zip(list(models)[1:], others, strict=True):
+        torch.testing.assert_close(loss, step(other), msg=name)
+        for a, b in zip(gradients(wanted), gradients(other), strict=True):
+            torch.testing.assert_close(a, b, msg=name)
 
-    times: dict[str, list[float]] = {"stn": [], "by hand": []}
-    pairs: list[tuple[str, Callable[[], Tensor]]] = [("stn", lambda: step(ours)), ("by hand", lambda: step(hand))]
+    times: dict[str, list[float]] = {name: [] for name in models}
+    turns = list(models.items())
     for i in range(arguments.steps + 5):
-        for name, run in pairs if i % 2 else pairs[::-1]:
+        for name, model in turns if i % 2 else turns[::-1]:
             start = time.perf_counter()
-            run()
+            step(model)
             if i >= 5:
                 times[name].append(time.perf_counter() - start)
-    for name, seconds in times.items():
-        print(f"{name:8s} best {1e3 * min(seconds):7.2f} ms   median {1e3 * statistics.median(seconds):7.2f} ms")
-    ratios = [a / b for a, b in zip(times["stn"], times["by hand"], strict=True)]
-    best = min(times["stn"]) / min(times["by hand"])
     print(
-        f"stn / by hand: best {best:.3f}, median of pairs {statistics.median(ratios):.3f} ({arguments.network}, batch {arguments.batch_size}, {torch.get_num_threads()} threads, torch {torch.__version__})"
+        f"{arguments.network}, batch {arguments.batch_size}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     )
+    for name, seconds in times.items():
+        pairs = statistics.median(a / b for a, b in zip(times["stn"], seconds, strict=True))
+        print(
+            f"{name:8s} best {1e3 * min(seconds):7.2f} ms   median {1e3 * statistics.median(seconds):7.2f} ms   stn / {name}: "
+            f"best {min(times['stn']) / min(seconds):.3f}, median of pairs {pairs:.3f}"
+        )
 
 
 def gradients(model: nn.Module) -> list[Tensor]:
