@@ -27,7 +27,7 @@ from stn.geometry import affine_positions, projective_positions
 from stn.kernels import Kernel
 from stn.ops import dispatch, use_backend, which_backend
 from stn.ops.backend import Case
-from stn.ops.triton import kernels
+from stn.ops.triton import deformable, kernels
 from stn.ops.triton import launch as triton
 
 if importlib.util.find_spec("triton") is None:
@@ -556,6 +556,93 @@ def test_compiles_for_a_gpu(elsewhere, kernel, kind, d, tmp_path, monkeypatch):
     )  # fmt: skip
     assert len(made.asm["cubin"]) > 1000
     assert "fma.rn.f32" in made.asm["ptx"]
+
+
+@pytest.mark.parametrize("name", ["_read", "_pull"])
+def test_deformable_attention_compiles_for_a_gpu(elsewhere, name, tmp_path, monkeypatch):
+    compiler = pytest.importorskip("triton.compiler")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    kernels.load()
+    function = getattr(deformable, name)
+    switches = {"LEVELS": 4, "POINTS": 4, "ROWS": 16, "LANES": 32, "KINK": 2.0**-21}
+    tuples, numbers = {"sizes": 8, "firsts": 4}, ("rows", "queries", "positions", "heads", "channels")
+    signature = {
+        n: "constexpr" if n in switches else ("i32",) * tuples[n] if n in tuples else "i32" if n in numbers else "*fp32"
+        for n in function.arg_names
+    }
+    constants = {n: value for n, value in switches.items() if n in function.arg_names}
+    made = compiler.compile(
+        ASTSource(fn=function, signature=signature, constexprs=constants),
+        target=GPUTarget("cuda", 80, 32), options={"num_warps": 4},
+    )  # fmt: skip
+    assert len(made.asm["cubin"]) > 1000
+
+
+# Deformable attention
+
+
+MAPS = [(5, 7), (3, 4), (1, 1), (2, 1)]
+
+
+def attention(dtype=torch.float64, channels=5, *, on_centres=False):
+    """Positions on the maps, beyond their borders and far away; all on pixel centres and halfway between, if wanted."""
+    random = torch.Generator().manual_seed(0)
+    value = torch.randn(2, sum(map(math.prod, MAPS)), 3, channels, generator=random, dtype=torch.float64)
+    locations = torch.rand(2, 3, 3, len(MAPS), 2, 2, generator=random, dtype=torch.float64) * 1.6 - 0.3
+    locations[0, 0, 0, 0, 0] = 50.0
+    if on_centres:
+        sides = torch.tensor([size[::-1] for size in MAPS])[:, None]
+        locations = (locations * sides * 2).round().clamp(-1, 9) / 2 / sides
+        locations[:, ::2] *= 1 - 2**-53  # some a rounding error before it
+    weights = torch.rand(locations.shape[:-1], generator=random, dtype=torch.float64)
+    return [t.to(DEVICE, dtype).requires_grad_() for t in (value, locations, weights)]
+
+
+def attended(backend, tensors):
+    with use_backend(backend):
+        out = stn.deformable_sample(tensors[0], MAPS, *tensors[1:])
+        grad = torch.linspace(-1, 2, out.numel(), dtype=out.dtype, device=DEVICE).view_as(out)
+        return [out, *torch.autograd.grad(out, tensors, grad)]
+
+
+@pytest.mark.parametrize(("channels", "on_centres"), [(1, False), (5, False), (5, True)])
+def test_deformable_attention_and_its_gradients(monkeypatch, channels, on_centres):
+    calls = []
+    for name in ("forward", "backward"):
+        run = getattr(deformable, name)
+        monkeypatch.setattr(deformable, name, lambda *given, run=run, name=name: calls.append(name) or run(*given))
+    monkeypatch.setattr(deformable, "_LANES", 4)  # fewer than channels
+    tensors = attention(channels=channels, on_centres=on_centres)
+    found = attended("triton", tensors)
+    assert calls == ["forward", "backward"]
+    for ours, theirs in zip(found, attended("reference", tensors), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    for ours, theirs in zip(attended("triton", [t.float() for t in tensors]), found, strict=True):
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_deformable_attention_where_something_is_not_finite():
+    tensors = attention()
+    with torch.no_grad():
+        tensors[1][1, 2, 0, 1, 1, 1], tensors[1][0, 1, 2, 0, 0, 0] = math.nan, math.inf
+        tensors[0][0, 0, 0] = math.nan
+    for ours, theirs in zip(attended("triton", tensors), attended("reference", tensors), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12, equal_nan=True)
+
+
+def test_deformable_attention_in_one_order(monkeypatch):
+    """Atomic sums have none: where it is asked for, map after map is read by the kernels of the warp, which do."""
+    monkeypatch.setattr(deformable, "forward", None)
+    torch.use_deterministic_algorithms(True)
+    try:
+        found = attended("triton", attention())
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for ours, theirs in zip(found, attended("reference", attention()), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
 # The table

@@ -23,7 +23,8 @@ def deformable_sample(
     """Read feature maps of several sizes at some positions for each query, and add up what was read by weights.
 
     What multi-scale deformable attention does between its linear layers, with no extension to compile: on the CPU one native
-    function, elsewhere and in portable programs one read of each map. Pull, bilinear, zeros beyond the border. Positions
+    function, on a GPU one Triton kernel, elsewhere, in portable programs and under `torch.use_deterministic_algorithms` on a
+    GPU one read of each map. Pull, bilinear, zeros beyond the border. Positions
     are (x, y[, z]) **in [0, 1]**, as in every model that has such a layer: 0 and 1 are the outer edges of the border pixels of
     each map (`align_corners=False`), so they are half of this package's normalized ones and a half.
 

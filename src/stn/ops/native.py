@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from .._tracing import is_portable
 from . import _torch, cpu, dispatch
+from .backend import Case
+from .triton import launch as triton
 
 
 class Native(NamedTuple):
@@ -20,15 +22,23 @@ class Native(NamedTuple):
     backward: Callable[..., tuple[Tensor | None, ...]]  # of the gradient of the result and the tensors
     operator: Callable[..., Tensor]  # the same, registered with torch, for compiled and exported programs
     otherwise: Callable[..., Tensor]  # the same, of torch's own functions, differentiable as often as one likes
+    has_triton: bool = False  # whether it also runs in Triton, where `in_triton` says so
 
 
 _PLAIN = (Tensor, nn.Parameter)
 
 
-def refuses(device: str) -> str | None:
+def in_triton(device: str) -> bool:
+    """Whether Triton is who would run here: on other devices than the CPU, or by name."""
+    return device != "cpu" or dispatch.asked_for() == triton.NAME
+
+
+def refuses(device: str, *, has_triton: bool = False) -> str | None:
     """Why no native code runs here, None where it does."""
     if is_portable():
         return "programs that run without stn cannot call it"
+    if has_triton and in_triton(device) and dispatch.asked_for() in (None, triton.NAME):
+        return triton.refuses(Case(2, "bilinear", "zeros", device, torch.float32, dispatch.asked_for()))
     if dispatch.asked_for() not in (None, cpu.NAME):
         return f"{dispatch.asked_for()!r} was asked for"
     if device != "cpu":
@@ -38,7 +48,7 @@ def refuses(device: str) -> str | None:
 
 def call(native: Native, *tensors: Tensor) -> Tensor:
     """The native function of tensors of one device, or what stands in for it here."""
-    refused = refuses(tensors[0].device.type)
+    refused = refuses(tensors[0].device.type, has_triton=native.has_triton)
     forward_mode, transforming = _torch.in_forward_mode(), _torch.transforming()
     if torch.compiler.is_compiling():
         return native.otherwise(*tensors) if refused or transforming or forward_mode else native.operator(*tensors)

@@ -35,9 +35,9 @@ def load() -> None:
     import triton
     import triton.language
 
-    names = globals()
-    names["tl"] = triton.language
-    names.update({function.__name__: triton.jit(function) for function in _functions})
+    for function in _functions:  # of several files
+        function.__globals__["tl"] = triton.language
+        function.__globals__[function.__name__] = triton.jit(function)
 
 
 @_jit
