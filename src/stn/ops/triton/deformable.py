@@ -170,7 +170,7 @@ def _pull(
             # On a pixel's centre the slope is the mean of both sides.
             low = tl.minimum(KINK * width, 0.5)
             before = right <= low
-            kink = near & (before | (right >= 1.0 - low))
+            kink = near & (before | (1.0 - right <= low))
             if tl.max(kink.to(tl.int32)) > 0:
                 far = tl.where(before, left - 1, left + 2)
                 a = _at(grad, value, start, far, above, row, kink, height, width, step, channels, LANES)
@@ -179,7 +179,7 @@ def _pull(
                 across = tl.where(kink, 0.5 * (across + tl.where(before, west - beyond, beyond - east)), across)
             low = tl.minimum(KINK * height, 0.5)
             before = below <= low
-            kink = near & (before | (below >= 1.0 - low))
+            kink = near & (before | (1.0 - below <= low))
             if tl.max(kink.to(tl.int32)) > 0:
                 far = tl.where(before, above - 1, above + 2)
                 a = _at(grad, value, start, left, far, row, kink, height, width, step, channels, LANES)
