@@ -56,6 +56,7 @@ CAMPAIGN = (
         Cells(f"mnist_{name}", ("affine", "none"), schedule="short", options=SHORT)
         for name in ("r", "rts", "p", "e", "tc")
     ),
+    Cells("mnist_rts", ("affine", "none"), schedule="size28", options=("--size=28",)),  # of the transformer's output
     *(Cells(f"mnist_{name}", TABLE_1) for name in ("r", "rts", "p", "e")),
     Cells("mnist_tc", ("affine", "none")),
     Cells("mnist_addition", TABLE_1),
