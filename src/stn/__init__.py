@@ -1,6 +1,6 @@
 """Spatial transformers: networks that learn where to look."""
 
-from . import compat, conventions, geometry, kernels, models, ops, penalties, testing, transforms
+from . import alignment, compat, conventions, geometry, kernels, models, ops, penalties, testing, transforms
 from .accelerate import accelerate
 from .channels_last import spatial_transformer_network
 from .coordinates import Frame
@@ -75,6 +75,7 @@ __all__ = [
     "VelocityField",
     "Warp",
     "accelerate",
+    "alignment",
     "compat",
     "conventions",
     "convert",

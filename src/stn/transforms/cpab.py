@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .._checks import check_flag, check_number, check_size, describe
+from .._checks import check_choice, check_flag, check_number, check_size, describe
 from .._tracing import is_portable
 from ..coordinates import SQUARE, Frame
 from ..ops.cpab import flow
@@ -283,6 +284,28 @@ class CPAB(AbstractTransform):
         """`step` of points with their derivatives: of (B, N, d, d+1), in whose last column the points are, and in the others
         how they change with where they started from."""
         return _runge_kutta(lambda s: _apply_cells_with_slopes(short, s, self.tessellation), state)
+
+    def unmap_points(
+        self,
+        theta: Tensor,
+        points: Tensor,
+        frame: Frame = SQUARE,
+        *,
+        tolerance: float = 1e-4,
+        missing: Literal["raise", "nan"] = "raise",
+    ) -> Tensor:
+        """Input points (B, N, d) to the output points where they appear, by the same field followed backwards: nothing is
+        iterated where the flow is exact. Where steps miss by more than `tolerance` Newton's method does the rest."""
+        check_choice("missing", missing, ("raise", "nan"))
+        if self.ndim == 1 or self.steps is None:
+            theta = self.check_theta(theta)
+            target = self.check_points(theta, points)
+            found = self.map_points(-theta, target)
+            with torch.no_grad():
+                missed = (self.map_points(theta, found) - target).norm(dim=-1)
+            if bool((missed <= tolerance).all()):
+                return found
+        return super().unmap_points(theta, points, frame, tolerance=tolerance, missing=missing)
 
     def inverse(self, theta: Tensor, frame: Frame = SQUARE) -> Tensor:
         """-theta: the same field, followed backwards."""
