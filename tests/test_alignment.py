@@ -232,6 +232,34 @@ def test_what_a_warp_never_reads_is_hidden():
     assert theta.grad[0].abs().max() > 0
 
 
+def test_where_the_map_has_no_slope_there_is_no_gradient():
+    """The right half of the output shows one point, which is a pixel of the image."""
+    family = stn.DisplacementField((3,))
+    theta = torch.tensor([[0.0, 0.0, -1.0], [0.0, 0.0, 0.0]]).double().requires_grad_()
+    image = images(2, 1, size=(9,))
+    warp = warped(image, theta, family)
+    assert float(family.determinant(theta, torch.zeros(1, 1, 1).double())[0]) == 0
+    inverse_consistency(warp, image).backward()
+    assert theta.grad.isfinite().all()
+    assert theta.grad[0].abs().max() > 0
+
+
+def test_what_is_behind_the_horizon_is_hidden():
+    family = stn.Projective()
+    theta = family.identity().double().repeat(3, 1)
+    theta[0, 6] = -1.3
+    theta = theta.requires_grad_()
+    image = images(3)
+    warp = warped(image, theta, family)
+    lattice = stn.geometry.lattice_points(image, SIZES[2], False)
+    assert warp.unmap_points(lattice, missing="nan")[0].isnan().any()
+    loss = inverse_consistency(warp, image)
+    torch.testing.assert_close(loss, plainly(warp, image, torch.zeros(3)))
+    loss.backward()
+    assert theta.grad.isfinite().all()
+    assert theta.grad[0].abs().max() > 0
+
+
 def test_an_image_alone_in_its_class_does_not_count():
     image = images(3)
     theta = thetas(stn.Affine(), 3).requires_grad_()

@@ -136,8 +136,8 @@ def inverse_consistency(
         (predicted - image).square() * (m / (m - 1).clamp_min(1)),
         (plain[index] - image).square() * (n / (n - 1).clamp_min(1)),
     )
-    several = members[index] > 1
-    return (error.flatten(1).mean(1) * several).sum() / several.sum().clamp_min(1)
+    several = (members[index] > 1).sum()  # the error of an image alone in its class is 0
+    return error.flatten(1).mean(1).sum() / several.clamp_min(1)
 
 
 def within_class_variance(warp: Warp, labels: Tensor | None = None, *, quorum: float = 0.5) -> Tensor:
@@ -204,8 +204,8 @@ class _Implicit(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (slopes,) = ctx.saved_tensors
-        asked = (grad != 0).any(-1, keepdim=True)  # what is hidden has no gradient, also where the map has no slope
-        return torch.where(asked, -solve(slopes.mT, grad), 0.0), None, None
+        # None where the map has no slope: it turns round there, or the point is behind a horizon.
+        return -solve(slopes.mT, grad).nan_to_num(0.0, 0.0, 0.0), None, None
 
 
 def _sums(warp: Warp, index: Tensor, classes: int) -> tuple[Tensor, Tensor]:
