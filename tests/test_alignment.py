@@ -137,6 +137,14 @@ def test_means_by_hand():
     assert float(within_class_variance(warp, torch.tensor([7, 7, 2]))) == pytest.approx(12.5)
 
 
+def test_the_quorum_of_the_variance():
+    image = torch.tensor([[0.0, 0.0, 1.0], [0.0, 0.0, 1.0], [0.0, 2.0, 7.0], [0.0, 2.0, 9.0]])[:, None]
+    warp = warped(image, torch.tensor([[0.0], [0.0], [2 / 3], [2 / 3]]), stn.Translation(1))
+    # (0, 0, 2, 2), (0, 0, 7, 9), and (1, 1) of two alone
+    assert float(within_class_variance(warp)) == pytest.approx((4 / 3 + (32 + 9 + 25) / 3) / 2)
+    assert float(within_class_variance(warp, quorum=0.4)) == pytest.approx((4 / 3 + (32 + 9 + 25) / 3 + 0) / 3)
+
+
 @pytest.mark.parametrize("d", [1, 2, 3])
 def test_shifts_by_whole_pixels_align_exactly(d):
     inner = torch.rand(1, 2, *(5,) * d).double()
@@ -233,12 +241,12 @@ def test_what_a_warp_never_reads_is_hidden():
 
 
 def test_where_the_map_has_no_slope_there_is_no_gradient():
-    """The right half of the output shows one point, which is a pixel of the image."""
-    family = stn.DisplacementField((3,))
-    theta = torch.tensor([[0.0, 0.0, -1.0], [0.0, 0.0, 0.0]]).double().requires_grad_()
+    """The middle half of the output shows one point, which is a pixel of the image."""
+    family = stn.DisplacementField((5,))
+    theta = torch.tensor([[0.0, 0.5, 0.0, -0.5, 0.0], [0.0] * 5]).double()
     image = images(2, 1, size=(9,))
-    warp = warped(image, theta, family)
-    assert float(family.determinant(theta, torch.zeros(1, 1, 1).double())[0]) == 0
+    warp = warped(image, theta.requires_grad_(), family)
+    assert float(family.determinant(theta.detach(), torch.zeros(1, 1, 1).double())[0]) == 0
     inverse_consistency(warp, image).backward()
     assert theta.grad.isfinite().all()
     assert theta.grad[0].abs().max() > 0

@@ -294,17 +294,16 @@ class CPAB(AbstractTransform):
         tolerance: float = 1e-4,
         missing: Literal["raise", "nan"] = "raise",
     ) -> Tensor:
-        """Input points (B, N, d) to the output points where they appear, by the same field followed backwards: nothing is
-        iterated where the flow is exact. Where steps miss by more than `tolerance` Newton's method does the rest."""
+        """Input points (B, N, d) to the output points where they appear, by the same field followed backwards. Where
+        steps miss by more than `tolerance` it is Newton's method."""
         check_choice("missing", missing, ("raise", "nan"))
-        if self.ndim == 1 or self.steps is None:
-            theta = self.check_theta(theta)
-            target = self.check_points(theta, points)
-            found = self.map_points(-theta, target)
-            with torch.no_grad():
-                missed = (self.map_points(theta, found) - target).norm(dim=-1)
-            if bool((missed <= tolerance).all()):
-                return found
+        theta = self.check_theta(theta)
+        target = self.check_points(theta, points)
+        found = self.map_points(-theta, target)
+        with torch.no_grad():
+            missed = (self.map_points(theta, found) - target).norm(dim=-1)
+        if bool((missed <= tolerance).all()):
+            return found
         return super().unmap_points(theta, points, frame, tolerance=tolerance, missing=missing)
 
     def inverse(self, theta: Tensor, frame: Frame = SQUARE) -> Tensor:
