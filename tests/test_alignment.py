@@ -7,7 +7,7 @@ import torch
 from torch.autograd import gradcheck
 
 import stn
-from stn.alignment import class_means, inverse_consistency, within_class_variance
+from stn.alignment import class_distances, class_means, inverse_consistency, within_class_variance
 
 SIZES = {1: (9,), 2: (5, 6), 3: (4, 5, 4)}
 FAMILIES = {
@@ -425,3 +425,51 @@ def test_labels_of_any_integers():
     want = inverse_consistency(warp, image, torch.tensor([0, 1, 0, 1]))
     for labels in (torch.tensor([True, False, True, False]), torch.tensor([9, -3, 9, -3], dtype=torch.int8)):
         torch.testing.assert_close(inverse_consistency(warp, image, labels), want)
+
+
+# The classes in the frame of each image
+
+
+def test_distances_by_hand():
+    """The mean of each class taken back image by image, and the class named where nothing is stretched."""
+    image, labels = images(5), torch.tensor([4, 2, 4, 2, 2])
+    family = stn.Affine()
+    theta = thetas(family, 5)
+    warp = warped(image, theta, family, (7, 8))
+    means = class_means(warp, labels)
+    got = class_distances(warp, image, means)
+    inverse = family.inverse(theta)
+    for k in range(2):
+        back = stn.warp(means.mean[k].expand(5, -1, -1, -1), inverse.reshape(5, 2, 3), SIZES[2], padding_mode="border")
+        torch.testing.assert_close(got[:, k], (back - image).square().mean((1, 2, 3)))
+    identity = warped(image, thetas(family, 5, 0), family)
+    own = class_distances(identity, image, class_means(identity, labels))[torch.arange(5), (labels == 4).long()]
+    unbiased = torch.tensor([2.0, 3.0])[(labels == 2).long()].double()
+    want = (own * unbiased / (unbiased - 1)).mean()
+    torch.testing.assert_close(want, inverse_consistency(identity, image, labels))
+
+
+@pytest.mark.parametrize("name", ["cpab 1D", "similarity", "tps", "bspline 3D"])
+def test_gradient_of_the_distances(name):
+    transform = FAMILIES[name]()
+    image, labels = images(3, transform.ndim, channels=2), torch.tensor([0, 1, 0])
+    theta = thetas(transform, 3).requires_grad_()
+
+    def distances(theta):
+        warp = warped(image, theta, transform)
+        return class_distances(warp, image, class_means(warp, labels))
+
+    assert gradcheck(distances, theta, atol=1e-6, fast_mode=transform.num_params > 12)
+
+
+def test_bad_means_are_refused():
+    image = torch.rand(3, 1, 4, 4)
+    warp = warped(image, thetas(stn.Affine(), 3).float(), stn.Affine())
+    other = warped(image, thetas(stn.Affine(), 3).float(), stn.Affine(), (5, 4))
+    for bad in (class_means(other), class_means(warp).mean, None):
+        with pytest.raises(ValueError, match=r"^means: expected what `class_means` gives for images \(K, 1, 4, 4\)"):
+            class_distances(warp, image, bad)
+    with pytest.raises(ValueError, match=r"^image: "):
+        class_distances(warp, image[:2], class_means(warp))
+    with pytest.raises(ValueError, match=r"^warp: "):
+        class_distances(image, image, class_means(warp))

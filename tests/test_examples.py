@@ -16,7 +16,7 @@ for library in ("PIL", "sklearn", "matplotlib"):
     pytest.importorskip(library)
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-NAMES = ["align_series", "align_stack", "rectify_word", "register_pair", "upright_volume"]
+NAMES = ["align_faces", "align_series", "align_stack", "rectify_word", "register_pair", "upright_volume"]
 
 
 def load(name):
@@ -112,6 +112,25 @@ def test_a_word_read_by_its_true_outline_is_flat():
     assert 0.1 < float(flat.mean()) < 0.6
 
 
+def test_faces_are_aligned(tmp_path):
+    pytest.importorskip("skimage")
+    figure = tmp_path / "faces.png"
+    measured = load("align_faces").main(["--steps", "80", "--threads", "1", "--figure", str(figure)])
+    assert measured["after"] < 0.8 * measured["before"]
+    assert measured["after"] < 0.9 * measured["dealt"]  # it is not that they were blurred
+    assert measured["error after"] < 0.95 * measured["error before"]
+    assert figure.stat().st_size > 5_000
+
+
+def test_faces_vanish_where_only_their_variance_counts():
+    pytest.importorskip("skimage")
+    measured = load("align_faces").main(
+        ["--steps", "80", "--loss", "variance", "--transform", "similarity", "--threads", "1"]
+    )
+    assert measured["after"] < 0.7 * measured["before"]
+    assert measured["error after"] > 0.9 * measured["error before"]
+
+
 def test_series_are_aligned(tmp_path):
     figure = tmp_path / "series.png"
     measured = load("align_series").main(
@@ -196,6 +215,7 @@ def test_bad_options_are_one_line(name, wrong, complaint, capsys):
         ("register_pair", ["no-such-photo.jpg"], "photo: expected an image file"),
         ("register_pair", [__file__], "photo: expected an image file"),
         ("register_pair", ["--shift", "nan"], "--shift: expected a number in [0, 0.25)"),
+        ("align_faces", ["--jitter", "3"], "--jitter: 0 to 2"),
         ("align_stack", ["--count", "1"], "--count: at least 2"),
         ("align_series", ["--noise", "nan"], "--noise"),
         ("upright_volume", ["--turn", "0"], "--turn: in (0, 180]"),

@@ -140,6 +140,52 @@ def inverse_consistency(
     return error.flatten(1).mean(1).sum() / several.clamp_min(1)
 
 
+def class_distances(
+    warp: Warp,
+    image: Tensor,  # (B, C, [[D,] H,] W)
+    means: ClassMeans,
+) -> Tensor:
+    """How far each image is from the mean of each class, taken back into its own frame: (B, K) mean squared differences.
+
+    The nearest class is found where nothing was stretched, and no label is needed. In training, with the means of the batch,
+    what is nearer to another class can be pushed away from it.
+
+    Args:
+        warp: `transformer.warp(image)`.
+        image: what was warped.
+        means: `class_means` of a batch with labels, such as the training set; of the same channels and the size of the output.
+
+    Returns:
+        (B, K), the classes in the order of `means.labels`. Beyond the frame of the output the mean goes on as at its border.
+        The gradient can be taken once.
+
+    Raises:
+        ValueError: as `inverse_consistency`, and for means of another shape.
+
+    Example:
+        >>> import stn
+        >>> image = torch.tensor([[[0.0, 1.0, 0.0, 0.0]], [[0.0, 0.0, 1.0, 0.0]]])
+        >>> warp = stn.SpatialTransformer(torch.nn.Identity(), stn.Translation(1)).warp(image, torch.zeros(2, 1))
+        >>> class_distances(warp, image, class_means(warp, torch.tensor([4, 7])))
+        tensor([[0.0000, 0.5000],
+                [0.5000, 0.0000]])
+
+    Source: the triplet loss of Shapira Weber and Freifeld 2023 compares these.
+    """
+    _check(warp, None)
+    _check_original(warp, image)
+    wanted = (*warp.output.shape[1:2], *warp.size)
+    if not isinstance(means, ClassMeans) or tuple(means.mean.shape[1:]) != wanted:
+        what = tuple(means.mean.shape) if isinstance(means, ClassMeans) else describe(means)
+        raise ValueError(f"means: expected what `class_means` gives for images (K, {str(wanted)[1:]}, got {what}")
+    image = image.to(coordinate_dtype(image, warp.output))
+    found = _points_of_output(warp)
+    each = means.mean.to(image.dtype).flatten(0, 1)[None].expand(len(image), -1, *[-1] * len(warp.size))
+    back = sample(each, found, padding_mode="border", align_corners=warp.align_corners)
+    back = back.unflatten(1, means.mean.shape[:2])
+    return (back - image[:, None]).square().flatten(2).mean(2)
+
+
 def within_class_variance(warp: Warp, labels: Tensor | None = None, *, quorum: float = 0.5) -> Tensor:
     """The variance of the aligned images within their class, at each pixel over those that show it (with m - 1): what is
     looked at before and after an alignment. As a loss it is best served by images that show nothing; see
