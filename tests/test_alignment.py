@@ -389,6 +389,93 @@ def test_steps_that_miss_are_put_right():
         stn.CPAB((3,)).unmap_points(torch.zeros(1, 2), torch.zeros(1, 1, 1), missing="ignore")
 
 
+@pytest.mark.parametrize(
+    "family",
+    [
+        stn.CPAB((6,)) @ stn.CPAB((6,)) @ stn.CPAB((6,)),
+        stn.CPAB((2, 2)) @ stn.Similarity(),
+        stn.Projective() @ stn.BSpline((3, 3)),
+    ],
+)
+def test_compositions_are_taken_back_one_by_one(family):
+    theta = family.identity().double() + 0.05 * torch.randn(3, family.num_params).double()
+    points = 1.6 * torch.rand(3, 20, family.ndim).double() - 0.8
+    newton = stn.transforms.AbstractTransform.unmap_points
+
+    def gradient(unmap):
+        t, p = theta.clone().requires_grad_(), points.clone().requires_grad_()
+        found = unmap(family, t, p, tolerance=1e-8)
+        return found, *torch.autograd.grad(found.square().sum(), (t, p))
+
+    for got, want in zip(gradient(type(family).unmap_points), gradient(newton), strict=True):
+        torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-5)
+
+
+def test_compositions_are_taken_back_where_newton_goes_round_in_circles():
+    family = stn.CPAB((6,)) @ stn.CPAB((6,)) @ stn.CPAB((6,))
+    theta = torch.randn(3, family.num_params).double()
+    points = 1.8 * torch.rand(3, 40, 1).double() - 0.9
+    with pytest.raises(ValueError, match="is missed by"):
+        stn.transforms.AbstractTransform.unmap_points(family, theta, points)
+    torch.testing.assert_close(family.map_points(theta, family.unmap_points(theta, points)), points, atol=1e-6, rtol=0)
+
+
+def test_compositions_that_hide_points():
+    family = stn.Affine(1) @ stn.DisplacementField((3,))
+    theta = torch.tensor([[1.0, 0.0, 0.0, 0.0, -2.0]]).double()  # x, then -x
+    points = torch.tensor([[[0.5], [-0.5]]]).double()
+    found = family.unmap_points(theta, points, missing="nan")
+    assert found.isnan().all(-1).tolist() == [[True, False]]
+    with pytest.raises(ValueError, match="is missed by"):
+        family.unmap_points(theta, points)
+    with pytest.raises(ValueError, match=r"^missing: "):
+        family.unmap_points(theta, points, missing="ignore")
+
+
+# As a loss
+
+
+@pytest.mark.parametrize("family", [stn.Translation(1), stn.Translation(2), stn.Rigid(3)])
+def test_descent_brings_them_together(family):
+    """Blobs that were shifted, two classes of them: theta itself is learned."""
+    d = family.ndim
+    size = ((32,), (16, 16), (12, 12, 12))[d - 1]
+    at = stn.geometry.lattice_points(torch.zeros(1), size, False).reshape(*size, d)
+    centres = torch.zeros(8, d)
+    centres[:] = 0.3 * (2 * torch.rand(8, d) - 1)
+    labels = torch.arange(8) % 2
+    widths = torch.where(labels == 1, 0.2, 0.4).reshape(-1, *[1] * d)
+    image = (-((at - centres.reshape(-1, *[1] * d, d)).square().sum(-1) / widths**2)).exp()[:, None]
+    theta = family.identity().repeat(8, 1).requires_grad_()
+    optimizer = torch.optim.Adam([theta], lr=0.03)
+    errors, variances = [], []
+    for _ in range(60):
+        warp = warped(image, theta, family)
+        loss = inverse_consistency(warp, image, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        errors.append(float(loss.detach()))
+        variances.append(float(within_class_variance(warp, labels).detach()))
+    assert errors[-1] < 0.1 * errors[0]
+    assert variances[-1] < 0.1 * variances[0]
+
+
+def test_a_transformer_that_looks_again_and_again():
+    """Whose warp is a composition."""
+    family, image = stn.CPAB((6,)), torch.rand(5, 1, 24)
+    localizer = stn.FCLocalizer(24, family, hidden=(8,))
+    transformer = stn.IterativeTransformer(localizer, family, iterations=3)
+    assert float(inverse_consistency(transformer.warp(image), image).detach()) == pytest.approx(
+        float(image.var(0).mean())
+    )
+    with torch.no_grad():
+        for parameter in localizer.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    inverse_consistency(transformer.warp(image), image).backward()
+    assert all(p.grad.isfinite().all() and p.grad.abs().max() > 0 for p in localizer.parameters())
+
+
 # Bad input
 
 

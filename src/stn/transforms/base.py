@@ -398,6 +398,29 @@ class Compose(AbstractTransform):
         outer, inner = self.split(theta)
         return self.outer.map_points(outer, self.inner.map_points(inner, points, frame), frame)
 
+    def unmap_points(
+        self,
+        theta: Tensor,  # (B, num_params)
+        points: Tensor,  # (B, N, d)
+        frame: Frame = SQUARE,
+        *,
+        tolerance: float = 1e-4,
+        missing: Literal["raise", "nan"] = "raise",
+    ) -> Tensor:
+        """Input points (B, N, d) to the output points where they appear: taken back by `outer`, then by `inner`. Where that misses
+        by more than `tolerance` it is Newton's method for both at once."""
+        check_choice("missing", missing, ("raise", "nan"))
+        outer, inner = self.split(theta)
+        target = self.check_points(outer, points).expand(outer.shape[0], -1, -1)
+        between = self.outer.unmap_points(outer, target, frame, tolerance=tolerance, missing="nan")
+        if not bool(between.isnan().any()):
+            found = self.inner.unmap_points(inner, between, frame, tolerance=tolerance, missing="nan")
+            with torch.no_grad():
+                missed = (self.map_points(theta, found, frame) - target).norm(dim=-1)
+            if bool((missed <= tolerance).all()):
+                return found
+        return super().unmap_points(theta, points, frame, tolerance=tolerance, missing=missing)
+
     def inverse(self, theta: Tensor, frame: Frame = SQUARE) -> Tensor:
         """Raises ValueError: the order turns round, so the inverse is another family. See `inverted`."""
         raise ValueError(
