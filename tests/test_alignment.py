@@ -301,6 +301,17 @@ def test_half_precision_images_are_summed_in_float32(dtype):
     torch.testing.assert_close(loss.double(), exact, rtol=2e-2 if dtype != torch.float32 else 1e-4, atol=0)
 
 
+def test_theta_and_image_may_be_of_two_types():
+    image, theta = images(4), thetas(stn.Affine(), 4)
+    exact = inverse_consistency(warped(image, theta, stn.Affine()), image)
+    for i, t in ((image.float(), theta), (image, theta.float())):
+        t = t.requires_grad_()
+        loss = inverse_consistency(warped(i, t, stn.Affine()), i)
+        loss.backward()
+        assert loss.dtype == i.dtype
+        torch.testing.assert_close(loss.detach().double(), exact, rtol=1e-4, atol=0)
+
+
 # Gradients
 
 
