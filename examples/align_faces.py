@@ -9,7 +9,10 @@ blur and zoom as much and align nothing.
 
 The faces are the LFW subset that scikit-image carries (`pip install scikit-image`), 25 x 25 pixels, each with mean 0 and deviation 1.
 
-MEASURED
+Measured (60 s on one thread), seeds 0, 1 and 2: variance 0.687, 0.723, 0.717 -> 0.388, 0.374, 0.388, by each other's warps 0.621,
+0.668, 0.631. With `--transform affine` 0.350 (control 0.628), but faces are stretched. With `--transform affine --loss variance`
+0.198 for the wrong reason: the network zooms into a smooth spot, and the means taken back are as far from the faces as before,
+0.688 (0.687; by inverse consistency 0.558).
 """
 
 from __future__ import annotations
@@ -93,7 +96,7 @@ def measure(transformer: stn.SpatialTransformer, faces: Tensor) -> dict[str, flo
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--transform", choices=list(FAMILIES), default="affine")
+    parser.add_argument("--transform", choices=list(FAMILIES), default="similarity")
     parser.add_argument("--loss", choices=["inverse_consistency", "variance"], default="inverse_consistency")
     parser.add_argument("--jitter", type=float, default=1.0, help="0 for the faces as they are")
     parser.add_argument("--steps", type=int, default=300)

@@ -301,6 +301,17 @@ def test_half_precision_images_are_summed_in_float32(dtype):
     torch.testing.assert_close(loss.double(), exact, rtol=2e-2 if dtype != torch.float32 else 1e-4, atol=0)
 
 
+def test_theta_and_image_may_be_of_two_types():
+    image, theta = images(4), thetas(stn.Affine(), 4)
+    exact = inverse_consistency(warped(image, theta, stn.Affine()), image)
+    for i, t in ((image.float(), theta), (image, theta.float())):
+        t = t.requires_grad_()
+        loss = inverse_consistency(warped(i, t, stn.Affine()), i)
+        loss.backward()
+        assert loss.dtype == i.dtype
+        torch.testing.assert_close(loss.detach().double(), exact, rtol=1e-4, atol=0)
+
+
 # Gradients
 
 
@@ -429,7 +440,7 @@ def test_compositions_that_hide_points():
     with pytest.raises(ValueError, match="is missed by"):
         family.unmap_points(theta, points)
     with pytest.raises(ValueError, match=r"^missing: "):
-        family.unmap_points(theta, points, missing="ignore")
+        family.unmap_points(theta, points[:, 1:], missing="ignore")
 
 
 # As a loss
@@ -560,3 +571,38 @@ def test_bad_means_are_refused():
         class_distances(warp, image[:2], class_means(warp))
     with pytest.raises(ValueError, match=r"^warp: "):
         class_distances(image, image, class_means(warp))
+
+
+# The benchmark
+
+
+def test_the_benchmark_without_its_packages(monkeypatch, capsys, tmp_path):
+    """Bumps of two classes, on clocks of their own, in place of the sets; every loss in a few steps."""
+    from benchmarks import alignment as benchmark
+
+    def made(count):
+        at = stn.geometry.lattice(48)
+        labels = torch.arange(count) % 2
+        theta = 0.3 * torch.randn(count, 5)
+        bumps = torch.stack([torch.exp(-(((at - 0.2) / 0.3) ** 2)), at.sin()])[:, None]
+        return stn.warp(bumps[labels], theta, transform=stn.CPAB((6,)), padding_mode="border"), labels
+
+    monkeypatch.setattr(benchmark, "load", lambda name: (made(20), made(10)))
+    monkeypatch.setattr(benchmark, "barycentres", lambda train, test: 0.5)
+    file = tmp_path / "alignment.json"
+    rows = benchmark.main(["--seeds", "0,1", "--steps", "2", "--only", "GunPoint,Coffee", "--json", str(file)])
+    assert [row["data"] for row in rows] == ["GunPoint", "Coffee"]
+    assert set(rows[0]["learned"]) == set(benchmark.LOSSES)
+    assert rows[0]["mean"] == 1.0  # a bump is no slope
+    assert all(len(found["accuracy"]) == 2 for found in rows[0]["learned"].values())
+    assert "GunPoint" in file.read_text()
+    assert "DBA 50.0%" in capsys.readouterr().out
+
+
+def test_the_triplet_by_hand():
+    from benchmarks.alignment import triplet
+
+    distances = torch.tensor([[0.5, 1.0, 4.0], [3.0, 2.0, 9.0], [0.0, 5.0, 0.25]])
+    # 0.5 - 1 + 1, 2 - 3 + 1, and 0.25 - 0 + 1
+    got = triplet(distances, torch.tensor([4, 6, 9]), torch.tensor([4, 6, 9]))
+    torch.testing.assert_close(got, torch.tensor((0.5 + 0 + 1.25) / 3))

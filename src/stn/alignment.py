@@ -83,8 +83,8 @@ def inverse_consistency(
 
     An image that is alone in its class costs 0 and does not count.
 
-    The inverse is that of `warp.unmap_points`, by numbers where the family has none in closed form. Pixels where a warp folds
-    count as hidden. The gradient can be taken once.
+    The inverse is that of `warp.unmap_points`, by numbers where the family has none in closed form. Pixels that a warp never
+    reads count as hidden; where it folds, one of its layers is taken. The gradient can be taken once.
 
     Args:
         warp: `transformer.warp(image)`, read with the padding "border" or "reflection": zeros and constants are blended into the

@@ -413,12 +413,11 @@ class Compose(AbstractTransform):
         outer, inner = self.split(theta)
         target = self.check_points(outer, points).expand(outer.shape[0], -1, -1)
         between = self.outer.unmap_points(outer, target, frame, tolerance=tolerance, missing="nan")
-        if not bool(between.isnan().any()):
-            found = self.inner.unmap_points(inner, between, frame, tolerance=tolerance, missing="nan")
-            with torch.no_grad():
-                missed = (self.map_points(theta, found, frame) - target).norm(dim=-1)
-            if bool((missed <= tolerance).all()):
-                return found
+        found = self.inner.unmap_points(inner, between, frame, tolerance=tolerance, missing="nan")
+        with torch.no_grad():
+            missed = (self.map_points(theta, found, frame) - target).norm(dim=-1)
+        if bool((missed <= tolerance).all()):
+            return found
         return super().unmap_points(theta, points, frame, tolerance=tolerance, missing=missing)
 
     def inverse(self, theta: Tensor, frame: Frame = SQUARE) -> Tensor:
