@@ -123,12 +123,52 @@ def test_a_share_of_the_upright_images_is_left_alone():
     images = torch.rand(200, 1, 8, 8)
     robust = stn.canonicalize(network, starts=6, steps=1)
     for quantile in (0.5, 0.9, 1.0):
-        margin = robust.calibrate(images, quantile)
+        margin = robust.calibrate(images, quantile, by="image")
         found = robust.warp(images)
         assert margin == float(robust.margin) > 0
         assert quantile <= 1 - found.moved.double().mean() <= quantile + 0.01
-    assert robust.calibrate([images[:50], images[50:]], 0.9) == pytest.approx(robust.calibrate(images, 0.9), abs=1e-5)
+        margins = robust.calibrate([images[:50], images[50:]], quantile, by="image"), margin
+        assert margins[0] == pytest.approx(margins[1], abs=1e-5)
     assert "margin" in robust.state_dict()
+
+
+def test_a_share_of_the_upright_images_keeps_its_class():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.Tanh(), nn.Linear(5, 4))
+    images = torch.rand(200, 1, 8, 8)
+    robust = stn.canonicalize(network, starts=6, steps=1, margin=0.3)
+
+    def kept():
+        return float((robust(images).argmax(1) == network(images).argmax(1)).double().mean())
+
+    robust.margin.fill_(0)
+    free = kept()
+    assert free < 0.9
+    for quantile in (0.9, 0.95, 1.0):
+        robust.calibrate(images, quantile)
+        assert quantile <= kept() <= quantile + 0.01
+        margin = float(robust.margin)
+        assert margin < robust.calibrate(images, quantile, by="image") or quantile == 1.0
+    assert robust.calibrate(images, free - 0.01) == 0
+
+
+def test_a_calibration_that_fails_leaves_the_margin(network):
+    robust = stn.canonicalize(nn.Identity(), score=lambda output, image: output.sum((1, 2, 3)), margin=0.3)
+    with pytest.raises(ValueError, match="by: expected 'image'"):
+        robust.calibrate(blobs())
+    assert float(robust.margin) == pytest.approx(0.3)
+    robust.calibrate(blobs(), by="image")
+
+
+def test_the_scores_are_what_they_say():
+    logits = torch.tensor([[1.0, 3.0, -2.0], [0.0, 0.0, 0.0]])
+    image = torch.rand(2, 1, 4, 4)
+    energy, entropy = (
+        stn.canonicalize(nn.Flatten(), score=name).score(logits, image) for name in ("energy", "entropy")
+    )
+    torch.testing.assert_close(energy, -logits.exp().sum(1).log())
+    p = logits.softmax(1)
+    torch.testing.assert_close(entropy, -(p * p.log()).sum(1))
 
 
 def test_pieces_do_not_change_the_result(network):
@@ -325,7 +365,7 @@ def test_bad_arguments_are_refused(network):
         ({"seed": -1}, "seed: expected an int"),
         ({"margin": -0.1}, "margin: expected a finite number"),
         ({"margin": math.inf}, "margin: expected a finite number"),
-        ({"score": "entropy"}, "score: expected 'energy' or a callable"),
+        ({"score": "entropie"}, "score: expected one of energy, entropy"),
         ({"localizer": 3}, "localizer: expected a torch.nn.Module"),
         ({"mode": "cubic"}, "mode: expected one of"),
     ):
@@ -338,6 +378,8 @@ def test_bad_arguments_are_refused(network):
         robust(torch.rand(1, 1, 8))
     with pytest.raises(ValueError, match="quantile: expected a number"):
         robust.calibrate(blobs(), 1.5)
+    with pytest.raises(ValueError, match="by: expected one of class, image"):
+        robust.calibrate(blobs(), by="top")
     with pytest.raises(ValueError, match="images: expected at least one"):
         robust.calibrate([])
     with pytest.raises(ValueError, match=r"score: expected \(1,\)"):

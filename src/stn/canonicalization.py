@@ -14,7 +14,7 @@ from typing import Literal, Unpack
 import torch
 from torch import Tensor, nn
 
-from ._checks import check_count, check_float_tensor, check_number, coordinate_dtype, describe
+from ._checks import check_choice, check_count, check_float_tensor, check_number, coordinate_dtype, describe
 from .pose import spread_evenly
 from .transformer import AbstractTransformer, ReadOptions, Warp, check_localizer
 from .transforms.base import AbstractTransform
@@ -50,6 +50,15 @@ def energy(logits: Tensor, image: Tensor) -> Tensor:
     return -logits.logsumexp(1)
 
 
+def entropy(logits: Tensor, image: Tensor) -> Tensor:
+    """The entropy of the probabilities of logits (B, classes), in nats, (B,). Low where a classifier is sure."""
+    likely = logits.log_softmax(1)
+    return -(likely.exp() * likely).sum(1)
+
+
+SCORES: dict[str, Score] = {"energy": energy, "entropy": entropy}
+
+
 def canonicalize(
     network: nn.Module,
     transform: TransformLike = "rotation",
@@ -58,7 +67,7 @@ def canonicalize(
     keep: int = 1,
     steps: int = 4,
     tries: int = 1,
-    score: Literal["energy"] | Score = "energy",
+    score: Literal["energy", "entropy"] | Score = "energy",
     margin: float = 0.0,
     localizer: nn.Module | None = None,
     max_batch: int = 256,
@@ -80,7 +89,7 @@ def canonicalize(
         keep: how many of them are refined.
         steps: rounds of refinement; 0 for none.
         tries: directions that each round tries, forth and back, drawn once for all images.
-        score: "energy", that of the logits; or `(output, image) -> (B,)`, lower is better, such as a distance of features
+        score: "energy" or "entropy", of the logits; or `(output, image) -> (B,)`, lower is better, such as a distance of features
             to those of the training images.
         margin: the gate: what the score as it came has to be beaten by. `calibrate` finds it.
         localizer: image -> theta (B, K * num_params), one or several guesses each, such as `stn.PoseLocalizer`.
@@ -96,7 +105,7 @@ def canonicalize(
         >>> network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
         >>> robust = canonicalize(network, "rotation", starts=8)
         >>> robust.passes
-        18
+        17
         >>> robust(torch.randn(2, 1, 8, 8)).shape
         torch.Size([2, 10])
 
@@ -130,7 +139,7 @@ class Canonicalizer(AbstractTransformer):
         keep: int = 1,
         steps: int = 4,
         tries: int = 1,
-        score: Literal["energy"] | Score = "energy",
+        score: Literal["energy", "entropy"] | Score = "energy",
         margin: float = 0.0,
         localizer: nn.Module | None = None,
         max_batch: int = 256,
@@ -145,12 +154,12 @@ class Canonicalizer(AbstractTransformer):
         check_number("steps", steps, "an int of at least 0", lambda n: isinstance(n, int) and n >= 0)
         check_number("seed", seed, "an int of at least 0", lambda n: isinstance(n, int) and n >= 0)
         check_number("margin", margin, "a finite number of at least 0", lambda v: 0 <= v < float("inf"))
-        if score != "energy" and not callable(score):
-            raise ValueError(f"score: expected 'energy' or a callable (output, image) -> (B,), got {describe(score)}")
+        if not callable(score):
+            check_choice("score", score, SCORES)
         self.network = network.eval()
         self.localizer = None if localizer is None else check_localizer(localizer)
         self.keep, self.steps, self.tries, self.max_batch, self.seed = keep, steps, tries, max_batch, seed
-        self.score: Score = score if callable(score) else energy
+        self.score: Score = score if callable(score) else SCORES[score]
         places = _places(self.transform, starts)
         if not len(places) and localizer is None:
             raise ValueError("starts: expected at least one without a localizer, got 0")
@@ -201,26 +210,48 @@ class Canonicalizer(AbstractTransformer):
         )  # fmt: skip
 
     @torch.no_grad()
-    def calibrate(self, images: Tensor | Iterable[Tensor], quantile: float = 0.99) -> float:
-        """Set the gate's margin from upright images alone, without labels: this share of them is left alone.
+    def calibrate(
+        self, images: Tensor | Iterable[Tensor], quantile: float = 0.995, *, by: Literal["class", "image"] = "class"
+    ) -> float:
+        """Set the gate's margin from upright images alone, without labels: the smallest at which this share of them is as good as left
+        alone.
 
         Args:
             images: (B, C, [D,] H, W), or batches of them, such as the network was trained on but has not seen.
             quantile: the share, from 0 to 1.
+            by: who counts as left alone: "class", whose largest output (of (B, classes)) stays where it is, moved or not; "image", who is
+                not moved.
 
         Returns:
-            The margin, the quantile of `Canonical.gain`.
+            The margin, the quantile of `Canonical.gain`, which counts as 0 for images that are as good as left alone.
 
         Raises:
-            ValueError: for another quantile, or no image.
+            ValueError: for another quantile, no image, and by="class" with outputs of another shape.
         """
         check_number("quantile", quantile, "a number from 0 to 1", lambda q: 0 <= q <= 1)
-        gains = [self.warp(batch).gain for batch in ([images] if isinstance(images, Tensor) else images)]
+        check_choice("by", by, ("class", "image"))
+        kept, self.margin = self.margin, torch.zeros_like(self.margin)
+        try:
+            gains = [self._gain(batch, by) for batch in ([images] if isinstance(images, Tensor) else images)]
+        finally:
+            self.margin = kept
         gain = torch.cat(gains) if gains else torch.empty(0)
         if not len(gain):
             raise ValueError("images: expected at least one, got none")
         self.margin.fill_(float(torch.quantile(gain.double(), quantile, interpolation="higher")))
         return float(self.margin)
+
+    def _gain(self, image: Tensor, by: str) -> Tensor:
+        """What the score of each image would gain, (B,), 0 where that changes nothing of what counts."""
+        found = self.warp(image)
+        if by == "image":
+            return found.gain
+        before, after = self.network(image), self.network(found.output)
+        if not isinstance(before, Tensor) or before.ndim != 2:
+            raise ValueError(
+                f"by: expected 'image' for a network whose outputs are not (B, classes), got {describe(before)}"
+            )
+        return found.gain * (before.argmax(1) != after.argmax(1))
 
     def _search(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The theta (B, num_params) of the lowest score, that score (B,), and that of the images as they came."""

@@ -32,7 +32,7 @@ def spread_evenly(transform: TransformLike, count: int, *, seed: int = 0) -> Ten
     Example:
         >>> import stn
         >>> spread_evenly(stn.Rotation(), 4).rad2deg().round().flatten().tolist()
-        [-180.0, -90.0, -0.0, 90.0]
+        [-180.0, -90.0, 0.0, 90.0]
     """
     transform = check_transform(transform)
     check_count("count", count)

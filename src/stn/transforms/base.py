@@ -130,7 +130,7 @@ class AbstractTransform(nn.Module, ABC):
         Example:
             >>> import stn
             >>> stn.Translation(max_shift=0.5).spread(torch.tensor([[0.5, 0.9]]))
-            tensor([[0.0000, 0.5481]])
+            tensor([[0.0000, 0.5482]])
         """
         raise ValueError(f"transform: {type(self).__name__} has no bounds to spread theta over")
 
