@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ._checks import check_choice, check_count, check_float_tensor, check_number, coordinate_dtype, describe
+from ._tracing import as_one_step, is_symbolic
 from .pose import spread_evenly
 from .transformer import AbstractTransformer, ReadOptions, Warp, check_localizer
 from .transforms.base import AbstractTransform
@@ -25,6 +26,7 @@ Score = Callable[
 ]  # the network's output and the images (B, C, ...) that it saw -> (B,), lower is better
 
 
+_NEAR = 0.05  # of the bounds
 _AFTER_GAIN, _AFTER_NONE = 0.75, 0.5  # what becomes of the radius of the tries; measured: docs/robustify.md
 
 
@@ -160,18 +162,15 @@ class Canonicalizer(AbstractTransformer):
         self.localizer = None if localizer is None else check_localizer(localizer)
         self.keep, self.steps, self.tries, self.max_batch, self.seed = keep, steps, tries, max_batch, seed
         self.score: Score = score if callable(score) else SCORES[score]
-        places = _places(self.transform, starts)
+        places = _places(self.transform, starts, seed)
         if not len(places) and localizer is None:
             raise ValueError("starts: expected at least one without a localizer, got 0")
-        width = self.transform.num_params
-        wide = places if len(places) > 1 or (not steps) else spread_evenly(self.transform, 64)
-        # Half of the distance between neighbouring starts, in the unit of each number of theta: how far the first round tries.
         self.register_buffer("starts", places)
         self.register_buffer(
-            "reach", wide.std(0) * 3**0.5 / max(len(places), 2) ** (1 / width) if steps else places.new_zeros(width)
+            "reach", _reach(self.transform, places, near=localizer is not None) if steps else places.new_zeros(1)
         )
         self.register_buffer("margin", torch.tensor(float(margin)))
-        self.register_buffer("directions", _directions(steps, tries, width, seed), persistent=False)
+        self.register_buffer("directions", _directions(steps, tries, self.transform.num_params, seed), persistent=False)
 
     @property
     def passes(self) -> int:
@@ -188,7 +187,7 @@ class Canonicalizer(AbstractTransformer):
         return self
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.look(image)[0]
+        return as_one_step(self, image) if is_symbolic(image) else self.look(image)[0]
 
     def look(self, image: Tensor) -> tuple[Tensor, Canonical]:
         """The network's output for the images in their canonical pose, and what was found."""
@@ -325,7 +324,15 @@ def _best(theta: Tensor, score: Tensor, keep: int) -> tuple[Tensor, Tensor]:
     return theta.gather(1, order[:, :keep, None].expand(-1, -1, theta.shape[2])), score[:, :keep]
 
 
-def _places(transform: AbstractTransform, starts: int | Tensor) -> Tensor:
+def _reach(transform: AbstractTransform, places: Tensor, *, near: bool) -> Tensor:
+    """How far the first round tries, in each number of theta: half of the distance between neighbouring starts; with `near`, where a
+    localizer has been, a small part of the bounds."""
+    wide = spread_evenly(transform, 64) if near or len(places) < 2 else places
+    half = wide.std(0) * 3**0.5  # of the range that is spread over
+    return half * (_NEAR if near else len(places) ** (-1 / transform.num_params))
+
+
+def _places(transform: AbstractTransform, starts: int | Tensor, seed: int) -> Tensor:
     """The theta (K, num_params) of the starts."""
     if isinstance(starts, Tensor):
         check_float_tensor("starts", starts, f"(K, {transform.num_params}) parameters of {type(transform).__name__}")
@@ -339,7 +346,7 @@ def _places(transform: AbstractTransform, starts: int | Tensor) -> Tensor:
     )
     if not starts:
         return torch.empty(0, transform.num_params)
-    places = spread_evenly(transform, starts)
+    places = spread_evenly(transform, starts, seed=seed)
     return places[(places - transform.identity()).abs().amax(1) > 1e-6]  # as it came it is looked at in any case
 
 
