@@ -107,6 +107,7 @@ def test_the_gate_leaves_an_image_alone_bit_for_bit(network):
     assert output.argmax(1).tolist() == [0, 0]
     robust.margin.fill_(1e6)
     assert torch.equal(robust(images), network(images))
+    assert (robust.warp(images).theta == 0).all()
 
 
 def test_of_equal_scores_the_image_as_it_came_is_taken():
@@ -129,6 +130,8 @@ def test_a_share_of_the_upright_images_is_left_alone():
         assert quantile <= 1 - found.moved.double().mean() <= quantile + 0.01
         margins = robust.calibrate([images[:50], images[50:]], quantile, by="image"), margin
         assert margins[0] == pytest.approx(margins[1], abs=1e-5)
+    robust.calibrate(images[:50], 0.99, by="image")  # of 50, 49 are too few
+    assert not robust.warp(images[:50]).moved.any()
     assert "margin" in robust.state_dict()
 
 
