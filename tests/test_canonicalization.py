@@ -346,7 +346,7 @@ def test_the_loss_asks_the_nearest_anchor_across_the_seam():
     image = torch.rand(1, 1, *SIZE)
     loss = localizer.loss(image, torch.tensor([[math.radians(170.0)]]))
     loss.backward()
-    touched = localizer.theta.bias.grad.abs() > 0
+    touched = localizer.offset.bias.grad.abs() > 0
     assert touched.tolist() == [True, False, False, False]
     assert localizer.likely.bias.grad.argmin() == 0
 

@@ -50,7 +50,7 @@ def test_the_classifier_is_not_touched(upright: Path, robust: Path) -> None:
     assert all(torch.equal(value, before[name]) for name, value in kept.items())
     start = load_run(robust).config.make_model((1, 28, 28), 10).state_dict()
     learned = [name for name in after if not torch.equal(after[name], start[name]) and name not in kept]
-    assert any(name.startswith("transformer.localizer.theta") for name in learned)
+    assert any(name.startswith("transformer.localizer.offset") for name in learned)
     assert any(name.startswith("transformer.localizer.likely") for name in learned)
 
 

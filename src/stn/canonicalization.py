@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ._checks import check_choice, check_count, check_float_tensor, check_number, coordinate_dtype, describe
 from ._tracing import as_one_step, is_symbolic
-from .pose import spread_evenly
+from .pose import half_range, spread_evenly
 from .transformer import AbstractTransformer, ReadOptions, Warp, check_localizer
 from .transforms.base import AbstractTransform
 from .transforms.config import TransformLike, check_transform
@@ -166,9 +166,9 @@ class Canonicalizer(AbstractTransformer):
         if not len(places) and localizer is None:
             raise ValueError("starts: expected at least one without a localizer, got 0")
         self.register_buffer("starts", places)
-        self.register_buffer(
-            "reach", _reach(self.transform, places, near=localizer is not None) if steps else places.new_zeros(1)
-        )
+        # How far the first round tries: half of the distance between neighbouring starts; nearer where a localizer has been.
+        share = _NEAR if localizer is not None else len(places) ** (-1 / self.transform.num_params)
+        self.register_buffer("reach", half_range(self.transform, places) * share if steps else places.new_zeros(1))
         self.register_buffer("margin", torch.tensor(float(margin)))
         self.register_buffer("directions", _directions(steps, tries, self.transform.num_params, seed), persistent=False)
 
@@ -322,14 +322,6 @@ def _best(theta: Tensor, score: Tensor, keep: int) -> tuple[Tensor, Tensor]:
     """The candidates with the lowest scores, the best first, of equal ones the earlier."""
     score, order = score.sort(dim=1, stable=True)
     return theta.gather(1, order[:, :keep, None].expand(-1, -1, theta.shape[2])), score[:, :keep]
-
-
-def _reach(transform: AbstractTransform, places: Tensor, *, near: bool) -> Tensor:
-    """How far the first round tries, in each number of theta: half of the distance between neighbouring starts; with `near`, where a
-    localizer has been, a small part of the bounds."""
-    wide = spread_evenly(transform, 64) if near or len(places) < 2 else places
-    half = wide.std(0) * 3**0.5  # of the range that is spread over
-    return half * (_NEAR if near else len(places) ** (-1 / transform.num_params))
 
 
 def _places(transform: AbstractTransform, starts: int | Tensor, seed: int) -> Tensor:

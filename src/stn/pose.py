@@ -17,7 +17,10 @@ from .localization import identity_head
 from .reading import PaddingMode
 from .sampling import warp
 from .transformer import Warp
+from .transforms.base import AbstractTransform
 from .transforms.config import TransformLike, check_transform
+
+_OFFSETS = 0.1  # weight of how far the guess near the right anchor is off: more of it drowns which one is right
 
 
 def spread_evenly(transform: TransformLike, count: int, *, seed: int = 0) -> Tensor:
@@ -49,6 +52,11 @@ def spread_evenly(transform: TransformLike, count: int, *, seed: int = 0) -> Ten
         return transform.spread(first)
     others = torch.quasirandom.SobolEngine(transform.num_params - 1, scramble=True, seed=seed).draw(count)
     return transform.spread(torch.cat([first, others], dim=1))
+
+
+def half_range(transform: AbstractTransform, places: Tensor) -> Tensor:
+    """Half of the range that poses (K, num_params) are spread over, in each number of theta; of a single one that of the bounds."""
+    return (places if len(places) > 1 else spread_evenly(transform, 64)).std(0) * 3**0.5
 
 
 def pose_at_random(
@@ -122,6 +130,7 @@ class PoseLocalizer(nn.Module):
     """
 
     anchors: Tensor
+    unit: Tensor  # of the offsets from them
 
     def __init__(
         self,
@@ -143,7 +152,10 @@ class PoseLocalizer(nn.Module):
             raise ValueError(f"count: expected at most {len(places)}, as there are anchors, got {count}")
         self.features, self.in_features, self.count = features, in_features, count
         self.register_buffer("anchors", places.detach().clone())
-        self.theta = identity_head(in_features, self.transform, start=places)
+        self.register_buffer(
+            "unit", half_range(self.transform, places) * len(places) ** (-1 / self.transform.num_params)
+        )
+        self.offset = identity_head(in_features, self.transform, start=torch.zeros_like(self.anchors))
         self.likely = nn.Linear(in_features, len(places))
 
     def forward(self, image: Tensor) -> Tensor:
@@ -159,12 +171,12 @@ class PoseLocalizer(nn.Module):
         wanted = (image.shape[0], self.in_features)
         if not isinstance(features, Tensor) or tuple(features.shape) != wanted:
             raise ValueError(f"features: expected an output of shape {wanted}, got {describe(features)}")
-        theta = self.theta(features).unflatten(1, self.anchors.shape)
-        return theta, self.likely(features)
+        offsets = self.offset(features).unflatten(1, self.anchors.shape)
+        return self.anchors + self.unit * offsets, self.likely(features)
 
     def loss(self, posed: Tensor, theta: Tensor) -> Tensor:
         """How wrong it is about images (B, C, [D,] H, W) whose pose theta (B, num_params) is known: the cross-entropy of the nearest
-        anchor, and how far apart the two warps read, in the unit of the distance between anchors.
+        anchor, and a tenth of how far apart the two warps read, in the unit of the distance between anchors.
 
         Distances are the root mean square over a lattice of points, so numbers of different kinds need no weights.
         """
@@ -178,7 +190,7 @@ class PoseLocalizer(nn.Module):
         chosen = guesses[torch.arange(len(theta), device=theta.device), nearest]
         missed = (self._mapped(chosen, points, frame) - true).square().sum(-1).mean(-1)
         unit = apart.amin(1).mean().clamp_min(1e-6)
-        return F.cross_entropy(logits, nearest) + (missed / unit).mean()
+        return F.cross_entropy(logits, nearest) + _OFFSETS * (missed / unit).mean()
 
     def _mapped(self, theta: Tensor, points: Tensor, frame: Frame) -> Tensor:
         return self.transform.map_points(theta, points.expand(len(theta), -1, -1), frame)
