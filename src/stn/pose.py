@@ -39,19 +39,21 @@ def spread_evenly(transform: TransformLike, count: int, *, seed: int = 0) -> Ten
     """
     transform = check_transform(transform)
     check_count("count", count)
-    ends = transform.spread(
-        torch.tensor([[0.0], [1.0]])
-        .repeat(1, transform.num_params)
-        .index_fill(1, torch.arange(1, transform.num_params), 0.5)
-    )
-    corners = lattice_points(ends, (2,) * transform.ndim, False)
-    low, high = transform.map_points(ends, corners.expand(2, -1, -1))
-    circle = torch.allclose(low, high, atol=1e-5)  # a whole turn, whose ends are one
-    first = ((torch.arange(count) + (count % 2 / 2 if circle else 0.5)) / count)[:, None]
+    first = ((torch.arange(count) + (count % 2 / 2 if _goes_round(transform) else 0.5)) / count)[:, None]
     if transform.num_params == 1:
         return transform.spread(first)
     others = torch.quasirandom.SobolEngine(transform.num_params - 1, scramble=True, seed=seed).draw(count)
     return transform.spread(torch.cat([first, others], dim=1))
+
+
+def _goes_round(transform: AbstractTransform) -> bool:
+    """Whether the first number of theta is a whole turn, whose ends are one."""
+    ends = torch.full((2, transform.num_params), 0.5)
+    ends[:, 0] = torch.tensor([0.0, 1.0])
+    theta = transform.spread(ends)
+    corners = lattice_points(theta, (2,) * transform.ndim, False).expand(2, -1, -1)
+    low, high = transform.map_points(theta, corners)
+    return torch.allclose(low, high, atol=1e-5)
 
 
 def half_range(transform: AbstractTransform, places: Tensor) -> Tensor:
