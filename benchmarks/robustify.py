@@ -287,14 +287,39 @@ def photos(data_dir: str | None, seed: int, epochs: int, record: Callable[[dict[
     rows("localizer, 3 guesses", guesses.passes + 3, guesses)
 
 
+START, END = "<!-- tables -->", "<!-- end of tables -->"
+
+
+def tables(kept: dict[str, Any]) -> str:
+    """The rows of a file as Markdown; means over the seeds that each row has."""
+    parts = []
+    for what, columns in (("mnist", ("upright", "moved")), ("photos", tuple(map(str, ANGLES)))):
+        if what not in kept:
+            continue
+        rows = kept[what]["rows"]
+        for data in dict.fromkeys(row["data"] for row in rows):
+            names = {"moved": data, **{str(angle): f"{angle} degrees" for angle in ANGLES}}
+            shown = ("what is done", "passes", *(names.get(column, column) for column in columns), "ms", "seeds")
+            lines = [f"| {' | '.join(shown)} |", "|---" + "|---:" * (len(shown) - 1) + "|"]
+            own = [row for row in rows if row["data"] == data]
+            for name in dict.fromkeys(row["what"] for row in own):
+                same = [row for row in own if row["what"] == name]
+                figures = [f"{sum(row[column] for row in same) / len(same):.1f}" for column in columns]
+                ms = sum(row["ms"] for row in same) / len(same)
+                lines.append(f"| {name} | {same[0]['passes']} | {' | '.join(figures)} | {ms:.2g} | {len(same)} |")
+            parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("what", choices=["mnist", "photos"])
+    parser.add_argument("what", choices=["mnist", "photos", "tables"])
     parser.add_argument("--data-dir")
     parser.add_argument("--seeds", default="0", help="such as 0,1,2")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--images", type=int, default=2000, help="of the test set")
     parser.add_argument("--json", type=Path, help="file to add the rows to")
+    parser.add_argument("--docs", type=Path, help="write the tables of --json between the markers of this file")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
 
@@ -308,11 +333,16 @@ def main() -> None:
         rows[:] = [one for one in rows if any(one.get(key) != row.get(key) for key in same)] + [row]
         write_text(arguments.json, json.dumps(kept, indent=1) + "\n")
 
-    for seed in map(int, arguments.seeds.split(",")):
+    for seed in map(int, arguments.seeds.split(",") if arguments.what != "tables" else ()):
         if arguments.what == "mnist":
             mnist(arguments.data_dir, seed, arguments.epochs, arguments.images, record)
         else:
             photos(arguments.data_dir, seed, arguments.epochs, record)
+    if arguments.docs is not None:
+        page = arguments.docs.read_text()
+        before, after = page.split(START)[0], page.split(END)[1]
+        written = tables(json.loads(arguments.json.read_text()))
+        write_text(arguments.docs, f"{before}{START}\n\n{written}\n\n{END}{after}")
 
 
 if __name__ == "__main__":
