@@ -14,6 +14,7 @@ from stn_recipes.cli import config_of
 from stn_recipes.recipes import recipe
 from stn_recipes.report import write_report
 from stn_recipes.run.folder import RunError, load_run
+from stn_recipes.run.poses import Poses
 from stn_recipes.run.train import evaluate, resume, train
 
 UPRIGHT = replace(
@@ -52,6 +53,15 @@ def test_the_classifier_is_not_touched(upright: Path, robust: Path) -> None:
     learned = [name for name in after if not torch.equal(after[name], start[name]) and name not in kept]
     assert any(name.startswith("transformer.localizer.offset") for name in learned)
     assert any(name.startswith("transformer.localizer.likely") for name in learned)
+
+
+def test_in_training_the_classifier_is_not(robust: Path) -> None:
+    config = replace(load_run(robust).config, network="compact")  # with batch norm and dropout
+    task = Poses(config.make_model((1, 28, 28), 10), config).train()  # type: ignore[arg-type]
+    assert not any(module.training for module in task.model.classifier.modules())
+    assert not any(parameter.requires_grad for parameter in task.model.classifier.parameters())
+    assert task.localizer.training
+    assert all(parameter.requires_grad for parameter in task.localizer.parameters())
 
 
 def test_what_it_reached_is_in_the_result_and_on_the_page(upright: Path, robust: Path) -> None:
