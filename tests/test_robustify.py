@@ -117,6 +117,14 @@ def test_the_transformer_goes_on_alone(robust: Path) -> None:
     assert again(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
 
 
+def test_the_hub_does_not_take_it(robust: Path) -> None:
+    pytest.importorskip("huggingface_hub")
+    from stn_recipes.publish import classifier
+
+    with pytest.raises(RunError, match="learned from labels"):
+        classifier(load_run(robust))
+
+
 def test_a_run_that_cannot_be_is_refused(upright: Path, tmp_path: Path) -> None:
     poses = replace(
         recipe("robustify"), dataset="digits", network="mnist_tutorial", threads=1, epochs=1, progress=False
