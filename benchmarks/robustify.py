@@ -306,7 +306,8 @@ def tables(kept: dict[str, Any]) -> str:
                 same = [row for row in own if row["what"] == name]
                 figures = [f"{sum(row[column] for row in same) / len(same):.1f}" for column in columns]
                 ms = sum(row["ms"] for row in same) / len(same)
-                lines.append(f"| {name} | {same[0]['passes']} | {' | '.join(figures)} | {ms:.2g} | {len(same)} |")
+                spent = f"{ms:.2f}" if ms < 1 else f"{ms:.1f}" if ms < 100 else f"{ms:.0f}"
+                lines.append(f"| {name} | {same[0]['passes']} | {' | '.join(figures)} | {spent} | {len(same)} |")
             parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
