@@ -56,7 +56,7 @@ def python_blocks(path):
     return re.findall(r"^```python[^\n]*\n(.*?)^```", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
 
 
-@pytest.mark.parametrize("page", ["volumes", "registration"])
+@pytest.mark.parametrize("page", ["volumes", "registration", "robustify"])
 def test_pages_on_volumes(page):
     blocks = python_blocks(ROOT / "docs" / f"{page}.md")
     assert blocks

@@ -431,6 +431,9 @@ def test_every_recipe_builds_its_network_and_its_control() -> None:
     for name in RECIPES:
         config = recipe(name)
         assert config.recipe == name
+        if config.learn == "poses":  # its classifier is that of a run, and its own control
+            assert config.make_model((1, 28, 28), 10)(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+            continue
         if config.digit is not None:  # it is nothing without its transformer
             assert config.make_model((1, 84, 84), 1)(torch.zeros(2, 1, 84, 84)).shape == (2, 64)
             continue

@@ -2,6 +2,7 @@
 
 from . import alignment, compat, conventions, geometry, kernels, models, ops, penalties, testing, transforms
 from .accelerate import accelerate
+from .canonicalization import Canonical, Canonicalizer, canonicalize
 from .channels_last import spatial_transformer_network
 from .coordinates import Frame
 from .deformable import deformable_sample
@@ -17,6 +18,7 @@ from .localization import (
     window_starts,
 )
 from .placement import IterativeTransformer, ParallelTransformers
+from .pose import PoseLocalizer, pose_at_random
 from .registration import Registration, register
 from .sampling import sample, valid_mask, warp
 from .splatting import splat, splat_count
@@ -51,6 +53,8 @@ __all__ = [
     "Affine",
     "Attention",
     "BSpline",
+    "Canonical",
+    "Canonicalizer",
     "Compose",
     "ConvLocalizer",
     "Corners",
@@ -62,6 +66,7 @@ __all__ = [
     "IterativeTransformer",
     "ParallelTransformers",
     "Polar",
+    "PoseLocalizer",
     "Projective",
     "RecurrentLocalizer",
     "Registration",
@@ -76,6 +81,7 @@ __all__ = [
     "Warp",
     "accelerate",
     "alignment",
+    "canonicalize",
     "compat",
     "conventions",
     "convert",
@@ -90,6 +96,7 @@ __all__ = [
     "ops",
     "parameter_groups",
     "penalties",
+    "pose_at_random",
     "register",
     "sample",
     "spatial_transformer_network",

@@ -28,7 +28,7 @@ from jsonargparse import ActionConfigFile, ActionYesNo, ArgumentParser, Namespac
 from rich.console import Console
 from rich.table import Table
 
-from .config import TrainConfig
+from .config import OF_THE_CLASSIFIER, TrainConfig
 from .names import NAMED, import_paths, label, nearest, untrusted
 from .recipes import RECIPES, recipe
 
@@ -334,7 +334,13 @@ def _defaults(name: str | None, run: str | None, preset: str | None) -> TrainCon
         from .run.folder import read_config
 
         return dataclasses.replace(read_config(Path(run)), out=None, control=False, schedule_start=0)
-    return recipe(name or "digits", preset)
+    start = recipe(name or "digits", preset)
+    if start.learn == "poses" and run is not None:  # of its classifier, on its data
+        from .run.folder import read_config
+
+        of_run = read_config(Path(run))
+        return dataclasses.replace(start, **{name: getattr(of_run, name) for name in OF_THE_CLASSIFIER})
+    return start
 
 
 def _given(a: Namespace) -> dict[str, Any]:

@@ -40,6 +40,12 @@ RESUMABLE = (
     "logger",
 )  # fmt: skip
 
+# What a run that learns poses has of the run that its classifier is from.
+OF_THE_CLASSIFIER = (
+    "dataset", "data_dir", "image_column", "label_column", "distortion", "image_size", "fit", "on_bad_image", "memory_limit",
+    "val_fraction", "limit_train", "network", "widen", "dropout", "seed",
+)  # fmt: skip
+
 FLAGS = ("quick", "freeze")  # settings that are given on the command line or not, without a value
 
 Logger = Literal["csv", "tensorboard", "wandb", "mlflow"]
@@ -81,6 +87,8 @@ class TrainConfig:
         transformer: the family of warps, or none for the control; or yours, `package.module:name`. Its options by
             `--transformer.max-angle 1.6`, or as a mapping, '{"name": "similarity", "max_angle": 1.6}'; network, dataset,
             distortion and augment take options alike.
+        learn: what the transformer learns from: labels, with the classifier; or poses, warps of the images whose parameters are known,
+            in front of a classifier that is not touched (--init-from RUN, of a run without a transformer, or --weights FILE).
         weights: file with weights of the classifier to start from, safetensors or a state dict.
         freeze: train the transformer alone; the classifier keeps its weights and its batch norm's statistics.
         padding_mode: what the transformer sees outside the image.
@@ -147,6 +155,7 @@ class TrainConfig:
     quick: bool = False
     network: str | dict[str, Any] = "compact"
     transformer: Family | dict[str, Any] = "affine"
+    learn: Literal["labels", "poses"] = "labels"
     weights: str | None = None
     freeze: bool = False
     padding_mode: Literal["zeros", "border", "reflection", "circular"] = "border"
@@ -237,6 +246,11 @@ class TrainConfig:
             raise ValueError("freeze: expected a transformer to train, got transformer='none'")
         if self.freeze and self.weights is None and self.init_from is None:
             raise ValueError("freeze: expected the classifier's weights, by --weights or --init-from, got neither")
+        if self.learn == "poses" and (self.family == "none" or self.digit is not None or self.freeze or self.control):
+            raise ValueError(
+                "learn: expected labels for co-localization, without a transformer, and with --freeze or --control: a classifier that "
+                "poses are learned for is frozen and its own control"
+            )
         if self.digit is not None and (self.weights is not None or self.freeze):
             raise ValueError("weights: expected none for co-localization, which has no classifier")
         if self.digit is not None and self.control:
@@ -341,13 +355,18 @@ class TrainConfig:
                 for _ in range(start + 1):
                     model = models.Colocalizer(in_shape, self.transformer, padding_mode=self.padding_mode)
                 return model
-            return models.create(self.network, in_shape=in_shape, num_classes=num_classes, **self.network_options())
+            known = models.create(self.network, in_shape=in_shape, num_classes=num_classes, **self.network_options())
+            family = self.make_family()
+            if self.learn == "labels" or family is None:
+                return known
+            return models.behind_pose(known.classifier, family, in_shape, padding_mode=self.padding_mode)
 
     def network_options(self) -> dict[str, Any]:
         """What `stn.models.create` is told beside the name, the size of the images and the number of classes."""
         from stn import models
 
-        return {"transform": self.transformer, **self._options(models.create)}
+        transform = "none" if self.learn == "poses" else self.transformer
+        return {"transform": transform, **self._options(models.create)}
 
     def penalty(self) -> "Penalty | None":
         """The weighted sum that `penalties` names, or None."""

@@ -82,6 +82,10 @@ def _uploaded(folder: Path, repo: str, private: bool) -> str:
 def classifier(run: Run) -> stn.hub.Classifier:
     """The network of a run, with what has to be known of its data."""
     facts, config, model = run.facts, run.config, run.classifier
+    if config.learn == "poses":
+        raise RunError(
+            f"{run.path}: expected a run that learned from labels; the Hub has no recipe for a classifier behind poses, see stn export"
+        )
     network = stn.hub.Classifier(
         config.network,
         in_shape=list(facts.input_shape),

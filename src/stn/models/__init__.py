@@ -15,6 +15,7 @@ from .house_numbers import TRANSFORMERS, SequenceClassifier, svhn
 from .house_numbers import Transformers as Transformers
 from .labelled import LabelledClassifier
 from .paper import PAPER_PARAMETERS, paper_cnn, paper_fcn
+from .posed import behind_pose
 from .pretrained import pretrained_names
 from .registry import NETWORKS, create, names
 from .shared import SharedClassifier
@@ -31,6 +32,7 @@ __all__ = [
     "SequenceClassifier",
     "SharedClassifier",
     "TransformerClassifier",
+    "behind_pose",
     "compact",
     "create",
     "lenet",

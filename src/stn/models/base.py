@@ -36,6 +36,8 @@ class TransformerClassifier(nn.Module):
         ValueError: for bad arguments.
     """
 
+    classifier: nn.Module
+
     def __init__(
         self,
         transformer: SpatialTransformer | None,

@@ -43,7 +43,7 @@ from .._checks import (
 from ..coordinates import SQUARE, Coordinates, Frame, half_lengths
 from ..geometry import affine_positions, check_matrix, compose_matrices, invert_matrix, map_affine
 from .base import AbstractTransform
-from .bounds import bounded, bounded_length, unbounded, unbounded_length
+from .bounds import bounded, bounded_length, evenly, unbounded, unbounded_length
 from .rotations import Angle, AxisAngle, Rotations, SixD
 
 
@@ -183,6 +183,12 @@ class Affine(AbstractMatrixTransform):
         identity = self.identity().to(theta)
         return identity + unbounded(theta - identity, self.max_delta, "max_delta")
 
+    def spread(self, unit: Tensor) -> Tensor:
+        unit = self.check_unit(unit)
+        if self.max_delta is None:
+            raise ValueError("transform: expected Affine with max_delta to spread theta over, got None")
+        return self.identity().to(unit) + evenly(unit, self.max_delta)
+
     def _without_fixed(self, entries: Tensor) -> Tensor:
         tolerance = 1e-4 if entries.dtype == torch.float32 else 1e-9
         for i, wanted in enumerate(self._fixed):
@@ -303,6 +309,33 @@ class AbstractConstrained(AbstractMatrixTransform):
             parts.append(unbounded(scale.log(), bound, "max_scale") if self.log_scale else scale)
         if self._shifts:
             parts.append(unbounded(shift, self.max_shift, "max_shift"))
+        return torch.cat(parts, dim=1)
+
+    def spread(self, unit: Tensor) -> Tensor:
+        unit = self.check_unit(unit)
+        turns, scales, shifts = self.widths
+        if self.rotation == "6d" or not self.log_scale:
+            raise ValueError(
+                f"transform: expected {type(self).__name__} with bounds to spread theta over, which rotation='6d' and log_scale=False "
+                "have none of"
+            )
+        for name, width in (("max_scale", scales), ("max_shift", shifts)):
+            if width and getattr(self, name) is None:
+                raise ValueError(
+                    f"transform: expected {type(self).__name__} with {name} to spread theta over, got None"
+                )
+        turn, scale, shift = unit.split(self.widths, dim=1)
+        if self.max_angle is None:
+            turn = math.pi * (2 * turn - 1) / max(turns, 1) ** 0.5
+        else:
+            turn = unbounded_length(
+                0.999 * self.max_angle * (2 * turn - 1) / max(turns, 1) ** 0.5, self.max_angle, "max_angle"
+            )
+        parts = [turn]
+        if self.max_scale is not None:
+            parts.append(evenly(scale, math.log(self.max_scale)))
+        if self.max_shift is not None:
+            parts.append(evenly(shift, self.max_shift))
         return torch.cat(parts, dim=1)
 
     def matrix(self, theta: Tensor, frame: Frame = SQUARE) -> Tensor:

@@ -120,6 +120,27 @@ class AbstractTransform(nn.Module, ABC):
         """
         raise ValueError(f"transform: {type(self).__name__} has no theta for a matrix")
 
+    def spread(self, unit: Tensor) -> Tensor:
+        """The theta (B, num_params) of numbers (B, num_params) from 0 to 1, which spread evenly over all that the bounds allow: for
+        starts of a search, and warps at random. 1/2 is the identity; a turn without a bound goes once round.
+
+        Raises:
+            ValueError: for a family without bounds, or of which only some are told, and for numbers outside.
+
+        Example:
+            >>> import stn
+            >>> stn.Translation(max_shift=0.5).spread(torch.tensor([[0.5, 0.9]]))
+            tensor([[0.0000, 0.5482]])
+        """
+        raise ValueError(f"transform: {type(self).__name__} has no bounds to spread theta over")
+
+    def check_unit(self, unit: Tensor) -> Tensor:
+        """Numbers (B, num_params) from 0 to 1, in float32 or float64, or a ValueError."""
+        check_float_tensor("unit", unit, f"numbers (B, {self.num_params}) from 0 to 1")
+        if unit.ndim != 2 or unit.shape[1] != self.num_params or not bool(((unit >= 0) & (unit <= 1)).all()):
+            raise ValueError(f"unit: expected numbers (B, {self.num_params}) from 0 to 1, got {describe(unit)}")
+        return unit.to(coordinate_dtype(unit))
+
     def fit(self, displacement: Callable[[Tensor], Tensor]) -> Tensor | None:
         """The theta (B, num_params) that moves points as `displacement` says, (N, d) -> (B, N, d), wherever the family is
         free to: what is exact, `stn.convert` finds out. None for families that are not found so."""

@@ -24,6 +24,11 @@ def unbounded(value: Tensor, bound: float | None, argument: str) -> Tensor:
     return bound * torch.atanh(value / bound)
 
 
+def evenly(unit: Tensor, bound: float) -> Tensor:
+    """Numbers from 0 to 1 to those that `bounded` spreads evenly within +-bound, all but its last thousandth."""
+    return bound * torch.atanh(0.999 * (2 * unit - 1))
+
+
 def bounded_length(vector: Tensor, bound: float | None) -> Tensor:
     """Vectors (B, n) whose length stays below the bound; their direction and the slope at 0 stay as they are."""
     if bound is None or vector.shape[1] == 1:

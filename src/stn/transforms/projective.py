@@ -38,7 +38,7 @@ from ..geometry import (
     projective_positions,
 )
 from .base import AbstractTransform
-from .bounds import bounded, unbounded
+from .bounds import bounded, evenly, unbounded
 
 Behind = Literal["hidden", "shown"]
 
@@ -223,6 +223,12 @@ class Projective(AbstractProjectiveTransform):
         entries = torch.cat([theta, torch.ones_like(theta[:, :1])], dim=1)
         return entries.reshape(-1, self.ndim + 1, self.ndim + 1)
 
+    def spread(self, unit: Tensor) -> Tensor:
+        unit = self.check_unit(unit)
+        if self.max_delta is None:
+            raise ValueError("transform: expected Projective with max_delta to spread theta over, got None")
+        return self.identity().to(unit) + evenly(unit, self.max_delta)
+
     def from_matrix(self, matrix: Tensor, frame: Frame = SQUARE) -> Tensor:
         """The theta of projective maps (B, d+1, d+1), up to a factor, or of affine maps (B, d, d+1).
 
@@ -310,6 +316,12 @@ class Corners(AbstractProjectiveTransform):
         tl, tr, br, bl = lifted.unbind(1)
         m = torch.stack([tr + br - tl - bl, br + bl - tl - tr, tl + tr + br + bl], dim=-1)
         return m / m[:, 2:, 2:]
+
+    def spread(self, unit: Tensor) -> Tensor:
+        unit = self.check_unit(unit)
+        if self.max_shift is None:
+            raise ValueError("transform: expected Corners with max_shift to spread theta over, got None")
+        return evenly(unit, self.max_shift)
 
     def from_matrix(self, matrix: Tensor, frame: Frame = SQUARE) -> Tensor:
         """The theta of projective maps (B, 3, 3), up to a factor, or of affine maps (B, 2, 3).

@@ -16,6 +16,7 @@ GROUPS = (
     "mnist_distorted",
     "mnist_addition",
     "colocalize",
+    "robustify",
     "images",
 )  # the files of this folder
 

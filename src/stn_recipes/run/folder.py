@@ -105,6 +105,9 @@ class Result:
     train_accuracy: float | None
     train_seconds: float
     classes: dict[str, dict[str, Any]] | None = None  # of the test set, by name: a ClassMeasured each
+    robust: dict[str, dict[str, float]] | None = (
+        None  # of a classifier that poses were learned for, by what is done about them
+    )
     cpu_seconds: float | None = None  # of this process: what it would take on a machine of its own
     threads: int | None = None
     command: str = ""

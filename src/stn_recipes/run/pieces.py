@@ -7,6 +7,8 @@ from pathlib import Path
 from stn import weights
 from stn.models import TransformerClassifier
 
+from .folder import RunError, load_weights, read_config
+
 
 def freeze_classifier(model: TransformerClassifier) -> None:
     """Leave the transformer alone to be trained: no gradient for the classifier, and no statistics of its batch norm."""
@@ -39,3 +41,21 @@ def load_classifier(model: TransformerClassifier, file: Path, *, freeze: bool = 
     if other:
         print(f"{file}: of {state[other[0]].shape[0]} classes, not {own[other[0]].shape[0]}: {last} starts at random.")
     weights.load_weights(model.classifier, state | {name: own[name] for name in other}, file)
+
+
+def load_classifier_of(model: TransformerClassifier, run: Path) -> None:
+    """Put the classifier of a run without a transformer into the model; of a run that learned poses, its localizer too.
+
+    Raises:
+        RunError: for a run with a transformer that learned something else, and for other networks.
+    """
+    of = read_config(run)
+    if of.learn == "poses":
+        load_weights(model, run)
+        return
+    if of.transformer != "none":
+        raise RunError(
+            f"init_from: expected a run without a transformer, got {run}, which has {of.family}; --control trains one beside it"
+        )
+    bare = TransformerClassifier(None, model.classifier)
+    load_weights(bare, run)

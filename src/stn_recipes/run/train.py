@@ -53,7 +53,8 @@ from .folder import (
     write_weights,
 )
 from .loggers import make_loggers, say_settings
-from .pieces import freeze_classifier, load_classifier
+from .pieces import freeze_classifier, load_classifier, load_classifier_of
+from .poses import Poses, robustness
 from .precision import choose
 from .task import AbstractTask
 
@@ -125,6 +126,10 @@ def train(config: TrainConfig) -> Path:
     """
     config = dataclasses.replace(config, schedule_start=0)
     run = _run_folder(config)
+    if config.learn == "poses" and config.weights is None and config.init_from is None:
+        raise ValueError(
+            "learn: expected the classifier that poses are learned for, by --init-from or --weights, got neither"
+        )
     if config.control and config.freeze:
         raise ValueError("control: expected none beside a frozen classifier, which is its own control; see --init-from")
     if config.control and config.weights is not None and config.widens:
@@ -265,12 +270,19 @@ def _fit(run: Path, config: TrainConfig, checkpoint: Path | None) -> None:
     data.prepare_data()
     data.setup("fit")
     model = config.make_model(data.input_shape, data.num_classes)
-    task = Colocalization(model, config) if isinstance(model, Colocalizer) else Classification(model, config)
+    task: AbstractTask[Any]
+    if isinstance(model, Colocalizer):
+        task = Colocalization(model, config)
+    else:
+        task = (Poses if config.learn == "poses" else Classification)(model, config)
     if checkpoint is None and config.init_from is not None:
-        load_weights(task.model, Path(config.init_from))
+        if isinstance(task, Poses):
+            load_classifier_of(task.model, Path(config.init_from))
+        else:
+            load_weights(task.model, Path(config.init_from))
     if checkpoint is None and config.weights is not None:
         assert isinstance(model, TransformerClassifier)
-        load_classifier(model, Path(config.weights), freeze=config.freeze)
+        load_classifier(model, Path(config.weights), freeze=config.freeze or config.learn == "poses")
     log = EpochLog()
     lock = FileLock(run / "train.lock")
     try:
@@ -289,7 +301,8 @@ def _fit(run: Path, config: TrainConfig, checkpoint: Path | None) -> None:
             if trainer.is_global_zero:
                 write_record(run / "mistakes.json", Mistakes(images=len(data.test_data()), wrong=wrong))
                 classes = None if isinstance(task, Colocalization) else _by_class(data, wrong)
-                _finish(run, config, task, trainer, log, test, classes)
+                robust = robustness(task, data) if isinstance(task, Poses) else None
+                _finish(run, config, task, trainer, log, test, classes, robust)
         except DataError as error:  # a file that could be read when it began
             raise DataError(
                 f"{error}. When it can be read again, go on with: stn train --resume {shlex.quote(str(run))}"
@@ -386,6 +399,7 @@ def _finish(
     log: EpochLog,
     test: Mapping[str, float],
     classes: dict[str, dict[str, Any]] | None,
+    robust: dict[str, dict[str, float]] | None,
 ) -> None:
     write_weights(run / "model.safetensors", task.model.state_dict())
     last = Run(run).metrics()[-1]
@@ -402,6 +416,7 @@ def _finish(
         train_accuracy=last.get("train_accuracy"),
         train_seconds=round(log.seconds, 1),
         classes=classes,
+        robust=robust,
         cpu_seconds=round(log.cpu_seconds, 1),
         threads=torch.get_num_threads(),
         command="stn " + shlex.join(sys.argv[1:])

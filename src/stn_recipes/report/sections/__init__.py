@@ -7,6 +7,7 @@ from .confusion import CONFUSION
 from .film import FILM
 from .found import FOUND
 from .headline import HEADLINE
+from .poses import POSES
 from .repeat import REPEAT
 from .robustness import ROBUSTNESS
 from .theta import THETA
@@ -16,6 +17,7 @@ from .turn import TURN
 SECTIONS: tuple[Section, ...] = (
     HEADLINE,
     FOUND,
+    POSES,
     CASES,
     TURN,
     FILM,
