@@ -19,6 +19,7 @@ void bind_cpab(nanobind::module_&);
 void bind_area(nanobind::module_&);
 void bind_deformable(nanobind::module_&);
 void bind_flow(nanobind::module_&);
+void bind_linearized(nanobind::module_&);
 }
 
 namespace nb = nanobind;
@@ -335,6 +336,7 @@ NB_MODULE(_native, m) {
     stn::bind_area(m);
     stn::bind_deformable(m);
     stn::bind_flow(m);
+    stn::bind_linearized(m);
     m.def("choose", &choose, nb::arg("limit") = "");
     m.def("instruction_set", [] { return std::string(stn::instruction_set()); });
 }
