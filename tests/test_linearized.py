@@ -375,5 +375,5 @@ def test_the_kernel_refuses_what_does_not_fit():
     ):  # fmt: skip
         with pytest.raises(ValueError, match=f"^{complaint}"):
             native.cpu._native.linearize(*[bad if k == place else given for k, given in enumerate(fine)])
-    with pytest.raises(ValueError, match="^result"):
+    with pytest.raises(ValueError, match=r"^result"):
         native.cpu._native.noise(torch.zeros(3, 4, 5), 1)

@@ -154,7 +154,7 @@ def _read(
     grid = grid.to(coordinate_dtype(image, grid)).expand(value.shape[0], *grid.shape[1:])
     if linearized.refuses(image, reading) is None:
         image = image.expand(value.shape[0], *image.shape[1:])
-        return _ByNative.apply(value, grid, image, reading, samples, spread, linearized.seed(generator))  # type: ignore[no-any-return]
+        return _ByNative.apply(value, grid, image, reading, samples, spread, linearized.seed(generator))
 
     def draw(sample: int) -> Tensor:
         return torch.randn(d, *grid.shape[:-1], generator=generator, dtype=grid.dtype, device=grid.device)

@@ -106,33 +106,57 @@ struct Field {
         }
     }
 
-    // Adds the gradient of a run's displacements along axis `a` to that of the field, which begins with slice `low`.
-    void pull(const Run& run, const R* __restrict grad, int a, i64 low, R* __restrict line, double* total) const {
-        for (int q = 0; q < run.columns; q++) line[q] = 0;
-        const R* __restrict t = run.t;
-        const int* __restrict i = run.i;
-        if (step[0] < 0.125)  // one column after the other
-            for (int k = 0, end; k < run.count; k = end) {
-                for (end = k + 1; end < run.count && i[end] == i[k];) end++;
-                R both = 0, right = 0;
-#pragma omp simd reduction(+ : both, right)
-                for (int q = k; q < end; q++) {
-                    both += grad[q];
-                    right += grad[q] * t[q];
+    // Adds the gradient of a run's displacements, pixels from k on of each axis, to that of the field, which begins with slice `low`.
+    void pull(const Run& run, const Row<R>* grad, int k, i64 low, double* total) const {
+        alignas(64) R line[(COLUMNS + SLACK) * D];  // component by component of a column
+        for (int e = 0; e < run.columns * D; e++) line[e] = 0;
+        const int n = run.count;
+        R left[D] = {}, right[D] = {};
+        int column = run.i[0];
+        auto leave = [&]() {
+            for (int a = 0; a < D; a++) line[column * D + a] += left[a], line[(column + 1) * D + a] += right[a];
+        };
+        if (step[0] < 0.125)  // a column takes some vectors of pixels
+            for (int from = 0, end; from < n; from = end) {
+                column = run.i[from];
+                for (end = from + 1; end < n && run.i[end] == column;) end++;
+                for (int a = 0; a < D; a++) {
+                    const R *__restrict g = grad[a] + k, *__restrict t = run.t;
+                    R both = 0, share = 0;
+#pragma omp simd reduction(+ : both, share)
+                    for (int q = from; q < end; q++) {
+                        both += g[q];
+                        share += g[q] * t[q];
+                    }
+                    left[a] = both - share, right[a] = share;
                 }
-                line[i[k]] += both - right;
-                line[i[k] + 1] += right;
+                leave();
             }
-        else
-            for (int q = 0; q < run.count; q++) {
-                R right = grad[q] * t[q];
-                line[i[q]] += grad[q] - right;
-                line[i[q] + 1] += right;
+        else {  // sums stay in registers until the next column
+            for (int q = 0; q < n; q++) {
+                if (run.i[q] != column) {
+                    const bool next = run.i[q] == column + 1;
+                    for (int a = 0; a < D; a++) {
+                        line[column * D + a] += left[a];
+                        if (!next) line[(column + 1) * D + a] += right[a];
+                        left[a] = next ? right[a] : R(0), right[a] = 0;
+                    }
+                    column = run.i[q];
+                }
+                for (int a = 0; a < D; a++) {
+                    const R share = grad[a][k + q] * run.t[q];
+                    left[a] += grad[a][k + q] - share, right[a] += share;
+                }
             }
-        for (int q = run.own; q < run.columns; q++) line[run.own - 1] += line[q];
+            leave();
+        }
+        for (int q = run.own; q < run.columns; q++)
+            for (int a = 0; a < D; a++) line[(run.own - 1) * D + a] += line[q * D + a];
         for (int e = 0; e < ROWS; e++) {
-            double* __restrict to = total + run.row[e] * D + a - low * slice();
-            for (int q = 0; q < run.own; q++) to[q * D] += double(run.weight[e] * line[q]);
+            double* to = total + run.row[e] * D - low * slice();
+            const R weight = run.weight[e];
+#pragma omp simd
+            for (int q = 0; q < run.own * D; q++) to[q] += double(weight * line[q]);
         }
     }
 

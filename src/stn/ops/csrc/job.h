@@ -2,6 +2,7 @@
 #pragma once
 #include "classes.h"
 #include "kinks.h"
+#include "pages.h"
 #include "pixels.h"
 #include "positions.h"
 #include "taps.h"
@@ -95,7 +96,14 @@ struct Job {
     }
 
     // `each` numbers for every image, 0.
-    double* allocate_sums(i64 each) const { return static_cast<double*>(calloc(size_t(p.batch * each + 1), sizeof(double))); }
+    double* allocate_sums(i64 each) const {
+        const size_t bytes = size_t(p.batch * each + 1) * sizeof(double);
+        if (p.kind != FIELD) return static_cast<double*>(calloc(bytes, 1));
+        void* memory = nullptr;
+        if (posix_memalign(&memory, 64, bytes)) return nullptr;
+        large_pages(memory, bytes);
+        return static_cast<double*>(memset(memory, 0, bytes));
+    }
 
     // Adds up the parts of each image's sums, in their order, writes the gradient and frees them; a grid's has none.
     void finish(double* partial, i64 parts, i64 sums) const {

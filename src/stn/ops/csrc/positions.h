@@ -309,12 +309,11 @@ struct Positions {
         }
         if (p.kind == FIELD) {
             typename Field<R, D>::Run run;
-            alignas(64) typename Field<R, D>::Line line;
             for (int a = 0; a < D; a++)
                 for (int k = 0; k < c.count; k++) grad[a][k] *= R(scale[a]);
             for_segments(p, c.first, c.count, field.longest, [&](int k, int n, i64 j, i64 r, i64 s) {
                 field.locate(run, n, j, r, s);
-                for (int a = 0; a < D; a++) field.pull(run, grad[a] + k, a, low, line, total);
+                field.pull(run, grad, k, low, total);
             });
             return;
         }
