@@ -43,7 +43,7 @@ CASES = [
     ((1, 2, 300, 200), (8, 6), (210, 333)), ((1, 1, 30, 30), (1, 1), (20, 20)), ((1, 1, 30, 30), (70, 600), (20, 3)),
     ((1, 2, 30, 30), (5, 900), (4, 2)), ((9, 16, 12, 14), (3, 9), (20, 18)), ((2, 40, 60, 62), (6, 7), (70, 66)), ((1, 1, 200, 260), (190, 1), (150, 180)),
     ((2, 2, 6, 7, 8), (3, 4, 2), (9, 8, 10)), ((1, 1, 20, 22, 24), (20, 22, 24), (20, 22, 24)), ((1, 1, 9, 9, 9), (40, 2, 3), (30, 20, 21)),
-    ((2, 2, 17), (5,), (300,)), ((3, 1, 9), (1,), (4,)),
+    ((2, 2, 17), (5,), (300,)), ((3, 1, 9), (1,), (4,)), ((1, 2, 30, 30), (9, 64), (25, 20)),  # and three columns a pixel
 ]  # fmt: skip
 
 
@@ -273,6 +273,8 @@ def test_memory_of_any_order_and_empty_batches() -> None:
 def test_the_registered_operator() -> None:
     torch.library.opcheck(torch.ops.stn.integrate_velocity.default, (velocity((3, 4)), 2))
     torch.library.opcheck(torch.ops.stn.integrate_velocity.default, (velocity((2, 3, 4)).detach(), 1))
+    how = (None, None, "field", [5, 6], "bilinear", "zeros", False)
+    torch.library.opcheck(torch.ops.stn.warp_cpu.default, (*case((2, 3, 9, 11), (3, 4)), *how))
 
 
 @needs_native
