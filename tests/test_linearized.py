@@ -9,7 +9,10 @@ import torch
 
 import stn
 from stn.geometry import lattice
-from stn.linearized import _adjugate, linearized_sample, linearized_warp
+from stn.linearized import _adjugate, _slope, linearized_sample, linearized_warp
+from stn.ops import linearized, native, use_backend
+from stn.reading import check_reading
+from stn.sampling import fit_fill
 
 SIZES = {1: (9,), 2: (8, 9), 3: (5, 6, 7)}
 TURN = torch.tensor([[[0.8, -0.3, 0.1], [0.2, 0.9, -0.1]]])
@@ -60,7 +63,8 @@ def test_it_is_the_plane_of_least_squares(align_corners):
     image, grid = torch.randn(1, 2, 7, 8, dtype=torch.float64), positions(2, (3, 2))
     generator = torch.Generator().manual_seed(3)
     options = {"padding_mode": "border", "align_corners": align_corners}
-    out = linearized_sample(image, grid, samples=5, spread=1.5, generator=generator, **options)
+    with use_backend("reference"):
+        out = linearized_sample(image, grid, samples=5, spread=1.5, generator=generator, **options)
     grads = [torch.autograd.grad(out[:, c].sum(), grid, retain_graph=True)[0] for c in range(2)]
     generator.manual_seed(3)
     drawn = [torch.randn(2, 1, 3, 2, generator=generator, dtype=torch.float64) for _ in range(5)]
@@ -90,7 +94,8 @@ def test_samples_on_a_line_do_not_blow_up(monkeypatch):
     image, grid = torch.rand(1, 1, 8, 8), torch.zeros(1, 2, 2, 2, requires_grad=True)
     for u in (0.0, 1.0, 1e-3):  # all in one place, or so near that differences would be divided by nothing
         monkeypatch.setattr(torch, "randn", lambda *shape, **options: torch.full(shape, u))
-        (gradient,) = torch.autograd.grad(linearized_sample(image, grid, spread=0.5).sum(), grid)
+        with use_backend("reference"):
+            (gradient,) = torch.autograd.grad(linearized_sample(image, grid, spread=0.5).sum(), grid)
         assert gradient.isfinite().all()
         assert gradient.abs().max() < 8 / 0.5 * 10
 
@@ -292,3 +297,83 @@ def test_bad_input():
             linearized_warp(image, torch.zeros(1, 24), transform=bad)
     with pytest.raises(ValueError, match=r"^size: "):
         linearized_warp(image, TURN, (4,))
+
+
+# The native gradient
+
+needs_native = pytest.mark.skipif(native.refuses("cpu") is not None, reason="no native backend")
+
+
+@needs_native
+@pytest.mark.parametrize("options", [
+    {}, {"padding_mode": "border"}, {"padding_mode": "constant", "fill": torch.tensor([0.5, -1.0, 2.0, 0.25, 3.0])}, {"align_corners": True},
+    {"padding_mode": "border", "align_corners": True},
+])  # fmt: skip
+@pytest.mark.parametrize(("size", "out"), [((9, 11), (13, 17)), ((8, 7), (1, 300)), ((1, 6), (4, 5)), ((5, 6, 7), (4, 5, 9)), ((1, 3, 1), (2, 3, 4))])  # fmt: skip
+def test_natively_it_is_the_same_plane(size, out, options):
+    """Against the torch code, with the numbers that were drawn; some positions lie far outside."""
+    for samples, spread, channels in ((8, 2.0, 3), (9, 0.7, 5), (6, 20.0, 1)):
+        image = torch.randn(2, channels, *size, dtype=torch.float64)
+        grid = positions(len(size), out, batch=2, reach=1.6)
+        with torch.no_grad():
+            grid[0, 0] *= 50
+        how = {"mode": "bilinear", "padding_mode": "zeros", "fill": 0.0, "align_corners": False, **options}
+        if isinstance(how["fill"], torch.Tensor):
+            how["fill"] = how["fill"][:channels].double()
+        reading = fit_fill(check_reading(*how.values()), image)
+        value = linearized_sample(image, grid, samples=samples, spread=spread, generator=torch.Generator().manual_seed(5), **how)  # fmt: skip
+        weight = torch.randn_like(value)
+        (found,) = torch.autograd.grad((value * weight).sum(), grid)
+        drawn = linearized.noise(linearized.seed(torch.Generator().manual_seed(5)), samples, grid)
+        slope = _slope(image, grid.detach(), samples, spread, drawn.__getitem__, reading)
+        torch.testing.assert_close(found, (weight * slope).sum(2).movedim(0, -1), rtol=1e-9, atol=1e-9)
+        single = linearized.gradient(weight.float(), image.float(), grid.float(), reading, samples, spread, 5)
+        exact = linearized.gradient(weight, image, grid.detach(), reading, samples, spread, 5)
+        torch.testing.assert_close(single.double(), exact, rtol=0, atol=1e-2 * float(exact.abs().max()) + 1e-7)
+
+
+@needs_native
+def test_what_is_drawn_natively():
+    """Mean 0, variance 1, nearly normal, in opposite pairs; nothing else agrees."""
+    grid = torch.zeros(3, 40, 50, 2, dtype=torch.float64)
+    drawn = linearized.noise(7, 9, grid)
+    assert torch.equal(drawn[:8:2], -drawn[1:8:2])
+    numbers = drawn[::2].movedim(2, 0).flatten(1, 2).flatten(2)  # image by image, all pairs and axes
+    assert float(numbers.mean((0, 2)).abs().max()) < 0.05
+    assert float((numbers.var((0, 2)) - 1).abs().max()) < 0.05
+    assert 2.5 < float((numbers**4).mean()) < 3  # a normal distribution's is 3, four uniform numbers' 2.7
+    assert float(numbers.abs().max()) < 4
+    together = torch.corrcoef(numbers.flatten(0, 1)) - torch.eye(3 * 10)
+    assert float(together.abs().max()) < 0.1
+    shifted = [(numbers[..., k:] * numbers[..., : 2000 - k]).mean() for k in (1, 2, 50, 128)]
+    assert max(abs(float(s)) for s in shifted) < 0.03
+    assert not torch.equal(drawn, linearized.noise(8, 9, grid))
+
+
+@needs_native
+def test_natively_as_many_threads_as_one_likes():
+    image, grid = torch.randn(2, 5, 60, 70), positions(2, (80, 90), batch=2).float().detach()
+    grad, reading = torch.randn(2, 5, 80, 90), check_reading("bilinear", "zeros", 0.0, False)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = linearized.gradient(grad, image, grid, reading, 8, 2.0, 1)
+        torch.set_num_threads(3)
+        assert torch.equal(linearized.gradient(grad, image, grid, reading, 8, 2.0, 1), alone)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@needs_native
+def test_the_kernel_refuses_what_does_not_fit():
+    image, grid, grad = torch.zeros(1, 2, 4, 5), torch.zeros(1, 6, 2), torch.zeros(1, 2, 6)
+    fine = [image, grid, grad, None, 0, False, 8, 2.0, 1, grid.clone(), 1]
+    native.cpu._native.linearize(*fine)
+    for place, bad, complaint in (
+        (0, image.half(), "image"), (0, image[0], "image"), (1, grid.double(), "grid"), (1, grid[:, :, :1].contiguous(), "grid"), (2, grad[:, :1].contiguous(), "gradient"),
+        (3, torch.zeros(3), "fill"), (4, 2, "padding"), (6, 2, "samples"), (7, math.inf, "spread"), (9, grid[:, :5].contiguous(), "result"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"^{complaint}"):
+            native.cpu._native.linearize(*[bad if k == place else given for k, given in enumerate(fine)])
+    with pytest.raises(ValueError, match=r"^result"):
+        native.cpu._native.noise(torch.zeros(3, 4, 5), 1)

@@ -162,7 +162,7 @@ def test_an_output_that_is_not_the_result_is_refused():
 
 
 @pytest.mark.parametrize("name", ["what", "mode", "padding", "kind"])
-@pytest.mark.parametrize("number", [-1, 5])
+@pytest.mark.parametrize("number", [-1, 6])
 def test_unknown_numbers_are_refused(name, number):
     with pytest.raises(ValueError, match=f"^{name}: "):
         native.run(**(arguments() | {name: number}))
@@ -181,7 +181,7 @@ def test_names():
     for names, expected in (
         (native.MODES, ("nearest", "bilinear", "bicubic")),
         (native.PADDINGS, ("zeros", "border", "reflection", "circular", "constant")),
-        (native.COORDINATES, (*KINDS, "pixels")),
+        (native.COORDINATES, (*KINDS, "pixels", "field")),
     ):
         assert tuple(names) == expected
         assert len(set(names.values())) == len(names)

@@ -11,7 +11,7 @@ from torch import Tensor
 from . import geometry
 from ._checks import check_flag, check_float_tensor, check_size, check_spacing, coordinate_dtype, describe
 
-Kind = Literal["affine", "projective", "two-sided", "basis", "grid", "pixels"]
+Kind = Literal["affine", "projective", "two-sided", "basis", "field", "grid", "pixels"]
 MATRICES = ("affine", "projective", "two-sided")  # the kinds that are one
 
 
@@ -22,7 +22,8 @@ class Coordinates(NamedTuple):
     kind: Kind
     size: tuple[int, ...]  # of the output, ([[D,] H,] W)
     # "affine": (B, d, d+1); "projective": (B, d+1, d+1), whose denominators are positive on the visible side;
-    # "two-sided": the same, with what lies behind the horizon; "basis": (B, K, d), the coefficients of `basis`; "grid": (B, *size, d);
+    # "two-sided": the same, with what lies behind the horizon; "basis": (B, K, d), the coefficients of `basis`;
+    # "field": (B, *any, d), displacements on a lattice whose border points lie on -1 and 1, linear in between; "grid": (B, *size, d);
     # "pixels": the same in pixels of the image, whose centres are integers
     values: Tensor
     basis: Tensor | None = None  # (N, K), the N pixels of the output row by row
@@ -125,6 +126,8 @@ def positions(coordinates: Coordinates, align_corners: bool, dtype: torch.dtype 
         values = values.to(dtype)
     if kind == "affine":
         return geometry.affine_positions(values, size, align_corners)
+    if kind == "field":
+        return geometry.field_positions(values, size, align_corners)
     if kind in MATRICES:
         return geometry.projective_positions(values, size, align_corners, two_sided=kind == "two-sided")
     return values

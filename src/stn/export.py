@@ -27,7 +27,7 @@ from ._checks import check_number, describe
 from ._files import atomic_path
 from ._tracing import exporting
 from .deformable import by_level
-from .ops import autograd, dispatch
+from .ops import autograd, dispatch, flow
 
 OPSETS = (18, 19, 20, 21, 22, 23)
 Example = Tensor | Sequence[Tensor]
@@ -85,7 +85,14 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
         with exporting():
             return by_level(list(zip(sizes[::2], sizes[1::2], strict=True)), value, locations, weights)
 
-    return dict.fromkeys(autograd.operators(), portable) | {torch.ops.stn.deformable.default: map_by_map}
+    def step_by_step(velocity: Tensor, steps: int) -> Tensor:
+        with exporting():
+            return flow.integrate(velocity, steps)
+
+    return dict.fromkeys(autograd.operators(), portable) | {
+        torch.ops.stn.deformable.default: map_by_map,
+        torch.ops.stn.integrate_velocity.default: step_by_step,
+    }
 
 
 def pt2(

@@ -82,6 +82,22 @@ def basis_positions(basis: Tensor, coefficients: Tensor, size: tuple[int, ...], 
     return grid.to(dtype, memory_format=torch.contiguous_format).unflatten(1, size)
 
 
+def field_positions(field: Tensor, size: tuple[int, ...], align_corners: bool) -> Tensor:
+    """The lattice of `size`, displaced by a field (B, *any, d) that is linear between its points, whose border ones lie on -1 and 1:
+    positions (B, *size, d). One axis after the other."""
+    d = len(size)
+    for axis, n_out in enumerate(size):
+        position = lattice(n_out, align_corners=align_corners, dtype=field.dtype, device=field.device)
+        n = field.shape[axis + 1]
+        position = (position + 1) * ((n - 1) / 2)
+        low = position.floor()
+        first = low.long()
+        weight = (position - low).reshape(-1, *[1] * (d - axis))
+        after = field.index_select(axis + 1, (first + 1).clamp(max=n - 1))
+        field = torch.lerp(field.index_select(axis + 1, first), after, weight)
+    return lattice_points(field, size, align_corners).reshape(*size, d) + field
+
+
 def horizon(like: Tensor, matrix: Tensor) -> Tensor:
     """The denominators that are taken as 0, one for each matrix, as (B, 1, ...) to compare with `like[..., -1]`."""
     return HORIZON * matrix[:, -1].abs().amax(1).reshape(-1, *[1] * max(like.ndim - 2, 0))

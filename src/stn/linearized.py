@@ -8,7 +8,7 @@ fitted to the image at random positions around the one that is read.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ._checks import check_image, check_number, coordinate_dtype, describe
 from .coordinates import Coordinates, check_grid, positions
+from .ops import _torch, linearized
 from .reading import Fill, Mode, PaddingMode, Reading, check_reading
 from .sampling import check_sides, check_target, read, where_to_read
 from .transforms.base import AbstractTransform
@@ -42,9 +43,10 @@ def linearized_sample(
     The value is exactly that of `sample`, and so is the gradient to the image. The gradient to the grid is, for each
     output pixel and channel, the slope of the plane of least squares through the image at the position itself and at
     `samples` positions around it, which are drawn anew at each call and for each pixel: the mean over the pixels, which
-    is what reaches theta, then varies least. So `mode="nearest"` has a gradient, too. The slope is a constant: there is
+    is what reaches theta, then varies least. Where native code draws them (float images in two or three dimensions on the CPU, read
+    linearly, zeros, border or constant beyond), they come in pairs on opposite sides, nearly normal. So `mode="nearest"` has a gradient, too. The slope is a constant: there is
     no second derivative by the grid. Where no gradient to the grid is asked for, nothing is drawn and nothing is spent;
-    where it is, the image is read `samples` times more.
+    where it is, the image is read about `samples` times more.
 
     Args:
         image, grid, mode, padding_mode, fill, align_corners: as for `sample`.
@@ -150,10 +152,15 @@ def _read(
     if not (torch.is_grad_enabled() and grid.requires_grad):
         return value
     grid = grid.to(coordinate_dtype(image, grid)).expand(value.shape[0], *grid.shape[1:])
-    pixel = [2 / max(n - reading.align_corners, 1) for n in reversed(image.shape[2:])]
-    offset = spread * torch.tensor(pixel, dtype=grid.dtype, device=grid.device)
+    if linearized.refuses(image, reading) is None:
+        image = image.expand(value.shape[0], *image.shape[1:])
+        return _ByNative.apply(value, grid, image, reading, samples, spread, linearized.seed(generator))
+
+    def draw(sample: int) -> Tensor:
+        return torch.randn(d, *grid.shape[:-1], generator=generator, dtype=grid.dtype, device=grid.device)
+
     with torch.no_grad():
-        slope = _slope(image.to(grid.dtype), grid, samples, offset, generator, reading)
+        slope = _slope(image.to(grid.dtype), grid, samples, spread, draw, reading)
     out: Tensor = _WithSlope.apply(value, grid, slope)
     return out
 
@@ -175,23 +182,51 @@ class _WithSlope(torch.autograd.Function):
         return grad, (grad * slope).sum(2).movedim(0, -1), None
 
 
+class _ByNative(torch.autograd.Function):
+    """The same where native code makes the gradient, and nothing before it is asked for."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, value: Tensor, grid: Tensor, image: Tensor, reading: Reading, samples: int, spread: float, seed: int
+    ) -> Tensor:
+        ctx.save_for_backward(grid, image, reading.fill)
+        ctx.how = reading._replace(fill=None), samples, spread, seed
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        grid, image, fill = ctx.saved_tensors
+        reading, samples, spread, seed = ctx.how
+        reading = reading._replace(fill=fill)
+        if torch.is_grad_enabled() or linearized.refuses(image, reading) or not _torch.is_in_memory(grad):
+            drawn = linearized.noise(seed, samples, grid)
+            with torch.no_grad():
+                slope = _slope(image.to(grid.dtype), grid, samples, spread, drawn.__getitem__, reading)
+            for_grid = (grad * slope).sum(2).movedim(0, -1)
+        else:
+            for_grid = linearized.gradient(grad, image, grid, reading, samples, spread, seed)
+        return grad, for_grid, *[None] * 5
+
+
 def _slope(
     image: Tensor,
     grid: Tensor,
     samples: int,
-    offset: Tensor,  # (d,), the standard deviation of the positions
-    generator: torch.Generator | None,
+    spread: float,
+    draw: Callable[[int], Tensor],  # random numbers of mean 0 and variance 1, (d, B, *out)
     reading: Reading,
 ) -> Tensor:
     """The derivative by position of the plane of least squares, (d, B, C, *out)."""
     batch, *out, d = grid.shape
+    pixel = [2 / max(n - reading.align_corners, 1) for n in reversed(image.shape[2:])]
+    offset = spread * torch.tensor(pixel, dtype=grid.dtype, device=grid.device)
     centre = read(image, Coordinates("grid", tuple(out), grid), reading)
     # Sums over the samples of u, u u', the change of the value from the centre, and both together. The centre itself
     # has zeros for all of them, and only counts.
     first, second = grid.new_zeros(d, batch, *out), grid.new_zeros(d, d, batch, *out)
     change, both = torch.zeros_like(centre), centre.new_zeros(d, *centre.shape)
-    for _ in range(samples):
-        u = torch.randn(d, batch, *out, generator=generator, dtype=grid.dtype, device=grid.device)
+    for sample in range(samples):
+        u = draw(sample)
         moved = grid + u.movedim(0, -1) * offset
         changed = read(image, Coordinates("grid", tuple(out), moved), reading) - centre
         first += u

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from jax import numpy as jnp
 
-from ..coordinates import Frame
+from ..coordinates import Frame, positions
 from ..transforms.base import AbstractTransform
 from .portable import working_type
 
@@ -61,7 +61,9 @@ def _affine_in_theta(transform: AbstractTransform, size: tuple[int, ...], frame:
     steps = [torch.zeros(1, n), torch.eye(n), torch.randn(3, n, generator=generator) / 2]
     thetas = identity + _STEP * torch.cat(steps).double()
     with torch.no_grad():
-        kind, _, values, basis = transform.coordinates(thetas, size, frame)
+        kind, _, values, basis = made = transform.coordinates(thetas, size, frame)
+        if kind == "field":
+            kind, values = "grid", positions(made, frame.align_corners)
     slope = (values[1 : n + 1] - values[0]) / _STEP
     expected = values[0] + torch.tensordot(thetas[n + 1 :] - identity, slope, 1)
     if kind == "two-sided" or not torch.allclose(expected, values[n + 1 :], rtol=1e-9, atol=1e-9):

@@ -165,6 +165,8 @@ def _coordinates(
 ) -> tuple[Callable[[Array], Array], Kind, torch.Tensor | None]:
     theta = _example(transform, dtype)
     made = transform.coordinates(theta, size, frame)
+    if made.kind == "field":
+        return lower(lambda theta: transform.grid(theta, size, frame), theta, ndim=transform.ndim), "grid", None
     program = lower(lambda theta: transform.coordinates(theta, size, frame).values, theta, ndim=transform.ndim)
     return program, made.kind, made.basis
 

@@ -34,7 +34,7 @@ def _load() -> tuple[Any, str | None]:
 
 NAME = "cpu"
 OPAQUE = True
-KINDS = ("affine", "projective", "basis", "grid", "pixels")
+KINDS = ("affine", "projective", "basis", "field", "grid", "pixels")
 _native, _reason = _load()
 # What the native code calls things.
 _MODES: dict[Any, int] = _native.MODES if _native else {}

@@ -16,7 +16,7 @@ from ..reading import check_reading, fit_fill
 from . import dispatch
 from .backend import Backend, Case
 
-_KINDS: tuple[Kind, ...] = ("affine", "projective", "basis", "grid")
+_KINDS: tuple[Kind, ...] = ("affine", "projective", "basis", "field", "grid")
 _MODES = ("bilinear", "nearest", "bicubic")
 _PADDINGS = ("zeros", "border", "reflection", "circular", "constant")
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # a position of float32 is off by up to eps times 20 pixels
@@ -112,6 +112,8 @@ class _Problem:
 
         if self.kind == "grid":
             return normal(*self.size, d), None
+        if self.kind == "field":
+            return 0.3 * normal(*(3 + axis for axis in range(d)), d), None
         if self.kind == "basis":
             return normal(5, d), torch.randn(math.prod(self.size), 5, generator=numbers)
         matrix = torch.eye(d + 1) + 0.2 * normal(d + 1, d + 1)

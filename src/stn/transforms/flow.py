@@ -11,13 +11,10 @@ from torch import Tensor
 
 from .._checks import check_bound, check_float_tensor, check_size, coordinate_dtype, describe
 from ..coordinates import SQUARE, Coordinates, Frame
-from ..geometry import lattice, lattice_points
-from ..ops import dispatch as ops
-from ..reading import Reading
+from ..geometry import field_positions, lattice_points
+from ..ops import flow
 from .base import AbstractTransform
 from .bounds import bounded, unbounded
-
-_LINEAR = Reading("bilinear", "border", None, align_corners=True)
 
 
 def displacement_grid(displacement: Tensor, size: tuple[int, ...], *, align_corners: bool = False) -> Tensor:
@@ -44,18 +41,7 @@ def displacement_grid(displacement: Tensor, size: tuple[int, ...], *, align_corn
     """
     d = check_field("displacement", displacement)
     size = check_size(size, d, least=0)
-    field = displacement.to(coordinate_dtype(displacement))
-    for axis, n_out in enumerate(size):
-        position = lattice(n_out, align_corners=align_corners, dtype=field.dtype, device=field.device)
-        n = field.shape[axis + 1]
-        position = (position + 1) * ((n - 1) / 2)
-        low = position.floor()
-        first = low.long()
-        weight = (position - low).reshape(-1, *[1] * (d - axis))
-        after = field.index_select(axis + 1, (first + 1).clamp(max=n - 1))
-        field = torch.lerp(field.index_select(axis + 1, first), after, weight)
-    axes = [lattice(n, align_corners=align_corners, dtype=field.dtype, device=field.device) for n in size]
-    return torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], dim=-1) + field
+    return field_positions(displacement.to(coordinate_dtype(displacement)), size, align_corners)
 
 
 def sample_field(field: Tensor, points: Tensor) -> Tensor:
@@ -66,10 +52,8 @@ def sample_field(field: Tensor, points: Tensor) -> Tensor:
         tensor([[[0.5000],
                  [1.0000]]])
     """
-    d = check_field("field", field)
-    grid = points.reshape(points.shape[0], *[1] * (d - 1), *points.shape[1:])
-    image = field.movedim(-1, 1).contiguous()
-    return ops.warp(image, Coordinates("grid", tuple(grid.shape[1:-1]), grid), _LINEAR).flatten(2).movedim(1, -1)
+    check_field("field", field)
+    return flow.read(field, points)
 
 
 def check_field(argument: str, field: Tensor) -> int:
@@ -115,8 +99,7 @@ class AbstractField(AbstractTransform):
         return points + sample_field(self.displacement(theta), points)
 
     def coordinates(self, theta: Tensor, size: tuple[int, ...], frame: Frame = SQUARE) -> Coordinates:
-        grid = displacement_grid(self.displacement(theta), size, align_corners=frame.align_corners)
-        return Coordinates("grid", size, grid)
+        return Coordinates("field", size, self.displacement(theta))
 
 
 class DisplacementField(AbstractField):

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from .._checks import check_number, coordinate_dtype
 from ..coordinates import SQUARE, Frame
-from ..geometry import lattice_points
-from .flow import AbstractField, check_field, sample_field
+from ..ops import flow
+from .flow import AbstractField, check_field
 
 
 def integrate_velocity(velocity: Tensor, *, steps: int = 7) -> Tensor:
@@ -36,32 +36,7 @@ def integrate_velocity(velocity: Tensor, *, steps: int = 7) -> Tensor:
     """
     check_field("velocity", velocity)
     _check_steps(steps)
-    velocity = velocity.to(coordinate_dtype(velocity))
-    points = _points_of(velocity)
-    displacement = _short_step(velocity, points, steps)
-    for _ in range(steps):
-        displacement = _twice(displacement, points)
-    return displacement
-
-
-def _points_of(field: Tensor) -> Tensor:
-    """Where the vectors of a field (B, *res, d) are, (1, N, d)."""
-    return lattice_points(field, tuple(field.shape[1:-1]), True)
-
-
-def _short_step(velocity: Tensor, points: Tensor, steps: int) -> Tensor:
-    short = velocity / 2**steps
-    return _moved(short, points, short / 2)
-
-
-def _twice(displacement: Tensor, points: Tensor) -> Tensor:
-    """The map composed with itself."""
-    return displacement + _moved(displacement, points, displacement)
-
-
-def _moved(field: Tensor, points: Tensor, displacement: Tensor) -> Tensor:
-    """A field read where its own points are displaced to."""
-    return sample_field(field, points + displacement.flatten(1, -2)).reshape(displacement.shape)
+    return flow.integrate(velocity.to(coordinate_dtype(velocity)), steps)
 
 
 class VelocityField(AbstractField):
@@ -99,12 +74,11 @@ class VelocityField(AbstractField):
 
     def short(self, theta: Tensor) -> Tensor:
         """The displacements (B, *self.size, d) of one of the 2^`steps` short steps."""
-        velocity = self.field(theta)
-        return _short_step(velocity, _points_of(velocity), self.steps)
+        return flow.short_step(self.field(theta), self.steps)
 
     def twice(self, displacement: Tensor) -> Tensor:
         """Displacements (B, *self.size, d) followed by themselves: `displacement` is `steps` times this, after `short`."""
-        return _twice(displacement, _points_of(displacement))
+        return flow.twice(displacement)
 
     def inverse(self, theta: Tensor, frame: Frame = SQUARE) -> Tensor:
         """-theta: the same field, followed backwards."""

@@ -10,7 +10,7 @@ using i64 = std::int64_t;
 enum What { FORWARD, GRAD_COORDINATES, GRAD_IMAGE };
 enum Mode { NEAREST, LINEAR, CUBIC, INTEGER };  // the last: of two pixels equally near the one to the right, not the even one
 enum Padding { ZEROS, BORDER, REFLECTION, CIRCULAR, CONSTANT };
-enum Kind { AFFINE, PROJECTIVE, BASIS, GRID, PIXELS };  // the last for the door alone: a grid that is `in_pixels`
+enum Kind { AFFINE, PROJECTIVE, BASIS, GRID, PIXELS, FIELD };  // PIXELS for the door alone: a grid that is `in_pixels`
 enum Type { F32, F64, BF16, F16, U8, TYPES };
 
 // An interpolation kernel, the same along every axis: the weight of each of its taps is a polynomial in u = t - 1/2, where t is
@@ -40,9 +40,11 @@ struct Problem {
     // The output or its gradient: pixels of one image are numbered row by row, `out_pixel` apart.
     i64 out_batch, out_channel, out_pixel;
     // AFFINE: (B, d, d+1), PROJECTIVE: (B, d+1, d+1), dense, in the working type; BASIS: coefficients (B, K, d), dense,
-    // double; GRID: (B, *out, d) with these strides, in the working type.
+    // double; GRID: (B, *out, d) with these strides, in the working type; FIELD: displacements (B, *field, d), dense, in the working
+    // type, on a lattice whose border points lie on -1 and 1.
     const void* coordinates;
     i64 grid_batch, grid_stride[3], grid_axis;
+    i64 field[3];
     const double* basis;  // (pixel, K), dense over pixels: element (n, k) at k * basis_stride + n
     i64 basis_size, basis_stride;
     const void* fill;  // of the working type, one per channel, or null for 0

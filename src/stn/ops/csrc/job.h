@@ -2,6 +2,7 @@
 #pragma once
 #include "classes.h"
 #include "kinks.h"
+#include "pages.h"
 #include "pixels.h"
 #include "positions.h"
 #include "taps.h"
@@ -25,6 +26,12 @@ struct Job {
         pixels = p.out[0] * p.out[1] * p.out[2];
         chunks = (pixels + CHUNK - 1) / CHUNK;
         span = p.kind == BASIS ? BLOCK / 4 : BLOCK;  // a basis is read from the cache by one image after the other
+        if (p.kind == FIELD && p.what == GRAD_COORDINATES) {  // whose blocks have sums for as much of it as they touch
+            i64 numbers = Positions<R, D>(p, 0).sums(), quarter = p.field[D - 1] / 4;
+            i64 most = 65536 / numbers > quarter ? 65536 / numbers : quarter;
+            i64 least = (chunks + most) / (most + 1);
+            span = span > least ? span : least;
+        }
         blocks = (chunks + span - 1) / span;
         stir = p.what == GRAD_IMAGE ? stirring() : 1;
         is_narrow = D == 2 && p.out[0] < Lattice<R>::WIDEST && (p.kind == AFFINE || p.kind == PROJECTIVE);
@@ -73,7 +80,7 @@ struct Job {
     // sums are added up in the order of chunks within a block, then of blocks.
     template <class F>
     Status reduce_chunks(F f) const {
-        i64 sums = positions(0).sums();
+        i64 sums = p.kind == FIELD ? most_slices() * positions(0).field.slice() : positions(0).sums();
         double* partial = allocate_sums(blocks * sums);
         if (!partial) return NO_MEMORY;
         for_blocks([&](i64 team, i64 block, i64 from, i64 to) {
@@ -85,12 +92,18 @@ struct Job {
                 positions.reduce(c, grad, total);
             }, total, blocks * sums);
         });
-        finish(partial, blocks, sums);
-        return DONE;
+        return p.kind == FIELD ? finish_field(partial, sums) : (finish(partial, blocks, sums), DONE);
     }
 
     // `each` numbers for every image, 0.
-    double* allocate_sums(i64 each) const { return static_cast<double*>(calloc(size_t(p.batch * each + 1), sizeof(double))); }
+    double* allocate_sums(i64 each) const {
+        const size_t bytes = size_t(p.batch * each + 1) * sizeof(double);
+        if (p.kind != FIELD) return static_cast<double*>(calloc(bytes, 1));
+        void* memory = nullptr;
+        if (posix_memalign(&memory, 64, bytes)) return nullptr;
+        large_pages(memory, bytes);
+        return static_cast<double*>(memset(memory, 0, bytes));
+    }
 
     // Adds up the parts of each image's sums, in their order, writes the gradient and frees them; a grid's has none.
     void finish(double* partial, i64 parts, i64 sums) const {
@@ -101,6 +114,24 @@ struct Job {
             Positions<R, D>(p, b).finish(total);
         }
         free(partial);
+    }
+
+    // The same where the blocks of a field have sums for some of its slices each.
+    Status finish_field(double* partial, i64 sums) const {
+        const i64 slice = positions(0).field.slice(), all = positions(0).field.numbers();
+        double* total = static_cast<double*>(malloc(size_t(all) * sizeof(double)));
+        for (i64 b = 0; total && b < p.batch; b++) {
+            memset(total, 0, size_t(all) * sizeof(double));
+            for (i64 block = 0; block < blocks; block++) {
+                i64 from = first_slice(block * span) * slice, count = sums < all - from ? sums : all - from;
+                const double* part = partial + (b * blocks + block) * sums;
+                for (i64 e = 0; e < count; e++) total[from + e] += part[e];
+            }
+            Positions<R, D>(p, b).finish(total);
+        }
+        free(partial);
+        free(total);
+        return total ? DONE : NO_MEMORY;
     }
 
     // A part of the gradient of an image, which belongs to one task: `channels` planes from `channel` on, rows (or slices)
@@ -213,6 +244,19 @@ private:
         });
     }
 
+    // FIELD: the first slice that a chunk touches, and how many a block touches at most.
+    i64 slowest(i64 pixel) const { return pixel / (pixels / p.out[D - 1]); }
+    i64 first_slice(i64 chunk) const { return positions(0).field.first_slice(slowest(chunk * CHUNK)); }
+    i64 most_slices() const {
+        i64 most = 1;
+        for (i64 block = 0; block < blocks; block++) {
+            i64 end = (block + 1) * span * CHUNK < pixels ? (block + 1) * span * CHUNK : pixels;
+            i64 count = positions(0).field.last_slice(slowest(end - 1)) + 1 - first_slice(block * span);
+            most = most > count ? most : count;
+        }
+        return most;
+    }
+
     // Calls f(positions, c, b) for chunks from..to of a team's images. `total`: the sums of its first image, the others
     // `apart`.
     template <class F>
@@ -221,6 +265,7 @@ private:
         auto call = [&](const Positions<R, D>& positions, i64 b) STN_SHARED { f(positions, c, b); };
         if (p.kind != BASIS) {
             Positions<R, D> positions = this->positions(team);
+            if (p.kind == FIELD && total) positions.low = first_slice(from);
             for (i64 chunk = from; chunk < to; chunk++) {
                 start(c, chunk);
                 call(positions, team);

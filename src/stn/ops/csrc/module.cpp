@@ -18,6 +18,8 @@ void* xla_handler();
 void bind_cpab(nanobind::module_&);
 void bind_area(nanobind::module_&);
 void bind_deformable(nanobind::module_&);
+void bind_flow(nanobind::module_&);
+void bind_linearized(nanobind::module_&);
 }
 
 namespace nb = nanobind;
@@ -147,7 +149,7 @@ bool run(int what, int mode, int padding, int kind, bool align_corners, int thre
     within(what, stn::GRAD_IMAGE, "what");
     within(mode, stn::INTEGER, "mode");
     within(padding, stn::CONSTANT, "padding");
-    within(kind, stn::PIXELS, "kind");
+    within(kind, stn::FIELD, "kind");
     const bool in_pixels = kind == stn::PIXELS;
     if (in_pixels) kind = stn::GRID;
     const DLTensor out = view(out_tensor);
@@ -155,7 +157,7 @@ bool run(int what, int mode, int padding, int kind, bool align_corners, int thre
     if (d != 2 && d != 3) refuse("out", "expected (B, C, [D,] H, W), got " + std::to_string(axes) + " axes");
     checked(out, out_tensor, "out", axes);
     const DLTensor image = view_of(image_tensor, "image", axes);
-    const DLTensor coords = view_of(coords_tensor, "coords", kind == stn::GRID ? axes : 3);
+    const DLTensor coords = view_of(coords_tensor, "coords", kind == stn::GRID || kind == stn::FIELD ? axes : 3);
     const bool is_out = what == stn::FORWARD && result_tensor.is(out_tensor);
     const DLTensor result = is_out ? out : view_of(result_tensor, "result", what == stn::GRAD_COORDINATES ? coords.ndim : axes);
 
@@ -207,6 +209,13 @@ bool run(int what, int mode, int padding, int kind, bool align_corners, int thre
         p.grid_batch = coords.strides[0];
         for (int a = 0; a < 3; a++) p.grid_stride[a] = a < d ? coords.strides[d - a] : 0;
         p.grid_axis = coords.strides[d + 1];
+    } else if (kind == stn::FIELD) {  // (B, *any, d)
+        i64 shape[5] = {p.batch};
+        for (int a = 0; a < 3; a++) p.field[a] = a < d ? coords.shape[d - a] : 1;
+        for (int a = 0; a < d; a++) shape[1 + a] = coords.shape[1 + a];
+        shape[d + 1] = d;
+        want_shape(coords, "coords", shape, axes);
+        want_dense(coords, "coords");
     } else {
         i64 shape[3] = {p.batch, kind == stn::AFFINE ? d : kind == stn::PROJECTIVE ? d + 1 : coords.shape[1], kind == stn::BASIS ? d : d + 1};
         want_shape(coords, "coords", shape, 3);
@@ -305,7 +314,7 @@ NB_MODULE(_native, m) {
     m.attr("MODES") = named({{"nearest", stn::NEAREST}, {"bilinear", stn::LINEAR}, {"bicubic", stn::CUBIC}});
     m.attr("INTEGER") = int(stn::INTEGER);
     m.attr("PADDINGS") = named({{"zeros", stn::ZEROS}, {"border", stn::BORDER}, {"reflection", stn::REFLECTION}, {"circular", stn::CIRCULAR}, {"constant", stn::CONSTANT}});
-    m.attr("COORDINATES") = named({{"affine", stn::AFFINE}, {"projective", stn::PROJECTIVE}, {"basis", stn::BASIS}, {"grid", stn::GRID}, {"pixels", stn::PIXELS}});
+    m.attr("COORDINATES") = named({{"affine", stn::AFFINE}, {"projective", stn::PROJECTIVE}, {"basis", stn::BASIS}, {"grid", stn::GRID}, {"pixels", stn::PIXELS}, {"field", stn::FIELD}});
     m.attr("KINK") = stn::KINK;
     nb::list sets;
     for (int set = 0; set < int(std::size(stn::INSTRUCTION_SETS)); set++)
@@ -326,6 +335,8 @@ NB_MODULE(_native, m) {
     stn::bind_cpab(m);
     stn::bind_area(m);
     stn::bind_deformable(m);
+    stn::bind_flow(m);
+    stn::bind_linearized(m);
     m.def("choose", &choose, nb::arg("limit") = "");
     m.def("instruction_set", [] { return std::string(stn::instruction_set()); });
 }

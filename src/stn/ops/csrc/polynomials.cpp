@@ -69,7 +69,7 @@ private:
         }
         q.image_channel = widened.plane, q.image_batch = each;
         q.image = q.grad_image = copies;
-        i64 numbers = p.kind == AFFINE ? D * (D + 1) : p.kind == PROJECTIVE ? (D + 1) * (D + 1) : p.kind == BASIS ? p.basis_size * D : 0;
+        i64 numbers = p.kind == AFFINE ? D * (D + 1) : p.kind == PROJECTIVE ? (D + 1) * (D + 1) : p.kind == BASIS ? p.basis_size * D : D * p.field[0] * p.field[1] * p.field[2];
         i64 size = p.kind == BASIS ? 8 : i64(sizeof(R)), pixels = p.out[0] * p.out[1] * p.out[2];
         q.coordinates = static_cast<const char*>(p.coordinates) + first * size * (p.kind == GRID ? p.grid_batch : numbers);
         q.grad_coordinates = static_cast<char*>(p.grad_coordinates) + (p.grad_coordinates ? first * size * (p.kind == GRID ? pixels * D : numbers) : 0);

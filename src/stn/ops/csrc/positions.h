@@ -1,5 +1,6 @@
 // Where pixels are read: positions of image `b` in pixels, from any kind of coordinates, and the gradient's way back.
 #pragma once
+#include "field.h"
 #include "products.h"
 
 namespace stn::STN_SET {
@@ -32,17 +33,17 @@ struct Positions {
     double threshold;
     const Lattice<R>* lattice;                   // or null
     typename Products<D>::Team* team = nullptr;  // BASIS: positions that are there already; takes their gradient instead
+    Field<R, D> field;                           // FIELD,
+    i64 low = 0;                                 // and the slice of it that sums begin with
 
-    Positions(const Problem& problem, i64 image, const Lattice<R>* narrow = nullptr) : p(problem), b(image), lattice(narrow) {
+    Positions(const Problem& problem, i64 image, const Lattice<R>* narrow = nullptr)
+        : p(problem), b(image), lattice(narrow), field(problem, (find_lattice(), first), step) {
         for (int a = 0; a < D; a++) {
-            double n = double(p.in[a] - 2 * p.margin[a]), m = double(p.out[a]);
+            double n = double(p.in[a] - 2 * p.margin[a]);
             scale[a] = p.align_corners ? (n - 1) / 2 : n / 2;
             centre[a] = (n - 1) / 2;
             if (p.in_pixels) scale[a] = 1, centre[a] = 0;
             centre[a] += double(p.margin[a]) + p.shift;
-            double span = p.align_corners ? (m > 1 ? m - 1 : 1) : m;
-            first[a] = (1 - m) / span;
-            step[a] = 2 / span;
         }
         const R* matrix = static_cast<const R*>(p.coordinates);
         if (p.kind == AFFINE) {
@@ -137,6 +138,7 @@ struct Positions {
             case AFFINE: affine(c); break;
             case PROJECTIVE: projective(c); break;
             case BASIS: basis(c); break;
+            case FIELD: displaced(c); break;
             default: grid(c);
         }
         if (p.mode == NEAREST)  // ties to even
@@ -258,8 +260,32 @@ struct Positions {
         });
     }
 
-    // Sums that a task adds up: for each row of the matrix those of its entries, or one for each coefficient.
+    void displaced(Chunk<R>& c) const {
+        typename Field<R, D>::Run run;
+        alignas(64) typename Field<R, D>::Line line[D];
+        alignas(64) Row<R> moved[D];
+        for_segments(p, c.first, c.count, field.longest, [&](int k, int n, i64 j, i64 r, i64 s) {
+            field.locate(run, n, j, r, s);
+            field.read(run, b, line, moved);
+            i64 pixel[3] = {j, r, s};
+            for (int a = 0; a < D; a++) {
+                double base = (first[a] + step[a] * double(pixel[a])) * scale[a] + centre[a], whole = floor(base);
+                R start = R(base - whole), by = R(a ? 0 : step[a] * scale[a]), size = R(scale[a]);
+                int from = int(whole);
+                int* __restrict i = c.i[a] + k;
+                R* __restrict t = c.t[a] + k;
+                const R* __restrict u = moved[a];
+                for (int q = 0; q < n; q++) {
+                    split_any(start + R(q) * by + u[q] * size, u[q], i[q], t[q]);
+                    i[q] += from;
+                }
+            }
+        });
+    }
+
+    // Sums that a task adds up: for each row of the matrix those of its entries, or one for each coefficient or component.
     i64 sums() const {
+        if (p.kind == FIELD) return field.numbers();
         return p.kind == AFFINE ? D * (D + 1) : p.kind == PROJECTIVE ? (D + 1) * (D + 1) : p.kind == BASIS ? p.basis_size * D : 0;
     }
 
@@ -279,6 +305,16 @@ struct Positions {
             for (int a = 0; a < D; a++)
                 for (int k = 0; k < c.count; k++) wide[a][k] = double(grad[a][k]) * scale[a];
             if (!team) Products<D>::template sums<1>(p, c.first, c.count, &mine, total, 0);
+            return;
+        }
+        if (p.kind == FIELD) {
+            typename Field<R, D>::Run run;
+            for (int a = 0; a < D; a++)
+                for (int k = 0; k < c.count; k++) grad[a][k] *= R(scale[a]);
+            for_segments(p, c.first, c.count, field.longest, [&](int k, int n, i64 j, i64 r, i64 s) {
+                field.locate(run, n, j, r, s);
+                field.pull(run, grad, k, low, total);
+            });
             return;
         }
         int rows = D;
@@ -346,6 +382,15 @@ struct Positions {
         }
         R* to = static_cast<R*>(p.grad_coordinates) + b * n;
         for (i64 e = 0; e < n; e++) to[e] = R(total[e] * (p.kind == AFFINE ? scale[e / (D + 1)] : 1));
+    }
+
+private:
+    void find_lattice() {
+        for (int a = 0; a < D; a++) {
+            double m = double(p.out[a]), span = p.align_corners ? (m > 1 ? m - 1 : 1) : m;
+            first[a] = (1 - m) / span;
+            step[a] = 2 / span;
+        }
     }
 };
 
