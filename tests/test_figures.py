@@ -21,7 +21,7 @@ from PIL import Image
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = DOCS / "which-transform.md"
-PAGES = [PAGE, DOCS / "antialiasing.md"]
+PAGES = [PAGE, DOCS / "antialiasing.md", DOCS / "benchmarks.md"]
 FAMILIES = [
     name
     for name in stn.__all__

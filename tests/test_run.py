@@ -476,7 +476,7 @@ def test_every_setting_of_a_network_and_of_a_data_set_reaches_it() -> None:
         "weight_decay", "mixup", "ema", "starts",
         "localizer_lr_scale", "clip", "label_smoothing", "early_stop", "init_from", "schedule_start", "out", "control",
         "accelerator", "devices", "num_nodes", "strategy", "precision", "channels_last", "threads",
-        "weights", "freeze", "logger",
+        "weights", "freeze", "logger", "learn",
     }  # fmt: skip
     assert {setting.name for setting in fields(SMALL)} - network - data == elsewhere
     config = replace(

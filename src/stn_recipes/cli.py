@@ -389,6 +389,7 @@ def _train(a: Namespace) -> None:
         run = train.resume(Path(a.resume), overrides=given, trust=a.get("trust", False))
     else:
         run = train.train(config)
+    train.leave_group()
     if train.is_main_process():
         page = None
         try:

@@ -68,6 +68,13 @@ def is_main_process() -> bool:
     return int(getattr(rank_zero_only, "rank", 0)) == 0
 
 
+def leave_group() -> None:
+    """The end of a distributed run in each of its processes: one that ends with the threads of its group still running may abort, and Lightning
+    then ends the others as well."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 class Classification(AbstractTask[TransformerClassifier]):
     """Cross-entropy on a classifier."""
 
