@@ -51,7 +51,7 @@ sanitize: $(DEV)
 		-DPython_EXECUTABLE=$(abspath $(BIN)/python) -DSTN_SANITIZE=ON
 	$(BIN)/cmake --build $(NATIVE)
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so.6)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-		$(BIN)/python tests/sanitized.py $(NATIVE)/_native*.so tests/test_cpu.py tests/test_native_edge.py tests/test_polynomials.py tests/test_cpab.py tests/test_fields.py tests/test_linearized.py \
+		$(BIN)/python tests/sanitized.py $(NATIVE)/_native.cpython*.so tests/test_cpu.py tests/test_native_edge.py tests/test_polynomials.py tests/test_cpab.py tests/test_area.py tests/test_deformable.py tests/test_fields.py tests/test_linearized.py \
 		-q -k "not forked and not compiled and not opcheck and not registered_op"
 
 $(BIN)/python:
