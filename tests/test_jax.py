@@ -85,6 +85,7 @@ def check_case(kind, d, dtype, mode, padding, align, last, on_native):
     got, pull = jax.vjp(run, jnp.asarray(moved(image)).astype(dtype), jnp.asarray(values, working))
     assert got.dtype == dtype
     gradients = pull(jnp.asarray(moved(grad)).astype(dtype))
+    assert gradients[0].dtype == dtype
     wanted = by_reference(kind, d, dtype, mode, padding, align)
     for one, other, what in zip((got, *gradients), wanted, ("value", "image", "coordinates"), strict=True):
         other = other if what == "coordinates" else moved(other)
