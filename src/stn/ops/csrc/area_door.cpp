@@ -5,12 +5,10 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 
-#include <cstring>
 #include <new>
 #include <optional>
 
-#include "machine.h"
-#include "process.h"
+#include "door.h"
 
 namespace stn {
 
@@ -22,20 +20,6 @@ namespace {
 
 namespace nb = nanobind;
 using Numbers = nb::ndarray<nb::device::cpu>;
-
-Average chosen_average() {
-#if defined(STN_BUILT_V4)
-    if (!std::strcmp(instruction_set(), INSTRUCTION_SETS[2])) return average_v4;
-#endif
-#if defined(STN_BUILT_V3)
-    if (!std::strcmp(instruction_set(), INSTRUCTION_SETS[1])) return average_v3;
-#endif
-    return average_baseline;
-}
-
-void want(bool fine, const char* what) {
-    if (!fine) throw nb::value_error(what);
-}
 
 bool is_dense(const Numbers& array) {
     i64 step = 1;
@@ -107,7 +91,7 @@ void average(int what, int padding, bool is_grid, bool align_corners, bool is_si
     {
         nb::gil_scoped_release release;
         if (what != GRAD_COORDINATES) large_pages(fresh, bytes);
-        status = chosen_average()(area);
+        status = STN_CHOSEN(Average, average)(area);
     }
     if (status == NO_MEMORY) throw std::bad_alloc();
 }

@@ -6,13 +6,11 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/vector.h>
 
-#include <cstring>
 #include <optional>
 #include <string>
 #include <vector>
 
-#include "machine.h"
-#include "process.h"
+#include "door.h"
 
 namespace stn {
 
@@ -25,20 +23,6 @@ namespace {
 namespace nb = nanobind;
 template <class T, int D> using Table = nb::ndarray<const T, nb::ndim<D>, nb::c_contig, nb::device::cpu>;
 using Points = nb::ndarray<nb::ndim<3>, nb::device::cpu>;
-
-Follow chosen_follow() {
-#if defined(STN_BUILT_V4)
-    if (!std::strcmp(instruction_set(), INSTRUCTION_SETS[2])) return follow_v4;
-#endif
-#if defined(STN_BUILT_V3)
-    if (!std::strcmp(instruction_set(), INSTRUCTION_SETS[1])) return follow_v3;
-#endif
-    return follow_baseline;
-}
-
-void want(bool fine, const char* what) {
-    if (!fine) throw nb::value_error(what);
-}
 
 int type_of(const Points& array) {
     if (array.dtype() == nb::dtype<double>()) return F64;
@@ -100,7 +84,7 @@ void follow(std::vector<i64> tessellation, Table<double, 2> generators, Table<in
     {
         nb::gil_scoped_release release;
         large_pages(result.data(), result.nbytes());
-        status = chosen_follow()(p);
+        status = STN_CHOSEN(Follow, follow)(p);
     }
     if (status == NO_MEMORY) throw std::bad_alloc();
 }

@@ -7,13 +7,11 @@
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/vector.h>
 
-#include <cstring>
 #include <optional>
 #include <utility>
 #include <vector>
 
-#include "machine.h"
-#include "process.h"
+#include "door.h"
 
 namespace stn {
 
@@ -25,20 +23,6 @@ namespace {
 
 namespace nb = nanobind;
 template <int D> using Array = nb::ndarray<nb::ndim<D>, nb::c_contig, nb::device::cpu>;
-
-Deform chosen_deform() {
-#if defined(STN_BUILT_V4)
-    if (!std::strcmp(instruction_set(), INSTRUCTION_SETS[2])) return deform_v4;
-#endif
-#if defined(STN_BUILT_V3)
-    if (!std::strcmp(instruction_set(), INSTRUCTION_SETS[1])) return deform_v3;
-#endif
-    return deform_baseline;
-}
-
-void want(bool fine, const char* what) {
-    if (!fine) throw nb::value_error(what);
-}
 
 // `result`: the output, or its gradient. The gradients of the others are made where `for_weights` is given.
 void deform(Array<4> value, const std::vector<std::pair<i64, i64>>& sizes, Array<6> locations, Array<5> weights, Array<4> result,
@@ -80,7 +64,7 @@ void deform(Array<4> value, const std::vector<std::pair<i64, i64>>& sizes, Array
         p.output = result.data();
     }
     nb::gil_scoped_release release;
-    chosen_deform()(p);
+    STN_CHOSEN(Deform, deform)(p);
 }
 
 }  // namespace

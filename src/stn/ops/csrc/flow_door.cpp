@@ -5,12 +5,10 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 
-#include <cstring>
 #include <new>
 #include <optional>
 
-#include "machine.h"
-#include "process.h"
+#include "door.h"
 
 namespace stn {
 
@@ -22,20 +20,6 @@ namespace {
 
 namespace nb = nanobind;
 using Array = nb::ndarray<nb::c_contig, nb::device::cpu>;
-
-Follow chosen_follow() {
-#if defined(STN_BUILT_V4)
-    if (!std::strcmp(instruction_set(), INSTRUCTION_SETS[2])) return follow_v4;
-#endif
-#if defined(STN_BUILT_V3)
-    if (!std::strcmp(instruction_set(), INSTRUCTION_SETS[1])) return follow_v3;
-#endif
-    return follow_baseline;
-}
-
-void want(bool fine, const char* what) {
-    if (!fine) throw nb::value_error(what);
-}
 
 // `result`: the displacement, or its gradient where `for_velocity` is given. False, and nothing to be used, where velocities are
 // not finite, or too large.
@@ -72,7 +56,7 @@ bool follow(Array velocity, int steps, Array result, std::optional<Array> for_ve
     Status status;
     {
         nb::gil_scoped_release release;
-        status = chosen_follow()(p);
+        status = STN_CHOSEN(Follow, follow)(p);
     }
     if (status == NO_MEMORY) throw std::bad_alloc();
     return status == DONE;

@@ -6,12 +6,10 @@
 #include <nanobind/stl/optional.h>
 
 #include <cmath>
-#include <cstring>
 #include <new>
 #include <optional>
 
-#include "machine.h"
-#include "process.h"
+#include "door.h"
 
 namespace stn {
 
@@ -24,26 +22,12 @@ namespace {
 namespace nb = nanobind;
 using Array = nb::ndarray<nb::c_contig, nb::device::cpu>;
 
-Linearize chosen_linearize() {
-#if defined(STN_BUILT_V4)
-    if (!std::strcmp(instruction_set(), INSTRUCTION_SETS[2])) return linearize_v4;
-#endif
-#if defined(STN_BUILT_V3)
-    if (!std::strcmp(instruction_set(), INSTRUCTION_SETS[1])) return linearize_v3;
-#endif
-    return linearize_baseline;
-}
-
-void want(bool fine, const char* what) {
-    if (!fine) throw nb::value_error(what);
-}
-
 void finish(Linearized& p, int threads) {
     p.threads = forked() || threads < 1 ? 1 : threads;
     Status status;
     {
         nb::gil_scoped_release release;
-        status = chosen_linearize()(p);
+        status = STN_CHOSEN(Linearize, linearize)(p);
     }
     if (status == NO_MEMORY) throw std::bad_alloc();
 }
